@@ -1,0 +1,535 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Block filters: see each bio of a block device before its driver does.
+ *
+ * A filter is attached to a disk or a partition.  All filters of a disk hang on
+ * the disk, because bios of partitions carry disk-relative sectors when they
+ * reach the queue: a filter on the whole disk sees the I/O of all partitions,
+ * and a filter on a partition also sees what is sent to its sectors through the
+ * whole disk.
+ *
+ * The hook stands after the queue was entered.  A filter's decision and the
+ * hand-over to the driver thus happen under one reference on q_usage_counter,
+ * and freezing the queue means that nobody is in between.  That is what makes
+ * the list of filters safe to walk without a lock (it changes only while the
+ * queue is frozen) and what a filter can build an exact point in time on.
+ *
+ * A freeze of a request based queue also waits for all I/O in flight.  The queue
+ * of a bio based driver is not drained by it, so that writes to a filtered bio
+ * based disk are counted here: blk_filter_gate() stops new writes and waits for
+ * those that were let through.
+ *
+ * Locks: disk->open_mutex (attach and partition removal only), then
+ * blk_filter_mutex, then the queue freeze.  fd->lock is a leaf.
+ */
+#include <linux/bio.h>
+#include <linux/blk-filter.h>
+#include <linux/blk-mq.h>
+#include <linux/mempool.h>
+#include <linux/slab.h>
+#include <linux/sysfs.h>
+#include <linux/workqueue.h>
+#include "blk.h"
+#include "blk-filter.h"
+
+/* Counted writes that make progress whatever the state of memory. */
+#define BLK_FILTER_POOL_SIZE	64
+
+/**
+ * struct blk_filter_disk - the filters of a disk
+ * @filters: list of struct blk_filter
+ * @bio_based: count writes, since a queue freeze does not wait for them
+ * @writes: writes let through and not completed
+ * @wait: woken when @writes drops to zero
+ * @gates: number of blk_filter_gate() not yet undone
+ * @lock: protects @waiting and changes of @gates
+ * @waiting: writes that wait for the gate to open, or for memory
+ * @release_work: resubmits @waiting
+ *
+ * Allocated with the first filter, freed with the disk.
+ */
+struct blk_filter_disk {
+	struct list_head filters;
+	bool bio_based;
+	atomic_t writes;
+	wait_queue_head_t wait;
+	unsigned int gates;
+	spinlock_t lock;
+	struct bio_list waiting;
+	struct delayed_work release_work;
+};
+
+/* What a counted write's completion was before we put ours in its place. */
+struct blk_filter_write {
+	struct blk_filter_disk *fd;
+	bio_end_io_t *end_io;
+	void *private;
+};
+
+DEFINE_STATIC_KEY_FALSE(blk_filter_enabled);
+static DEFINE_MUTEX(blk_filter_mutex);
+static mempool_t *blk_filter_write_pool;
+static struct workqueue_struct *blk_filter_wq;
+
+static void blk_filter_release_waiting(struct blk_filter_disk *fd)
+{
+	struct bio_list bios = BIO_EMPTY_LIST;
+	struct bio *bio;
+
+	spin_lock(&fd->lock);
+	if (!fd->gates) {
+		bios = fd->waiting;
+		bio_list_init(&fd->waiting);
+	}
+	spin_unlock(&fd->lock);
+
+	while ((bio = bio_list_pop(&bios)))
+		submit_bio_noacct_nocheck(bio, false);
+}
+
+static void blk_filter_release_workfn(struct work_struct *work)
+{
+	blk_filter_release_waiting(container_of(to_delayed_work(work),
+				   struct blk_filter_disk, release_work));
+}
+
+static void blk_filter_write_end_io(struct bio *bio)
+{
+	struct blk_filter_write *write = bio->bi_private;
+	struct blk_filter_disk *fd = write->fd;
+
+	bio->bi_end_io = write->end_io;
+	bio->bi_private = write->private;
+	bio_clear_flag(bio, BIO_FILTERED);
+	mempool_free(write, blk_filter_write_pool);
+
+	/*
+	 * Fully ordered: who reads zero after this sees the data of the write.
+	 * The disk, and so fd, cannot go before the bio was ended.
+	 */
+	if (atomic_dec_and_test(&fd->writes))
+		wake_up(&fd->wait);
+	bio_endio(bio);
+}
+
+/*
+ * Count a write that is about to be handed to a bio based driver.  Returns true
+ * if it has to wait instead.
+ */
+static bool blk_filter_count_write(struct blk_filter_disk *fd, struct bio *bio)
+{
+	struct blk_filter_write *write = NULL;
+
+	/*
+	 * No READ_ONCE(): the gate closes while the queue is frozen.  It may
+	 * open beside us, hence the second look under the lock.
+	 */
+	if (!fd->gates)
+		write = mempool_alloc(blk_filter_write_pool,
+				      GFP_NOWAIT | __GFP_NOWARN);
+	if (!write) {
+		if (bio->bi_opf & REQ_NOWAIT) {
+			bio_wouldblock_error(bio);
+			return true;
+		}
+		spin_lock(&fd->lock);
+		bio_list_add(&fd->waiting, bio);
+		if (!fd->gates)
+			queue_delayed_work(blk_filter_wq, &fd->release_work, 1);
+		spin_unlock(&fd->lock);
+		return true;
+	}
+
+	write->fd = fd;
+	write->end_io = bio->bi_end_io;
+	write->private = bio->bi_private;
+	bio->bi_end_io = blk_filter_write_end_io;
+	bio->bi_private = write;
+	/* A polling submitter would look for its own bi_private. */
+	bio_clear_polled(bio);
+	bio_set_flag(bio, BIO_FILTERED);
+	atomic_inc(&fd->writes);
+	return false;
+}
+
+bool __blk_filter_bio(struct bio *bio)
+{
+	struct blk_filter_disk *fd = bio->bi_bdev->bd_disk->filters;
+	struct blk_filter *flt;
+
+	if (!bio_sectors(bio))
+		return false;
+
+	list_for_each_entry(flt, &fd->filters, node) {
+		struct block_device *bdev = flt->bdev;
+
+		if (bdev_is_partition(bdev) &&
+		    (bio->bi_iter.bi_sector >=
+		     bdev->bd_start_sect + bdev_nr_sectors(bdev) ||
+		     bio_end_sector(bio) <= bdev->bd_start_sect))
+			continue;
+		if (flt->ops->submit_bio(flt, bio))
+			return true;
+	}
+
+	/* A remainder of a counted write is covered by the count it carries. */
+	if (fd->bio_based && op_is_write(bio->bi_opf) &&
+	    !bio_flagged(bio, BIO_FILTERED))
+		return blk_filter_count_write(fd, bio);
+	return false;
+}
+
+/**
+ * blk_filter_init - initialise a filter
+ * @flt: the filter
+ * @ops: its operations
+ *
+ * The filter is not attached yet; blk_filter_detach() may be called all the
+ * same.
+ */
+void blk_filter_init(struct blk_filter *flt,
+		     const struct blk_filter_operations *ops)
+{
+	flt->ops = ops;
+	flt->bdev = NULL;
+	INIT_LIST_HEAD(&flt->node);
+	atomic_set(&flt->held, 0);
+	init_waitqueue_head(&flt->wait);
+}
+EXPORT_SYMBOL_GPL(blk_filter_init);
+
+static struct blk_filter_disk *blk_filter_alloc_disk(struct gendisk *disk)
+{
+	struct blk_filter_disk *fd = kzalloc(sizeof(*fd), GFP_KERNEL);
+
+	if (!fd)
+		return NULL;
+	INIT_LIST_HEAD(&fd->filters);
+	fd->bio_based = bdev_test_flag(disk->part0, BD_HAS_SUBMIT_BIO);
+	init_waitqueue_head(&fd->wait);
+	spin_lock_init(&fd->lock);
+	INIT_DELAYED_WORK(&fd->release_work, blk_filter_release_workfn);
+	return fd;
+}
+
+static void blk_filter_flag_bdevs(struct gendisk *disk, bool on)
+{
+	struct block_device *part;
+	unsigned long idx;
+
+	rcu_read_lock();
+	xa_for_each(&disk->part_tbl, idx, part) {
+		if (on)
+			bdev_set_flag(part, BD_FILTERED);
+		else
+			bdev_clear_flag(part, BD_FILTERED);
+	}
+	rcu_read_unlock();
+}
+
+/**
+ * blk_filter_attach - show the bios of a block device to a filter
+ * @flt: an initialised filter that is not attached
+ * @bdev: the device, held open by the caller
+ *
+ * On return each bio that enters the queue is shown to the filter.  The filter
+ * does not pin the device: when it is removed, &blk_filter_operations.gone is
+ * called.
+ *
+ * Context: May sleep; freezes the queue.
+ * Return: 0, -ENODEV if the device is being removed, -EOPNOTSUPP for zoned
+ * devices (their writes may bypass the hook), or -ENOMEM.
+ */
+int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev)
+{
+	struct gendisk *disk = bdev->bd_disk;
+	unsigned int memflags;
+	int ret = 0;
+
+	if (bdev_is_zoned(bdev))
+		return -EOPNOTSUPP;
+
+	/* Takes cpus_read_lock(), which does not nest into a freeze. */
+	static_branch_inc(&blk_filter_enabled);
+
+	/* New partitions inherit BD_FILTERED under open_mutex. */
+	mutex_lock(&disk->open_mutex);
+	mutex_lock(&blk_filter_mutex);
+	if (!disk_live(disk) ||
+	    xa_load(&disk->part_tbl, bdev_partno(bdev)) != bdev) {
+		ret = -ENODEV;
+		goto unlock;
+	}
+	if (!disk->filters) {
+		struct blk_filter_disk *fd = blk_filter_alloc_disk(disk);
+
+		if (!fd) {
+			ret = -ENOMEM;
+			goto unlock;
+		}
+		/* Pairs with READ_ONCE() in filters_show(). */
+		smp_store_release(&disk->filters, fd);
+	}
+
+	memflags = blk_mq_freeze_queue(disk->queue);
+	flt->bdev = bdev;
+	list_add_tail(&flt->node, &disk->filters->filters);
+	blk_filter_flag_bdevs(disk, true);
+	blk_mq_unfreeze_queue(disk->queue, memflags);
+unlock:
+	mutex_unlock(&blk_filter_mutex);
+	mutex_unlock(&disk->open_mutex);
+	if (ret)
+		static_branch_dec(&blk_filter_enabled);
+	return ret;
+}
+EXPORT_SYMBOL_GPL(blk_filter_attach);
+
+static void blk_filter_unlink(struct blk_filter *flt)
+{
+	struct gendisk *disk = flt->bdev->bd_disk;
+	unsigned int memflags;
+
+	lockdep_assert_held(&blk_filter_mutex);
+
+	memflags = blk_mq_freeze_queue(disk->queue);
+	list_del_init(&flt->node);
+	if (list_empty(&disk->filters->filters))
+		blk_filter_flag_bdevs(disk, false);
+	flt->bdev = NULL;
+	blk_mq_unfreeze_queue(disk->queue, memflags);
+}
+
+/**
+ * blk_filter_detach - end what blk_filter_attach() began
+ * @flt: the filter
+ *
+ * On return no callback of the filter runs or will run, and all bios that it
+ * held are on their way.  The filter must go on ending its holds meanwhile.
+ *
+ * Context: May sleep; freezes the queue.
+ */
+void blk_filter_detach(struct blk_filter *flt)
+{
+	bool attached;
+
+	mutex_lock(&blk_filter_mutex);
+	attached = flt->bdev;
+	if (attached)
+		blk_filter_unlink(flt);
+	mutex_unlock(&blk_filter_mutex);
+	if (attached)
+		static_branch_dec(&blk_filter_enabled);
+
+	/* Not inside the freeze: a resubmitted bio has to enter the queue. */
+	wait_event(flt->wait, !atomic_read(&flt->held));
+	/* The last blk_filter_unhold() is about to leave this lock. */
+	spin_lock_irq(&flt->wait.lock);
+	spin_unlock_irq(&flt->wait.lock);
+}
+EXPORT_SYMBOL_GPL(blk_filter_detach);
+
+static void blk_filter_gone(struct blk_filter *flt)
+{
+	blk_filter_unlink(flt);
+	if (flt->ops->gone)
+		flt->ops->gone(flt);
+}
+
+/* Called by del_gendisk(), after disk_live() became false and with no locks. */
+void blk_filter_del_disk(struct gendisk *disk)
+{
+	struct blk_filter *flt, *next;
+	unsigned int nr = 0;
+
+	/* No new filter: blk_filter_attach() looks at disk_live(). */
+	if (!disk->filters)
+		return;
+	mutex_lock(&blk_filter_mutex);
+	list_for_each_entry_safe(flt, next, &disk->filters->filters, node) {
+		blk_filter_gone(flt);
+		nr++;
+	}
+	mutex_unlock(&blk_filter_mutex);
+	while (nr--)
+		static_branch_dec(&blk_filter_enabled);
+}
+
+/* Called when a partition is removed, with disk->open_mutex held. */
+void blk_filter_del_part(struct block_device *part)
+{
+	struct gendisk *disk = part->bd_disk;
+	struct blk_filter *flt, *next;
+	unsigned int nr = 0;
+
+	/*
+	 * open_mutex keeps attachers out.  When the whole disk goes the list is
+	 * empty already and the queue frozen, where the mutex must not be taken.
+	 */
+	if (!disk->filters || list_empty(&disk->filters->filters))
+		return;
+	mutex_lock(&blk_filter_mutex);
+	list_for_each_entry_safe(flt, next, &disk->filters->filters, node) {
+		if (flt->bdev != part)
+			continue;
+		blk_filter_gone(flt);
+		nr++;
+	}
+	mutex_unlock(&blk_filter_mutex);
+	while (nr--)
+		static_branch_dec(&blk_filter_enabled);
+}
+
+/* Called when the last reference on the disk is dropped. */
+void blk_filter_release_disk(struct gendisk *disk)
+{
+	if (!disk->filters)
+		return;
+	cancel_delayed_work_sync(&disk->filters->release_work);
+	kfree(disk->filters);
+}
+
+/**
+ * blk_filter_hold - account for a bio that a filter takes
+ * @flt: the filter
+ *
+ * Must be called from &blk_filter_operations.submit_bio, before the bio can be
+ * resubmitted or ended.
+ */
+void blk_filter_hold(struct blk_filter *flt)
+{
+	atomic_inc(&flt->held);
+}
+EXPORT_SYMBOL_GPL(blk_filter_hold);
+
+static void blk_filter_unhold(struct blk_filter *flt)
+{
+	unsigned long flags;
+
+	/*
+	 * The owner may free the filter once blk_filter_detach() has seen zero
+	 * and got this lock, so decrement and wake under it.
+	 */
+	spin_lock_irqsave(&flt->wait.lock, flags);
+	if (atomic_dec_and_test(&flt->held))
+		wake_up_locked(&flt->wait);
+	spin_unlock_irqrestore(&flt->wait.lock, flags);
+}
+
+/**
+ * blk_filter_resubmit - let a held bio go on
+ * @flt: the filter that holds the bio
+ * @bio: the bio
+ *
+ * The bio enters the queue again and is shown to all filters again, @flt
+ * included.  It is not charged or checked a second time.
+ *
+ * Context: May sleep, while the queue is frozen.
+ */
+void blk_filter_resubmit(struct blk_filter *flt, struct bio *bio)
+{
+	submit_bio_noacct_nocheck(bio, false);
+	blk_filter_unhold(flt);
+}
+EXPORT_SYMBOL_GPL(blk_filter_resubmit);
+
+/**
+ * blk_filter_end - end a held bio
+ * @flt: the filter that holds the bio
+ * @bio: the bio
+ * @status: what its submitter gets to see
+ *
+ * Context: Any.
+ */
+void blk_filter_end(struct blk_filter *flt, struct bio *bio,
+		    blk_status_t status)
+{
+	bio_endio_status(bio, status);
+	blk_filter_unhold(flt);
+}
+EXPORT_SYMBOL_GPL(blk_filter_end);
+
+/**
+ * blk_filter_gate - stop the writes of a device and drain them
+ * @bdev: a device that has had a filter attached, held open by the caller
+ * @timeout: how long to wait for writes in flight, in jiffies
+ *
+ * Only bio based disks need this and are affected: on return their new writes
+ * wait, and those let through before have been completed by the driver.  For
+ * request based ones freezing the queue does the same.
+ *
+ * Context: May sleep; freezes the queue for a moment.
+ * Return: 0, or -ETIMEDOUT; then the gate is open again.
+ */
+int blk_filter_gate(struct block_device *bdev, unsigned long timeout)
+{
+	struct gendisk *disk = bdev->bd_disk;
+	struct blk_filter_disk *fd = disk->filters;
+	unsigned int memflags;
+
+	if (!fd->bio_based)
+		return 0;
+
+	memflags = blk_mq_freeze_queue(disk->queue);
+	spin_lock(&fd->lock);
+	fd->gates++;
+	spin_unlock(&fd->lock);
+	blk_mq_unfreeze_queue(disk->queue, memflags);
+
+	if (wait_event_timeout(fd->wait, !atomic_read(&fd->writes), timeout))
+		return 0;
+	blk_filter_ungate(bdev);
+	return -ETIMEDOUT;
+}
+EXPORT_SYMBOL_GPL(blk_filter_gate);
+
+/**
+ * blk_filter_ungate - undo blk_filter_gate()
+ * @bdev: the device
+ *
+ * Context: May sleep.
+ */
+void blk_filter_ungate(struct block_device *bdev)
+{
+	struct blk_filter_disk *fd = bdev->bd_disk->filters;
+
+	if (!fd->bio_based)
+		return;
+	spin_lock(&fd->lock);
+	fd->gates--;
+	spin_unlock(&fd->lock);
+	blk_filter_release_waiting(fd);
+}
+EXPORT_SYMBOL_GPL(blk_filter_ungate);
+
+static ssize_t filters_show(struct device *dev, struct device_attribute *attr,
+			    char *buf)
+{
+	struct block_device *bdev = dev_to_bdev(dev);
+	struct blk_filter_disk *fd = READ_ONCE(bdev->bd_disk->filters);
+	struct blk_filter *flt;
+	ssize_t len = 0;
+
+	if (!fd)
+		return 0;
+	mutex_lock(&blk_filter_mutex);
+	list_for_each_entry(flt, &fd->filters, node)
+		if (flt->bdev == bdev)
+			len += sysfs_emit_at(buf, len, "%s\n", flt->ops->name);
+	mutex_unlock(&blk_filter_mutex);
+	return len;
+}
+DEVICE_ATTR_RO(filters);
+
+static int __init blk_filter_setup(void)
+{
+	blk_filter_wq = alloc_workqueue("blk_filter",
+					WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
+	blk_filter_write_pool =
+		mempool_create_kmalloc_pool(BLK_FILTER_POOL_SIZE,
+					    sizeof(struct blk_filter_write));
+	if (!blk_filter_wq || !blk_filter_write_pool)
+		panic("Failed to set up block filters\n");
+	return 0;
+}
+subsys_initcall(blk_filter_setup);

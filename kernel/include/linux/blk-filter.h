@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Block filters: see each bio of a block device before its driver does.
+ *
+ * See Documentation/block/blk-filter.rst and block/blk-filter.c.
+ */
+#ifndef _LINUX_BLK_FILTER_H
+#define _LINUX_BLK_FILTER_H
+
+#include <linux/atomic.h>
+#include <linux/blk_types.h>
+#include <linux/list.h>
+#include <linux/wait.h>
+
+struct blk_filter;
+struct blk_filter_disk;
+
+/**
+ * struct blk_filter_operations - what a filter does
+ * @name: shown in the "filters" attribute of the device
+ * @submit_bio: Decides about a bio that is about to be handed to the driver.
+ *	The bio has data (empty flushes are not shown), overlaps the filtered
+ *	device, and its sector is relative to the whole disk.  Returns false to
+ *	let the bio go on, true if the filter took it: the filter has then
+ *	called blk_filter_hold() and ends its hold with blk_filter_resubmit()
+ *	or blk_filter_end().
+ *
+ *	Called in process context with a reference on the queue's usage
+ *	counter, so that a frozen queue means that no bio is between a filter's
+ *	decision and the driver.  For the same reason the callback must not
+ *	wait for I/O or for a lock that is held across I/O or a queue freeze.
+ *	I/O that it submits is queued on current->bio_list.
+ *
+ *	A decision is valid for this pass only.  A resubmitted bio, and each
+ *	remainder of a bio that the driver's limits split, is shown again:
+ *	between two passes the queue may have been frozen and the filter's
+ *	state changed.  Decisions must therefore be idempotent.
+ * @gone: The device was removed; no bio is shown any more, held bios must be
+ *	ended as usual.  Called once, in process context, with the filter mutex
+ *	held: must not call blk_filter_attach() or blk_filter_detach() nor wait
+ *	for somebody who does.  The owner must still call blk_filter_detach().
+ */
+struct blk_filter_operations {
+	const char *name;
+	bool (*submit_bio)(struct blk_filter *flt, struct bio *bio);
+	void (*gone)(struct blk_filter *flt);
+};
+
+/**
+ * struct blk_filter - a filter attached to one block device
+ * @ops: the filter's operations
+ * @bdev: the device, NULL when not attached or when the device has gone
+ * @node: entry in the disk's list of filters
+ * @held: number of bios the filter holds
+ * @wait: woken when @held drops to zero
+ *
+ * Everything but @held is protected by the filter mutex, and changes only
+ * while the queue is frozen.
+ */
+struct blk_filter {
+	const struct blk_filter_operations *ops;
+	struct block_device *bdev;
+	struct list_head node;
+	atomic_t held;
+	wait_queue_head_t wait;
+};
+
+#ifdef CONFIG_BLK_FILTER
+void blk_filter_init(struct blk_filter *flt,
+		     const struct blk_filter_operations *ops);
+int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev);
+void blk_filter_detach(struct blk_filter *flt);
+void blk_filter_hold(struct blk_filter *flt);
+void blk_filter_resubmit(struct blk_filter *flt, struct bio *bio);
+void blk_filter_end(struct blk_filter *flt, struct bio *bio,
+		    blk_status_t status);
+int blk_filter_gate(struct block_device *bdev, unsigned long timeout);
+void blk_filter_ungate(struct block_device *bdev);
+#endif /* CONFIG_BLK_FILTER */
+
+#endif /* _LINUX_BLK_FILTER_H */

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Block devices, opened by number.
+//!
+//! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
+
+use crate::{
+    bindings,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    prelude::*,
+    sync::{
+        rcu,
+        Arc, //
+    },
+    types::Opaque, //
+};
+use core::ptr::NonNull;
+
+/// A device number, as user space sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DevId {
+    /// The major number.
+    pub major: u32,
+    /// The minor number.
+    pub minor: u32,
+}
+
+impl DevId {
+    /// The kernel's `dev_t`, if the numbers fit: 12 bits for the major, 20 for the minor.
+    fn to_raw(self) -> Option<bindings::dev_t> {
+        if self.major >= 1 << 12 || self.minor >= 1 << 20 {
+            return None;
+        }
+        Some(self.major << 20 | self.minor)
+    }
+
+    /// Splits the kernel's `dev_t`.
+    fn from_raw(dev: bindings::dev_t) -> Self {
+        Self {
+            major: dev >> 20,
+            minor: dev & ((1 << 20) - 1),
+        }
+    }
+}
+
+/// A block device: a whole disk or a partition.
+///
+/// # Invariants
+///
+/// The device is open as long as the reference lives.
+#[repr(transparent)]
+pub struct BlockDevice(Opaque<bindings::block_device>);
+
+/// What identifies a disk for as long as a filter is attached to it or it is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskId {
+    /// The address of the `struct gendisk`.
+    address: usize,
+    /// The sequence number, which changes with the medium.
+    seq: u64,
+}
+
+impl BlockDevice {
+    /// Returns the C pointer.
+    pub(super) fn as_raw(&self) -> *mut bindings::block_device {
+        self.0.get()
+    }
+
+    /// The disk that the device is, or is a partition of.
+    fn disk(&self) -> *mut bindings::gendisk {
+        // SAFETY: The device is open by the type invariant; the field never changes.
+        unsafe { (*self.as_raw()).bd_disk }
+    }
+
+    /// The request queue.
+    pub(super) fn queue(&self) -> *mut bindings::request_queue {
+        // SAFETY: The device is open by the type invariant; the field never changes.
+        unsafe { (*self.as_raw()).bd_queue }
+    }
+
+    /// The queue's limits.
+    fn limits(&self) -> *const bindings::queue_limits {
+        // SAFETY: The queue lives as long as the device.
+        unsafe { &raw const (*self.queue()).limits }
+    }
+
+    /// The device number.
+    pub fn id(&self) -> DevId {
+        // SAFETY: The device is open by the type invariant; the field never changes.
+        DevId::from_raw(unsafe { (*self.as_raw()).bd_dev })
+    }
+
+    /// The disk's identity.
+    pub fn disk_id(&self) -> DiskId {
+        let disk = self.disk();
+        DiskId {
+            address: disk as usize,
+            // SAFETY: The disk lives as long as the device.
+            seq: unsafe { (*disk).diskseq },
+        }
+    }
+
+    /// Whether the device is a partition.
+    pub fn is_partition(&self) -> bool {
+        // SAFETY: The device is open by the type invariant.
+        unsafe { bindings::bdev_is_partition(self.as_raw()) }
+    }
+
+    /// The device number of a partition of the disk, if there is one with that number.
+    fn partition_id(&self, number: u64) -> Option<DevId> {
+        let _rcu = rcu::read_lock();
+        // SAFETY: The disk lives as long as the device, and so does the table.
+        let part = unsafe { bindings::xa_load(&raw mut (*self.disk()).part_tbl, number as c_ulong) };
+        if part.is_null() {
+            return None;
+        }
+        // SAFETY: Partitions are freed after a grace period.
+        Some(DevId::from_raw(unsafe {
+            (*part.cast::<bindings::block_device>()).bd_dev
+        }))
+    }
+
+    /// The first sector on the disk, in units of 512 bytes: 0 for a whole disk.
+    pub fn start_sector(&self) -> u64 {
+        // SAFETY: The device is open by the type invariant.
+        unsafe { (*self.as_raw()).bd_start_sect }
+    }
+
+    /// The number of sectors of 512 bytes.
+    pub fn sectors(&self) -> u64 {
+        // SAFETY: The device is open by the type invariant.
+        unsafe { bindings::bdev_nr_sectors(self.as_raw()) }
+    }
+
+    /// The logical block size in bytes.
+    pub fn logical_block_size(&self) -> u32 {
+        // SAFETY: The limits live as long as the device. A torn read is not possible.
+        unsafe { (*self.limits()).logical_block_size }
+    }
+
+    /// The physical block size in bytes.
+    pub fn physical_block_size(&self) -> u32 {
+        // SAFETY: As in `logical_block_size`.
+        unsafe { (*self.limits()).physical_block_size }
+    }
+
+    /// The minimum and the optimal I/O size in bytes; the latter is 0 when not known.
+    pub fn io_sizes(&self) -> (u32, u32) {
+        // SAFETY: As in `logical_block_size`.
+        unsafe { ((*self.limits()).io_min, (*self.limits()).io_opt) }
+    }
+
+    /// Whether the device is read-only.
+    pub fn is_read_only(&self) -> bool {
+        // SAFETY: The device is open by the type invariant.
+        unsafe { bindings::bdev_read_only(self.as_raw()) }
+    }
+}
+
+/// An open block device.
+///
+/// # Invariants
+///
+/// `0` is an open file of a block device, without a holder.
+pub struct BdevFile(NonNull<bindings::file>);
+
+// SAFETY: A file may be used and closed from any thread.
+unsafe impl Send for BdevFile {}
+// SAFETY: All methods are thread-safe.
+unsafe impl Sync for BdevFile {}
+
+impl BdevFile {
+    /// Opens the device with the given number for reading, not exclusively.
+    ///
+    /// Writes may be submitted all the same, unless it [is read-only](BlockDevice::is_read_only).
+    /// May sleep.
+    pub fn open(id: DevId) -> Result<Arc<Self>> {
+        let dev = id.to_raw().ok_or(ENXIO)?;
+        // SAFETY: No holder and no holder operations are needed.
+        let file = from_err_ptr(unsafe {
+            bindings::bdev_file_open_by_dev(
+                dev,
+                bindings::BLK_OPEN_READ,
+                core::ptr::null_mut(),
+                core::ptr::null(),
+            )
+        })?;
+        // INVARIANT: Just opened, and without a holder.
+        // SAFETY: Not an error pointer, and never null.
+        let file = Self(unsafe { NonNull::new_unchecked(file) });
+        Ok(Arc::new(file, GFP_KERNEL)?)
+    }
+
+    /// Opens the partitions of a whole disk, and gives them together with the disk itself. A
+    /// partition has none.
+    pub fn with_partitions(self: &Arc<Self>) -> Result<KVec<Arc<Self>>> {
+        let bdev = self.bdev();
+        let mut files = KVec::new();
+        files.push(self.clone(), GFP_KERNEL)?;
+        if bdev.is_partition() {
+            return Ok(files);
+        }
+        for number in 1..bindings::DISK_MAX_PARTS {
+            let Some(id) = bdev.partition_id(u64::from(number)) else {
+                continue;
+            };
+            match Self::open(id) {
+                // The number may have changed hands meanwhile.
+                Ok(file) if file.bdev().disk_id() == bdev.disk_id() => {
+                    files.push(file, GFP_KERNEL)?
+                }
+                _ => {}
+            }
+        }
+        Ok(files)
+    }
+
+    /// The device.
+    pub fn bdev(&self) -> &BlockDevice {
+        // SAFETY: An open file of a block device by the type invariant.
+        let bdev = unsafe { bindings::file_bdev(self.0.as_ptr()) };
+        // SAFETY: The device is open as long as the file, and `BlockDevice` is transparent.
+        unsafe { &*bdev.cast() }
+    }
+}
+
+impl Drop for BdevFile {
+    fn drop(&mut self) {
+        // May run in atomic context, when a bio holds the last reference: `fput()` defers the work.
+        // SAFETY: We hold a reference by the type invariant.
+        unsafe { bindings::fput(self.0.as_ptr()) };
+    }
+}
+
+/// Keeps the file system on a block device frozen: its dirty data is written and no writes begin.
+///
+/// Without a file system there is nothing to freeze; then the page cache of the device itself was
+/// written back.
+#[must_use]
+pub struct FsFreeze(Arc<BdevFile>);
+
+impl FsFreeze {
+    /// Freezes the file system on `file`'s device. May sleep for long.
+    ///
+    /// Fails with `EBUSY` when the device is being removed from its file system, or with the error
+    /// of writing back.
+    pub fn new(file: &Arc<BdevFile>) -> Result<Self> {
+        // SAFETY: The device is open.
+        to_result(unsafe { bindings::bdev_freeze(file.bdev().as_raw()) })?;
+        Ok(Self(file.clone()))
+    }
+}
+
+impl Drop for FsFreeze {
+    fn drop(&mut self) {
+        // SAFETY: The device is open, and was frozen by `new()`. The error says that somebody else
+        // thawed it, which is what we want.
+        let _ = unsafe { bindings::bdev_thaw(self.0.bdev().as_raw()) };
+    }
+}

@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Block I/O requests.
+//!
+//! A [`Bio`] describes an operation on a contiguous range of sectors of one block device. This
+//! module has the types for a bio that *somebody else* made and that we were handed, by a
+//! [filter](super::filter) or as the driver of a [disk](super::bio_disk):
+//!
+//! - [`Bio`] looks at one;
+//! - [`OwnedBio`] is the duty to end one, exactly once: by [`OwnedBio::end`], or by passing it on;
+//! - [`BioList`] queues owned bios without allocating, linked through the bios themselves.
+//!
+//! Bios that we make ourselves come from a [`BioSet`](super::bio_set::BioSet).
+//!
+//! C header: [`include/linux/bio.h`](srctree/include/linux/bio.h)
+
+use crate::{
+    bindings,
+    block::SECTOR_SHIFT,
+    prelude::*,
+    types::Opaque, //
+};
+use core::{
+    mem::ManuallyDrop,
+    ops::Deref,
+    ptr::NonNull, //
+};
+
+/// What a bio asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Read sectors.
+    Read,
+    /// Write sectors.
+    Write,
+    /// Flush the device's write cache; carries no data.
+    Flush,
+    /// Tell the device that the sectors' content is not needed any more. An advice.
+    Discard,
+    /// Destroy the sectors' content.
+    SecureErase,
+    /// Write zeroes, without a payload.
+    WriteZeroes,
+    /// Something else, for instance an operation on a zoned device.
+    Other,
+}
+
+impl Op {
+    /// The operation's number in C.
+    pub(super) fn as_raw(self) -> bindings::blk_opf_t {
+        match self {
+            Op::Read => bindings::req_op_REQ_OP_READ,
+            Op::Write => bindings::req_op_REQ_OP_WRITE,
+            Op::Flush => bindings::req_op_REQ_OP_FLUSH,
+            Op::Discard => bindings::req_op_REQ_OP_DISCARD,
+            Op::SecureErase => bindings::req_op_REQ_OP_SECURE_ERASE,
+            Op::WriteZeroes => bindings::req_op_REQ_OP_WRITE_ZEROES,
+            Op::Other => bindings::req_op_REQ_OP_DRV_IN,
+        }
+    }
+}
+
+/// A block I/O request.
+///
+/// Wraps the kernel's `struct bio`.
+///
+/// # Invariants
+///
+/// The bio is valid and not completed as long as the reference lives.
+#[repr(transparent)]
+pub struct Bio(Opaque<bindings::bio>);
+
+impl Bio {
+    /// Creates a reference from a pointer.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must point at a valid bio that is neither completed nor passed on during `'a`.
+    pub(super) unsafe fn from_raw<'a>(ptr: *mut bindings::bio) -> &'a Self {
+        // SAFETY: The caller promises validity, and `Bio` is transparent.
+        unsafe { &*ptr.cast() }
+    }
+
+    /// Returns the C pointer.
+    pub(super) fn as_raw(&self) -> *mut bindings::bio {
+        self.0.get()
+    }
+
+    /// The raw operation and flags.
+    fn opf(&self) -> bindings::blk_opf_t {
+        // SAFETY: By the type invariant the bio is valid; only its holder changes this field.
+        unsafe { (*self.as_raw()).bi_opf }
+    }
+
+    /// The operation.
+    #[inline]
+    pub fn op(&self) -> Op {
+        match self.opf() & ((1 << bindings::REQ_OP_BITS) - 1) {
+            bindings::req_op_REQ_OP_READ => Op::Read,
+            bindings::req_op_REQ_OP_WRITE => Op::Write,
+            bindings::req_op_REQ_OP_FLUSH => Op::Flush,
+            bindings::req_op_REQ_OP_DISCARD => Op::Discard,
+            bindings::req_op_REQ_OP_SECURE_ERASE => Op::SecureErase,
+            bindings::req_op_REQ_OP_WRITE_ZEROES => Op::WriteZeroes,
+            _ => Op::Other,
+        }
+    }
+
+    /// Whether the operation may change data: C's `op_is_write()`.
+    #[inline]
+    pub fn is_write(&self) -> bool {
+        self.opf() & 1 != 0
+    }
+
+    /// Whether the submitter wants an error rather than to wait (`REQ_NOWAIT`).
+    #[inline]
+    pub fn is_nowait(&self) -> bool {
+        self.opf() & (1 << bindings::req_flag_bits___REQ_NOWAIT) != 0
+    }
+
+    /// The first sector, in units of 512 bytes.
+    #[inline]
+    pub fn sector(&self) -> u64 {
+        // SAFETY: By the type invariant the bio is valid; only its holder changes this field.
+        unsafe { (*self.as_raw()).bi_iter.bi_sector }
+    }
+
+    /// The number of sectors of 512 bytes.
+    #[inline]
+    pub fn sectors(&self) -> u32 {
+        // SAFETY: By the type invariant the bio is valid; only its holder changes this field.
+        unsafe { (*self.as_raw()).bi_iter.bi_size >> SECTOR_SHIFT }
+    }
+
+    /// The sector after the last one.
+    #[inline]
+    pub fn end_sector(&self) -> u64 {
+        self.sector().wrapping_add(u64::from(self.sectors()))
+    }
+}
+
+/// A bio that we have to end.
+///
+/// Dropping it ends it with an I/O error, so that its submitter never waits for ever.
+///
+/// # Invariants
+///
+/// `0` points at a valid bio, which nobody else ends, submits or links into a list.
+pub struct OwnedBio(NonNull<Bio>);
+
+// SAFETY: A bio may be ended and submitted from any thread.
+unsafe impl Send for OwnedBio {}
+// SAFETY: `&OwnedBio` only gives `&Bio`, which only reads.
+unsafe impl Sync for OwnedBio {}
+
+impl OwnedBio {
+    /// Takes over a bio.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must point at a valid bio and the caller must hand over the right to end it.
+    pub(super) unsafe fn from_raw(ptr: *mut bindings::bio) -> Self {
+        // INVARIANT: Promised by the caller.
+        // SAFETY: The caller promises validity, so the pointer is not null.
+        Self(unsafe { NonNull::new_unchecked(ptr.cast()) })
+    }
+
+    /// Hands the duty to end the bio to the holder of the returned pointer.
+    pub(super) fn into_raw(self) -> *mut bindings::bio {
+        ManuallyDrop::new(self).as_raw()
+    }
+
+    /// Ends the bio. May be called in any context.
+    pub fn end(self, result: Result) {
+        let status = match result {
+            Ok(()) => 0,
+            // SAFETY: A pure function.
+            Err(err) => unsafe { bindings::errno_to_blk_status(err.to_errno()) },
+        };
+        let bio = self.into_raw();
+        // SAFETY: We own the bio by the type invariant.
+        unsafe { (*bio).bi_status = status };
+        // SAFETY: We own the bio by the type invariant and give it up here.
+        unsafe { bindings::bio_endio(bio) };
+    }
+
+    /// Fills the bio's data segments with zeroes.
+    pub fn zero_fill(&mut self) {
+        // SAFETY: We own the bio, and so its data, by the type invariant.
+        unsafe { bindings::zero_fill_bio(self.as_raw()) };
+    }
+}
+
+impl Deref for OwnedBio {
+    type Target = Bio;
+
+    fn deref(&self) -> &Bio {
+        // SAFETY: By the type invariant the bio is valid as long as `self`.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for OwnedBio {
+    fn drop(&mut self) {
+        let bio = self.as_raw();
+        // SAFETY: `self` goes, so the right to end the bio moves to the new owner.
+        unsafe { OwnedBio::from_raw(bio) }.end(Err(EIO))
+    }
+}
+
+/// A first-in first-out list of owned bios, linked through `bi_next`.
+///
+/// Bios that are still in it when it is dropped end with an I/O error.
+///
+/// # Invariants
+///
+/// `head` is null or the first of a null-terminated list of bios that the list owns; `tail` is then
+/// the last one.
+pub struct BioList {
+    head: *mut bindings::bio,
+    tail: *mut bindings::bio,
+}
+
+// SAFETY: The list owns its bios, which may be ended and submitted from any thread.
+unsafe impl Send for BioList {}
+
+impl BioList {
+    /// Creates an empty list.
+    pub const fn new() -> Self {
+        // INVARIANT: An empty list.
+        Self {
+            head: core::ptr::null_mut(),
+            tail: core::ptr::null_mut(),
+        }
+    }
+
+    /// Whether there is no bio in the list.
+    pub fn is_empty(&self) -> bool {
+        self.head.is_null()
+    }
+
+    /// Appends a bio.
+    pub fn push(&mut self, bio: OwnedBio) {
+        let bio = bio.into_raw();
+        // SAFETY: We own the bio.
+        unsafe { (*bio).bi_next = core::ptr::null_mut() };
+        if self.head.is_null() {
+            self.head = bio;
+        } else {
+            // SAFETY: By the type invariant `tail` is a bio of ours.
+            unsafe { (*self.tail).bi_next = bio };
+        }
+        // INVARIANT: `bio` is ours, last, and followed by null.
+        self.tail = bio;
+    }
+
+    /// Appends all bios of another list.
+    pub fn append(&mut self, mut other: Self) {
+        if self.is_empty() {
+            core::mem::swap(self, &mut other);
+        } else if !other.is_empty() {
+            // SAFETY: By the type invariant `tail` is a bio of ours.
+            // INVARIANT: The bios of `other` follow ours, and are ours now.
+            unsafe { (*self.tail).bi_next = other.head };
+            self.tail = other.tail;
+            other.head = core::ptr::null_mut();
+        }
+    }
+
+    /// Removes the first bio.
+    pub fn pop(&mut self) -> Option<OwnedBio> {
+        let bio = self.head;
+        if bio.is_null() {
+            return None;
+        }
+        // SAFETY: By the type invariant `head` is a bio of ours.
+        // INVARIANT: The rest of the list is a list.
+        self.head = unsafe { (*bio).bi_next };
+        // SAFETY: As above.
+        unsafe { (*bio).bi_next = core::ptr::null_mut() };
+        // SAFETY: By the type invariant we own the bio, and it is not in the list any more.
+        Some(unsafe { OwnedBio::from_raw(bio) })
+    }
+
+    /// Takes all bios out of the list.
+    pub fn take(&mut self) -> Self {
+        core::mem::take(self)
+    }
+}
+
+impl Default for BioList {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for BioList {
+    fn drop(&mut self) {
+        while self.pop().is_some() {}
+    }
+}

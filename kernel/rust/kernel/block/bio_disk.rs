@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Disks whose driver takes bios rather than requests.
+//!
+//! A driver implements [`Operations`] and makes a [`BioDisk`] under a [`Major`] of its own. The disk
+//! goes when the `BioDisk` is dropped, open or not: its users then get errors.
+//!
+//! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
+
+use super::{
+    bdev::{
+        BlockDevice,
+        DevId, //
+    },
+    bio::OwnedBio, //
+};
+use crate::{
+    bindings,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    fmt::{
+        self,
+        Write, //
+    },
+    module::this_module,
+    prelude::*,
+    static_lock_class,
+    str::NullTerminatedFormatter,
+    sync::{
+        Arc,
+        ArcBorrow, //
+    },
+    types::ScopeGuard, //
+};
+use core::ptr::NonNull;
+
+/// A major number for block devices, given back when dropped.
+///
+/// # Invariants
+///
+/// `number` is registered under `name`.
+pub struct Major {
+    number: c_uint,
+    name: &'static CStr,
+}
+
+impl Major {
+    /// Registers a free major number under `name`.
+    pub fn register(name: &'static CStr) -> Result<Self> {
+        let name_ptr = crate::str::as_char_ptr_in_const_context(name);
+        // SAFETY: The name is static; no probe function is given.
+        let ret = unsafe { bindings::__register_blkdev(0, name_ptr, None) };
+        to_result(ret.min(0))?;
+        // INVARIANT: Just registered.
+        Ok(Self {
+            // CAST: Positive, as there was no error.
+            number: ret as c_uint,
+            name,
+        })
+    }
+
+    /// The number.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+}
+
+impl Drop for Major {
+    fn drop(&mut self) {
+        let name = crate::str::as_char_ptr_in_const_context(self.name);
+        // SAFETY: Registered by the type invariant.
+        unsafe { bindings::unregister_blkdev(self.number, name) };
+    }
+}
+
+/// What the driver of a [`BioDisk`] does.
+#[vtable]
+pub trait Operations: Send + Sync + Sized + 'static {
+    /// Serves a bio.
+    ///
+    /// Called in process context. Bios submitted here are queued, so it must not wait for them.
+    fn submit_bio(this: ArcBorrow<'_, Self>, bio: OwnedBio);
+}
+
+/// How a disk is to be.
+pub struct Options<'a> {
+    /// Whose major number the disk has. Must outlive the disk.
+    pub major: &'a Major,
+    /// The minor number.
+    pub minor: u32,
+    /// The number of sectors of 512 bytes.
+    pub sectors: u64,
+    /// The device whose block sizes and alignment the disk takes over.
+    pub like: &'a BlockDevice,
+}
+
+/// A disk that was added. Removed when dropped.
+///
+/// # Invariants
+///
+/// `disk` was added. Its `private_data` is `data`, borrowed.
+pub struct BioDisk<T: Operations> {
+    disk: NonNull<bindings::gendisk>,
+    data: Arc<T>,
+    id: DevId,
+}
+
+// SAFETY: A disk may be removed from any thread.
+unsafe impl<T: Operations> Send for BioDisk<T> {}
+// SAFETY: There is nothing to be done with a reference but to read constants.
+unsafe impl<T: Operations> Sync for BioDisk<T> {}
+
+impl<T: Operations> BioDisk<T> {
+    /// Adds a disk, without partitions, served by `data`. May sleep.
+    pub fn new(name: fmt::Arguments<'_>, options: Options<'_>, data: Arc<T>) -> Result<Self> {
+        let like = options.like;
+        let (io_min, io_opt) = like.io_sizes();
+        let mut limits: bindings::queue_limits = pin_init::zeroed();
+        // SAFETY: A plain data structure.
+        unsafe { bindings::blk_set_stacking_limits(&mut limits) };
+        // SAFETY: `like` is open.
+        unsafe { bindings::queue_limits_stack_bdev(&mut limits, like.as_raw(), 0, c"".as_char_ptr()) };
+        // What a plain reader and writer needs; the rest is the business of the devices below.
+        limits.features = 0;
+        limits.logical_block_size = like.logical_block_size();
+        limits.physical_block_size = like.physical_block_size();
+        limits.io_min = io_min;
+        limits.io_opt = io_opt;
+        limits.alignment_offset = 0;
+        limits.max_hw_discard_sectors = 0;
+        limits.max_discard_sectors = 0;
+        limits.max_secure_erase_sectors = 0;
+        limits.max_write_zeroes_sectors = 0;
+        limits.max_hw_wzeroes_unmap_sectors = 0;
+        limits.max_wzeroes_unmap_sectors = 0;
+        limits.max_hw_zone_append_sectors = 0;
+        limits.chunk_sectors = 0;
+        limits.integrity = pin_init::zeroed();
+
+        // SAFETY: The limits are valid; they are copied.
+        let disk = from_err_ptr(unsafe {
+            bindings::__blk_alloc_disk(
+                &mut limits,
+                bindings::NUMA_NO_NODE,
+                static_lock_class!().as_ptr(),
+            )
+        })?;
+        let cleanup = ScopeGuard::new_with_data(disk, |disk| {
+            // SAFETY: Allocated and not added, or removed again.
+            unsafe { bindings::put_disk(disk) }
+        });
+
+        // SAFETY: The disk is ours alone until it was added.
+        let raw = unsafe { &mut *disk };
+        raw.major = options.major.number as c_int;
+        raw.first_minor = options.minor as c_int;
+        raw.minors = 1;
+        raw.flags |= bindings::GENHD_FL_NO_PART as c_int;
+        raw.fops = Self::VTABLE;
+        raw.private_data = Arc::as_ptr(&data).cast_mut().cast();
+        let mut writer = NullTerminatedFormatter::new(&mut raw.disk_name).ok_or(EINVAL)?;
+        writer.write_fmt(name)?;
+        // SAFETY: The disk is ours.
+        unsafe { bindings::set_capacity(disk, options.sectors) };
+        // SAFETY: The disk is complete.
+        to_result(unsafe {
+            bindings::device_add_disk(core::ptr::null_mut(), disk, core::ptr::null_mut())
+        })?;
+        cleanup.dismiss();
+        // INVARIANT: Just added.
+        Ok(Self {
+            // SAFETY: Not an error pointer, and never null.
+            disk: unsafe { NonNull::new_unchecked(disk) },
+            data,
+            id: DevId {
+                major: options.major.number,
+                minor: options.minor,
+            },
+        })
+    }
+
+    /// The device number.
+    pub fn id(&self) -> DevId {
+        self.id
+    }
+
+    /// What serves the disk.
+    pub fn data(&self) -> &Arc<T> {
+        &self.data
+    }
+
+    const OPERATIONS: bindings::block_device_operations = {
+        let mut ops: bindings::block_device_operations = pin_init::zeroed();
+        ops.submit_bio = Some(Self::submit_bio_callback);
+        ops.owner = this_module::<T::OwnerModule>().as_ptr();
+        ops
+    };
+    const VTABLE: &'static bindings::block_device_operations = &Self::OPERATIONS;
+
+    /// # Safety
+    ///
+    /// Only called by the block layer, for a disk that was added by `new()`.
+    unsafe extern "C" fn submit_bio_callback(bio: *mut bindings::bio) {
+        // SAFETY: The bio is valid and has a device with a disk.
+        let data = unsafe { (*(*(*bio).bi_bdev).bd_disk).private_data };
+        // SAFETY: The pointer was taken from an `Arc` that lives until the disk was removed, which
+        // waits for this call.
+        let this = unsafe { ArcBorrow::from_raw(data.cast::<T>().cast_const()) };
+        // SAFETY: The block layer hands the bio over.
+        T::submit_bio(this, unsafe { OwnedBio::from_raw(bio) });
+    }
+}
+
+impl<T: Operations> Drop for BioDisk<T> {
+    fn drop(&mut self) {
+        // SAFETY: Added by the type invariant. No `submit_bio` runs when this returns.
+        unsafe { bindings::del_gendisk(self.disk.as_ptr()) };
+        // SAFETY: We give up our reference. Users that have the disk open keep it, without `data`.
+        unsafe { bindings::put_disk(self.disk.as_ptr()) };
+    }
+}

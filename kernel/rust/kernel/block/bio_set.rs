@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Bios of our own.
+//!
+//! A [`BioSet`] allocates bios that each carry a context of type `T`, in the same allocation and
+//! backed by a reserve, so that I/O makes progress when memory is short. A [`NewBio`] is filled and
+//! then [submitted](NewBio::submit); when it is done, [`EndIo::end_io`] gets the context back.
+//!
+//! The data of a bio is either a [`Buffer`] of pages, or that of another bio which it
+//! [clones](BioSet::clone_bio). In both cases, and for the block device, the new bio holds what it
+//! refers to until it has completed.
+//!
+//! C header: [`include/linux/bio.h`](srctree/include/linux/bio.h)
+
+use super::{
+    bdev::BdevFile,
+    bio::{
+        Op,
+        OwnedBio, //
+    },
+    SECTOR_SHIFT, //
+};
+use crate::{
+    alloc::Flags,
+    bindings,
+    container_of,
+    error::to_result,
+    page::{
+        Page,
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    prelude::*,
+    sync::Arc,
+    types::Opaque, //
+};
+use core::{
+    marker::PhantomData,
+    mem::{
+        offset_of,
+        ManuallyDrop, //
+    },
+    ptr::NonNull, //
+};
+
+/// The largest number of bytes that one bio of a [`Buffer`] transfers.
+pub const MAX_BUFFER_BIO: usize = (bindings::BIO_MAX_VECS as usize) << PAGE_SHIFT;
+
+/// Whether an allocation may wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Fail rather than wait; callable in atomic context.
+    Never,
+    /// Wait for other bios of the same set to complete; never fails. Not for use where these
+    /// depend on the caller.
+    ForBio,
+}
+
+impl Wait {
+    fn gfp(self) -> bindings::gfp_t {
+        match self {
+            Wait::Never => bindings::GFP_NOWAIT | bindings::__GFP_NOWARN,
+            Wait::ForBio => bindings::GFP_NOIO,
+        }
+    }
+}
+
+/// Pages that bios read into and write from.
+///
+/// The memory is only ever accessed by devices and by [`Buffer::zero`], never through references.
+pub struct Buffer {
+    pages: KVec<Page>,
+}
+
+impl Buffer {
+    /// Allocates a buffer of at least `bytes` bytes.
+    pub fn new(bytes: usize, flags: Flags) -> Result<Arc<Self>> {
+        let count = bytes.div_ceil(PAGE_SIZE);
+        let mut pages = KVec::with_capacity(count, flags)?;
+        for _ in 0..count {
+            pages.push(Page::alloc_page(flags)?, flags)?;
+        }
+        Ok(Arc::new(Self { pages }, flags)?)
+    }
+
+    /// The size in bytes.
+    pub fn len(&self) -> usize {
+        self.pages.len() << PAGE_SHIFT
+    }
+
+    /// Whether the buffer has no memory.
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    /// Fills the bytes from `from` up to `to` with zeroes.
+    pub fn zero(&self, from: usize, to: usize) {
+        let mut pos = from;
+        while pos < to {
+            let Some(page) = self.pages.get(pos >> PAGE_SHIFT) else {
+                return;
+            };
+            let offset = pos & (PAGE_SIZE - 1);
+            let len = (PAGE_SIZE - offset).min(to - pos);
+            // SAFETY: There are no references to the memory, and a device that accesses it at the
+            // same time is no data race in the language's sense.
+            if unsafe { page.fill_zero_raw(offset, len) }.is_err() {
+                return;
+            }
+            pos += len;
+        }
+    }
+}
+
+/// The context of a bio of our own.
+pub trait EndIo: Send + Sized + 'static {
+    /// The bio has completed with `result`; `cloned` is the bio that it was a clone of.
+    ///
+    /// Called in any context: must not sleep.
+    fn end_io(self, cloned: Option<OwnedBio>, result: Result);
+}
+
+/// What lives and dies with a bio.
+struct Context<T> {
+    data: T,
+    /// Keeps the device open until the bio has completed.
+    _file: Arc<BdevFile>,
+    /// Keeps the data pages.
+    _buffer: Option<Arc<Buffer>>,
+    /// Keeps the data pages and the segments, for a clone.
+    cloned: Option<OwnedBio>,
+}
+
+/// A bio with its context in front of it; `bio` is followed by memory for its segments.
+#[repr(C)]
+struct Private<T> {
+    context: Context<T>,
+    bio: bindings::bio,
+}
+
+/// A set of bios that carry a context of type `T`, with a reserve.
+///
+/// # Invariants
+///
+/// `inner` is a `struct bio_set` on which `bioset_init()` succeeded with the front pad of
+/// `Private<T>`; it stays pinned until dropped.
+#[pin_data(PinnedDrop)]
+pub struct BioSet<T: EndIo> {
+    #[pin]
+    inner: Opaque<bindings::bio_set>,
+    _p: PhantomData<fn(T)>,
+}
+
+// SAFETY: A bio set may be used and freed from any thread.
+unsafe impl<T: EndIo> Send for BioSet<T> {}
+// SAFETY: Allocating from a bio set is thread-safe.
+unsafe impl<T: EndIo> Sync for BioSet<T> {}
+
+impl<T: EndIo> BioSet<T> {
+    /// Creates a set with `reserve` bios in reserve.
+    pub fn new(reserve: u32) -> impl PinInit<Self, Error> {
+        // The slab aligns to at least that.
+        const { assert!(align_of::<Private<T>>() <= align_of::<u64>()) };
+        try_pin_init!(Self {
+            // INVARIANT: On success `bioset_init()` has initialised `inner`.
+            inner <- Opaque::try_ffi_init(move |slot: *mut bindings::bio_set| {
+                // SAFETY: `slot` is valid for writes.
+                unsafe { slot.write(pin_init::zeroed()) };
+                // The rescuer lets several bios be allocated below one `submit_bio()`.
+                let flags = bindings::BIOSET_NEED_BVECS | bindings::BIOSET_NEED_RESCUER;
+                // CAST: The offset of a small struct, and small flags.
+                let pad = offset_of!(Private<T>, bio) as c_uint;
+                // SAFETY: `slot` is zeroed, pinned and exclusively ours.
+                to_result(unsafe { bindings::bioset_init(slot, reserve, pad, flags as c_int) })
+            }),
+            _p: PhantomData,
+        })
+    }
+
+    /// Puts the context in front of a new bio.
+    ///
+    /// # Safety
+    ///
+    /// `bio` must have been allocated from this set, for `context._file`'s device, and be
+    /// exclusively the caller's. Its data must be kept by `context`.
+    unsafe fn prepare(bio: NonNull<bindings::bio>, context: Context<T>) -> NewBio<T> {
+        // SAFETY: By the type invariant each bio of the set stands in a `Private<T>`.
+        let private = unsafe { container_of!(bio.as_ptr(), Private<T>, bio) };
+        // SAFETY: The front pad is valid for writes and not initialised.
+        unsafe { (&raw mut (*private).context).write(context) };
+        // SAFETY: The bio is exclusively ours.
+        unsafe { (*bio.as_ptr()).bi_end_io = Some(Self::end_io_callback) };
+        // INVARIANT: As promised by the caller; the context has just been initialised.
+        // SAFETY: `private` was derived from a pointer that is not null.
+        NewBio(unsafe { NonNull::new_unchecked(private) })
+    }
+
+    /// Makes a bio that transfers `bytes` bytes between `buffer`, beginning at byte `offset`, and
+    /// `file`'s device, beginning at `sector`.
+    ///
+    /// Gives `data` back when there is no memory, when the buffer has no such bytes, or when they
+    /// are more than a bio takes, see [`MAX_BUFFER_BIO`].
+    #[expect(clippy::too_many_arguments)]
+    pub fn alloc(
+        &self,
+        op: Op,
+        file: &Arc<BdevFile>,
+        sector: u64,
+        buffer: &Arc<Buffer>,
+        offset: usize,
+        bytes: usize,
+        data: T,
+        wait: Wait,
+    ) -> Result<NewBio<T>, T> {
+        let end = offset.saturating_add(bytes).div_ceil(PAGE_SIZE);
+        let Some(pages) = buffer.pages.get(offset >> PAGE_SHIFT..end) else {
+            return Err(data);
+        };
+        if pages.len() > bindings::BIO_MAX_VECS as usize {
+            return Err(data);
+        }
+        // SAFETY: The set is initialised by the type invariant, and the device is open.
+        let bio = NonNull::new(unsafe {
+            bindings::bio_alloc_bioset(
+                file.bdev().as_raw(),
+                pages.len() as c_ushort,
+                op.as_raw(),
+                wait.gfp(),
+                self.inner.get(),
+            )
+        });
+        let Some(bio) = bio else { return Err(data) };
+        let mut start = offset & (PAGE_SIZE - 1);
+        let mut left = bytes;
+        for page in pages {
+            let len = left.min(PAGE_SIZE - start);
+            // SAFETY: The bio is ours and has a segment for each page; the context keeps the pages.
+            unsafe {
+                bindings::__bio_add_page(bio.as_ptr(), page.as_ptr(), len as c_uint, start as c_uint)
+            };
+            left -= len;
+            start = 0;
+        }
+        // SAFETY: The bio is ours.
+        unsafe { (*bio.as_ptr()).bi_iter.bi_sector = sector };
+        let context = Context {
+            data,
+            _file: file.clone(),
+            _buffer: Some(buffer.clone()),
+            cloned: None,
+        };
+        // SAFETY: Just allocated from this set; the context keeps the buffer.
+        Ok(unsafe { Self::prepare(bio, context) })
+    }
+
+    /// Clones `bio` onto `file`'s device, beginning at `sector`.
+    ///
+    /// The clone has the operation, the flags and the data of `bio`. May wait for other bios of the
+    /// set to complete.
+    pub fn clone_bio(
+        &self,
+        bio: OwnedBio,
+        file: &Arc<BdevFile>,
+        sector: u64,
+        data: T,
+    ) -> Result<NewBio<T>, OwnedBio> {
+        // SAFETY: Both bio and set are valid by their type invariants, and the device is open.
+        let clone = NonNull::new(unsafe {
+            bindings::bio_alloc_clone(
+                file.bdev().as_raw(),
+                bio.as_raw(),
+                bindings::GFP_NOIO,
+                self.inner.get(),
+            )
+        });
+        let Some(clone) = clone else { return Err(bio) };
+        // SAFETY: The bio is ours.
+        unsafe { (*clone.as_ptr()).bi_iter.bi_sector = sector };
+        let context = Context {
+            data,
+            _file: file.clone(),
+            _buffer: None,
+            cloned: Some(bio),
+        };
+        // SAFETY: Just allocated from this set; the context keeps the bio that it was cloned from.
+        Ok(unsafe { Self::prepare(clone, context) })
+    }
+
+    /// Splits the first `sectors` sectors off `bio`.
+    ///
+    /// `bio` keeps the rest, and completes for its submitter when both have been ended. May wait
+    /// for other bios of the set to complete. `sectors` must be more than zero and less than what
+    /// the bio has.
+    pub fn split(&self, bio: &mut OwnedBio, sectors: u32) -> Result<OwnedBio> {
+        if sectors == 0 || sectors >= bio.sectors() {
+            return Err(EINVAL);
+        }
+        // SAFETY: The bio is ours and has more sectors than that; the set is initialised.
+        let front = crate::error::from_err_ptr(unsafe {
+            bindings::bio_split(
+                bio.as_raw(),
+                sectors as c_int,
+                bindings::GFP_NOIO,
+                self.inner.get(),
+            )
+        })?;
+        // SAFETY: Both are ours, and the front has no completion of its own yet. It is freed by the
+        // chain's completion, its context is never initialised.
+        unsafe { bindings::bio_chain(front, bio.as_raw()) };
+        // SAFETY: The front is ours.
+        Ok(unsafe { OwnedBio::from_raw(front) })
+    }
+
+    /// Completes a bio of the set.
+    ///
+    /// # Safety
+    ///
+    /// Only called by the block layer, for a bio that was submitted by [`NewBio::submit`].
+    unsafe extern "C" fn end_io_callback(bio: *mut bindings::bio) {
+        // SAFETY: The bio has just completed and is ours again.
+        let status = unsafe { (*bio).bi_status };
+        // SAFETY: A pure function.
+        let result = to_result(unsafe { bindings::blk_status_to_errno(status) });
+        // SAFETY: Submitted bios stand in a `Private<T>`.
+        let private = unsafe { container_of!(bio, Private<T>, bio) };
+        // SAFETY: The context was initialised before submission and is read once.
+        let context = unsafe { (&raw const (*private).context).read() };
+        // SAFETY: We hold the only reference. The context has moved out.
+        unsafe { bindings::bio_put(bio) };
+        let Context {
+            data,
+            _file,
+            _buffer,
+            cloned,
+        } = context;
+        data.end_io(cloned, result);
+    }
+}
+
+#[pinned_drop]
+impl<T: EndIo> PinnedDrop for BioSet<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: Initialised by the type invariant. Its users hold it until their bios are done.
+        unsafe { bindings::bioset_exit(self.inner.get()) };
+    }
+}
+
+/// A bio of our own that was not submitted yet.
+///
+/// # Invariants
+///
+/// `0` is valid, with an initialised context, and exclusively ours. The context keeps the device
+/// and the data.
+#[must_use]
+pub struct NewBio<T: EndIo>(NonNull<Private<T>>);
+
+impl<T: EndIo> NewBio<T> {
+    /// Sends the bio on its way. May sleep.
+    pub fn submit(self) {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: Valid by the type invariant.
+        let bio = unsafe { &raw mut (*this.0.as_ptr()).bio };
+        // SAFETY: The bio is ours and complete; its completion takes it over.
+        unsafe { bindings::submit_bio_noacct(bio) };
+    }
+}
+
+impl<T: EndIo> Drop for NewBio<T> {
+    fn drop(&mut self) {
+        let private = self.0.as_ptr();
+        // SAFETY: Initialised by the type invariant and not used afterwards.
+        unsafe { core::ptr::drop_in_place(&raw mut (*private).context) };
+        // SAFETY: We hold the only reference.
+        unsafe { bindings::bio_put(&raw mut (*private).bio) };
+    }
+}
+
+/// The sectors of 512 bytes in `bytes` bytes.
+pub const fn bytes_to_sectors(bytes: usize) -> u64 {
+    (bytes >> SECTOR_SHIFT) as u64
+}

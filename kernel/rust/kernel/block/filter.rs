@@ -1,0 +1,388 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Block filters: see each bio of a device before its driver does.
+//!
+//! A type that implements [`Filter`] is attached by making a [`Registration`] of it and detached by
+//! dropping that. Each bio that reaches the device is shown as an [`Incoming`], about which the
+//! filter decides: to [pass](Incoming::pass) it, to [end](Incoming::end) it, or to
+//! [hold](Incoming::hold) it. A [`Held`] bio is let go later by [`Held::resubmit`], and is then
+//! shown again.
+//!
+//! C header: [`include/linux/blk-filter.h`](srctree/include/linux/blk-filter.h)
+
+use super::{
+    bdev::BdevFile,
+    bio::{
+        Bio,
+        BioList,
+        OwnedBio, //
+    },
+    queue::Entered, //
+};
+use crate::{
+    bindings,
+    error::to_result,
+    prelude::*,
+    sync::Arc,
+    time::Jiffies,
+    types::Opaque, //
+};
+use core::{
+    marker::PhantomData,
+    mem::ManuallyDrop,
+    ops::Deref,
+    ptr::NonNull, //
+};
+
+/// What a filter does.
+pub trait Filter: Send + Sync + 'static {
+    /// The name that the device's `filters` attribute shows.
+    const NAME: &'static CStr;
+
+    /// Decides about a bio that is about to be handed to the driver.
+    ///
+    /// The bio overlaps the filtered device and has at least one sector; its sectors are relative
+    /// to the whole disk. The decision is valid for this time only: a resubmitted bio, and the
+    /// remainder of one that is split below, is shown again.
+    ///
+    /// Called in process context and inside of the queue, hence must not wait for I/O, nor take a
+    /// lock that is held across I/O or a queue freeze. Bios submitted here are queued.
+    fn submit_bio<'a>(&self, bio: Incoming<'a>, entered: &Entered<'_>) -> Verdict<'a>;
+
+    /// The device was removed: no more bios come.
+    ///
+    /// Must not drop the [`Registration`], nor wait for somebody who does or who makes one.
+    fn gone(&self);
+}
+
+/// A filter's decision about the bio that was shown to it.
+pub struct Verdict<'a> {
+    taken: bool,
+    // Invariant in `'a`, so that it cannot stand in for that of another bio.
+    _p: PhantomData<fn(&'a ()) -> &'a ()>,
+}
+
+impl Verdict<'_> {
+    fn new(taken: bool) -> Self {
+        Self {
+            taken,
+            _p: PhantomData,
+        }
+    }
+}
+
+/// A bio shown to a filter.
+///
+/// # Invariants
+///
+/// We are in the `submit_bio` callback of `filter` for `bio`, about which was not decided yet.
+pub struct Incoming<'a> {
+    bio: *mut bindings::bio,
+    filter: *mut bindings::blk_filter,
+    _p: PhantomData<fn(&'a ()) -> &'a ()>,
+}
+
+impl<'a> Incoming<'a> {
+    /// Lets the bio go on to the driver.
+    #[inline]
+    pub fn pass(self) -> Verdict<'a> {
+        Verdict::new(false)
+    }
+
+    /// Ends the bio here.
+    pub fn end(self, result: Result) -> Verdict<'a> {
+        // SAFETY: By the type invariant the bio is valid, and the filter may take it.
+        unsafe { OwnedBio::from_raw(self.bio) }.end(result);
+        Verdict::new(true)
+    }
+
+    /// Takes the bio, to be let go later.
+    pub fn hold(self) -> (Held, Verdict<'a>) {
+        // SAFETY: We are in the filter's callback.
+        unsafe { bindings::blk_filter_hold(self.filter) };
+        let held = Held {
+            // SAFETY: By the type invariant the bio is valid, and the filter may take it.
+            bio: ManuallyDrop::new(unsafe { OwnedBio::from_raw(self.bio) }),
+            // SAFETY: The pointer comes from the callback and is not null.
+            filter: unsafe { NonNull::new_unchecked(self.filter) },
+        };
+        // INVARIANT: `blk_filter_hold()` was called.
+        (held, Verdict::new(true))
+    }
+}
+
+impl Deref for Incoming<'_> {
+    type Target = Bio;
+
+    #[inline]
+    fn deref(&self) -> &Bio {
+        // SAFETY: By the type invariant the bio is valid.
+        unsafe { Bio::from_raw(self.bio) }
+    }
+}
+
+/// A bio that a filter holds. Dropping it lets it go on.
+///
+/// # Invariants
+///
+/// `filter` holds `bio`, and so is not freed: detaching waits for held bios.
+pub struct Held {
+    bio: ManuallyDrop<OwnedBio>,
+    filter: NonNull<bindings::blk_filter>,
+}
+
+// SAFETY: Bios may be resubmitted from any thread.
+unsafe impl Send for Held {}
+
+impl Held {
+    /// Lets the bio go on; it is shown to all filters of the device again. May sleep.
+    pub fn resubmit(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // SAFETY: `self` goes, so `bio` is not used again.
+        let bio = unsafe { ManuallyDrop::take(&mut self.bio) };
+        // SAFETY: The filter holds the bio by the type invariant.
+        unsafe { bindings::blk_filter_resubmit(self.filter.as_ptr(), bio.into_raw()) };
+    }
+}
+
+impl Deref for Held {
+    type Target = Bio;
+
+    fn deref(&self) -> &Bio {
+        &self.bio
+    }
+}
+
+/// A first-in first-out list of bios that one filter holds. Dropping it lets them go on.
+///
+/// # Invariants
+///
+/// `filter` holds each bio in `bios`.
+pub struct HeldList {
+    bios: BioList,
+    filter: Option<NonNull<bindings::blk_filter>>,
+}
+
+// SAFETY: Bios may be resubmitted from any thread.
+unsafe impl Send for HeldList {}
+
+impl HeldList {
+    /// Creates an empty list.
+    pub const fn new() -> Self {
+        Self {
+            bios: BioList::new(),
+            filter: None,
+        }
+    }
+
+    /// Whether there is no bio in the list.
+    pub fn is_empty(&self) -> bool {
+        self.bios.is_empty()
+    }
+
+    /// Appends a bio. Gives it back if the list has bios of another filter.
+    pub fn push(&mut self, held: Held) -> Result<(), Held> {
+        if !self.is_empty() && self.filter != Some(held.filter) {
+            return Err(held);
+        }
+        let mut held = ManuallyDrop::new(held);
+        self.filter = Some(held.filter);
+        // SAFETY: `held` is not used again.
+        // INVARIANT: The filter holds the bio by `Held`'s invariant.
+        self.bios.push(unsafe { ManuallyDrop::take(&mut held.bio) });
+        Ok(())
+    }
+
+    /// Puts a bio before the others. Gives it back if the list has bios of another filter.
+    pub fn push_front(&mut self, held: Held) -> Result<(), Held> {
+        if !self.is_empty() && self.filter != Some(held.filter) {
+            return Err(held);
+        }
+        let rest = self.take();
+        self.push(held)?;
+        self.bios.append(rest.into_bios());
+        Ok(())
+    }
+
+    /// Gives up the knowledge whose bios these are.
+    fn into_bios(self) -> BioList {
+        ManuallyDrop::new(self).bios.take()
+    }
+
+    /// Removes the first bio.
+    pub fn pop(&mut self) -> Option<Held> {
+        let filter = self.filter?;
+        // INVARIANT: By the type invariant `filter` holds the bio.
+        Some(Held {
+            bio: ManuallyDrop::new(self.bios.pop()?),
+            filter,
+        })
+    }
+
+    /// Takes all bios out of the list.
+    pub fn take(&mut self) -> Self {
+        Self {
+            bios: self.bios.take(),
+            filter: self.filter,
+        }
+    }
+
+    /// Lets all bios go on, in order. May sleep.
+    pub fn resubmit(self) {
+        drop(self);
+    }
+}
+
+impl Drop for HeldList {
+    fn drop(&mut self) {
+        while self.pop().is_some() {}
+    }
+}
+
+/// A filter attached to a device.
+///
+/// Dropping it detaches the filter, which waits for the bios that it holds: whoever drops it must
+/// not be needed for letting these go.
+///
+/// # Invariants
+///
+/// `filter` is initialised, and attached unless its device has gone or [`detach`](Self::detach) was
+/// called.
+#[pin_data(PinnedDrop)]
+#[repr(C)]
+pub struct Registration<T: Filter> {
+    #[pin]
+    filter: Opaque<bindings::blk_filter>,
+    #[pin]
+    data: T,
+}
+
+// SAFETY: A filter may be detached from any thread, and `T` is `Send`.
+unsafe impl<T: Filter> Send for Registration<T> {}
+// SAFETY: The C functions are thread-safe, and `T` is `Sync`.
+unsafe impl<T: Filter> Sync for Registration<T> {}
+
+impl<T: Filter> Registration<T> {
+    const OPERATIONS: bindings::blk_filter_operations = bindings::blk_filter_operations {
+        name: crate::str::as_char_ptr_in_const_context(T::NAME),
+        submit_bio: Some(Self::submit_bio_callback),
+        gone: Some(Self::gone_callback),
+    };
+    const VTABLE: &'static bindings::blk_filter_operations = &Self::OPERATIONS;
+
+    /// Attaches a filter to `file`'s device. May sleep.
+    ///
+    /// Fails with `ENODEV` when the device is being removed, and with `EOPNOTSUPP` when it cannot
+    /// be filtered.
+    pub fn new<E>(
+        file: &BdevFile,
+        data: impl PinInit<T, E>,
+    ) -> impl PinInit<Self, Error>
+    where
+        Error: From<E>,
+    {
+        let bdev = file.bdev().as_raw();
+        try_pin_init!(Self {
+            data <- data,
+            // After `data`, which the callback uses.
+            filter <- Opaque::try_ffi_init(move |slot: *mut bindings::blk_filter| {
+                // SAFETY: `slot` is valid for writes, and the operations are static.
+                unsafe { bindings::blk_filter_init(slot, Self::VTABLE) };
+                // SAFETY: The device is open, and the filter is pinned until it was detached.
+                to_result(unsafe { bindings::blk_filter_attach(slot, bdev) })
+            }),
+        }? Error)
+    }
+
+    /// Detaches the filter. May be called more than once.
+    pub fn detach(&self) {
+        // SAFETY: The filter is initialised by the type invariant.
+        unsafe { bindings::blk_filter_detach(self.filter.get()) };
+    }
+
+    /// Stops the writes of the filtered device, opened as `file`, and waits for those in flight.
+    /// May sleep.
+    ///
+    /// Fails with `ETIMEDOUT`, or with `ENODEV` if `file` is another device or the device has gone.
+    pub fn gate(&self, file: &Arc<BdevFile>, timeout: Jiffies) -> Result<WriteGate> {
+        let bdev = file.bdev().as_raw();
+        // SAFETY: The filter is initialised by the type invariant. The field may be cleared beside
+        // us, which the volatile read allows for.
+        if unsafe { (&raw const (*self.filter.get()).bdev).read_volatile() } != bdev {
+            return Err(ENODEV);
+        }
+        // SAFETY: The device is open, and has had a filter attached: ours.
+        to_result(unsafe { bindings::blk_filter_gate(bdev, timeout as c_ulong) })?;
+        // INVARIANT: The gate has just been closed.
+        Ok(WriteGate(file.clone()))
+    }
+
+    /// # Safety
+    ///
+    /// Only called by the block layer, with a filter that was attached by `new()`.
+    unsafe extern "C" fn submit_bio_callback(
+        filter: *mut bindings::blk_filter,
+        bio: *mut bindings::bio,
+    ) -> bool {
+        // SAFETY: `filter` is the first field of a `Registration<T>`, which is `repr(C)`.
+        let this = unsafe { &*filter.cast::<Self>() };
+        // INVARIANT: We are in the callback.
+        let incoming = Incoming {
+            bio,
+            filter,
+            _p: PhantomData,
+        };
+        // SAFETY: The bio is valid, and has a device.
+        let queue = unsafe { (*(*bio).bi_bdev).bd_queue };
+        // SAFETY: The callback is made with the queue entered.
+        let entered = unsafe { Entered::new(queue) };
+        this.data.submit_bio(incoming, &entered).taken
+    }
+
+    /// # Safety
+    ///
+    /// Only called by the block layer, with a filter that was attached by `new()`.
+    unsafe extern "C" fn gone_callback(filter: *mut bindings::blk_filter) {
+        // SAFETY: `filter` is the first field of a `Registration<T>`, which is `repr(C)`.
+        let this = unsafe { &*filter.cast::<Self>() };
+        this.data.gone();
+    }
+}
+
+impl<T: Filter> Deref for Registration<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.data
+    }
+}
+
+/// Writes of a bio based device are stopped and drained. Undone when dropped.
+///
+/// Freezing the queue does not wait for the I/O of a bio based driver, see `blk_filter_gate()`. No
+/// effect on request based devices, where it does.
+///
+/// # Invariants
+///
+/// The gate of the device was closed by us, and not opened again.
+#[must_use]
+pub struct WriteGate(Arc<BdevFile>);
+
+impl Drop for WriteGate {
+    fn drop(&mut self) {
+        // SAFETY: The device is open, and the gate closed by the type invariant.
+        unsafe { bindings::blk_filter_ungate(self.0.bdev().as_raw()) };
+    }
+}
+
+#[pinned_drop]
+impl<T: Filter> PinnedDrop for Registration<T> {
+    fn drop(self: Pin<&mut Self>) {
+        self.detach();
+    }
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Misc devices with data of their own.
+//!
+//! With [`MiscDevice`] alone, an open file has no way to the driver's state but through a static.
+//! Here the registration carries an [`Arc`] that all open files share.
+//!
+//! C header: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h)
+
+use super::{
+    MiscDevice,
+    MiscDeviceOptions,
+    MiscDeviceRegistration, //
+};
+use crate::{
+    fs::File,
+    module::ModuleMetadata,
+    prelude::*,
+    sync::{
+        Arc,
+        ArcBorrow, //
+    }, //
+};
+use core::marker::PhantomData;
+
+/// The state behind a misc device.
+pub trait SharedDevice: Send + Sync + Sized + 'static {
+    /// The module that must stay as long as a file is open: `crate::LocalModule`.
+    type OwnerModule: ModuleMetadata;
+
+    /// Handles an ioctl. Any number of them run at the same time, on one file too.
+    fn ioctl(this: ArcBorrow<'_, Self>, file: &File, cmd: u32, arg: usize) -> Result<isize>;
+}
+
+/// What makes a [`SharedDevice`] a [`MiscDevice`]. Private, so that each registration of it is
+/// the first field of a [`SharedRegistration`].
+struct Wrapper<T>(PhantomData<T>);
+
+#[vtable]
+impl<T: SharedDevice> MiscDevice for Wrapper<T> {
+    type OwnerModule = T::OwnerModule;
+    type Ptr = Arc<T>;
+
+    fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Arc<T>> {
+        // SAFETY: `misc` is the first field of a `SharedRegistration<T>`, which is `repr(C)`: only
+        // this module can name `Wrapper`.
+        let this = unsafe { &*core::ptr::from_ref(misc).cast::<SharedRegistration<T>>() };
+        Ok(this.data.clone())
+    }
+
+    fn ioctl(this: ArcBorrow<'_, T>, file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        T::ioctl(this, file, cmd, arg)
+    }
+}
+
+/// A registered misc device whose open files share `data`.
+#[pin_data]
+#[repr(C)]
+pub struct SharedRegistration<T: SharedDevice> {
+    #[pin]
+    misc: MiscDeviceRegistration<Wrapper<T>>,
+    data: Arc<T>,
+}
+
+impl<T: SharedDevice> SharedRegistration<T> {
+    /// Registers a misc device. Files can be opened as soon as, and before, this returns.
+    pub fn register(options: MiscDeviceOptions, data: Arc<T>) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            // Before `misc`, whose `open` uses it.
+            data,
+            misc <- MiscDeviceRegistration::register(options),
+        })
+    }
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What all copy engines use: bio sets and the workqueue; and the count of what is in flight.
+
+use kernel::{
+    alloc::flags::GFP_KERNEL,
+    block::{
+        bio::OwnedBio,
+        bio_set::{
+            BioSet,
+            EndIo, //
+        }, //
+    },
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Full,
+            Relaxed, //
+        },
+        Arc,
+        Completion, //
+    },
+    workqueue::owned::OwnedQueue, //
+};
+
+use crate::{
+    copy::CopyIo,
+    image_io::ImageIo, //
+};
+
+/// Bios of each kind that can be in flight whatever the state of memory.
+const RESERVE: u32 = 64;
+
+/// What all copy engines use. Made when the module is loaded.
+#[pin_data]
+pub(crate) struct Engine {
+    /// Reads of old data. Apart from stores, which a finished read needs.
+    #[pin]
+    pub(crate) reads: BioSet<CopyIo>,
+    /// Stores of old data.
+    #[pin]
+    pub(crate) stores: BioSet<CopyIo>,
+    /// Clones of image bios.
+    #[pin]
+    pub(crate) clones: BioSet<ImageIo>,
+    /// Parts of image bios. Apart from the clones that each of them needs.
+    #[pin]
+    pub(crate) splits: BioSet<NoContext>,
+    /// Does what must not be done in interrupts or in the submission path.
+    pub(crate) queue: OwnedQueue,
+}
+
+impl Engine {
+    /// Makes the engine.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            try_pin_init!(Self {
+                reads <- BioSet::new(RESERVE),
+                stores <- BioSet::new(RESERVE),
+                clones <- BioSet::new(RESERVE),
+                splits <- BioSet::new(RESERVE),
+                queue: OwnedQueue::new_mem_reclaim(c"blksnap")?,
+            }),
+            GFP_KERNEL,
+        )
+    }
+}
+
+/// The context of bios that are only split off others, and so never get one.
+pub(crate) struct NoContext;
+
+impl EndIo for NoContext {
+    fn end_io(self, _cloned: Option<OwnedBio>, _result: Result) {}
+}
+
+/// Counts the I/O of one copy engine, so that its end can be waited for.
+///
+/// It lives apart from the engine because the last reference may go in an interrupt.
+#[pin_data]
+pub(crate) struct InFlight {
+    /// One for each [`Busy`], and one until [`wait`](Self::wait) is called.
+    count: Atomic<i32>,
+    #[pin]
+    idle: Completion,
+}
+
+impl InFlight {
+    /// Nothing is in flight.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                count: Atomic::new(1),
+                idle <- Completion::new(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Waits until nothing is in flight. To be called once, when nothing more can begin.
+    pub(crate) fn wait(&self) {
+        self.put();
+        self.idle.wait_for_completion();
+    }
+
+    fn put(&self) {
+        // Fully ordered: who is woken sees all that was done before.
+        if self.count.fetch_sub(1, Full) == 1 {
+            self.idle.complete_all();
+        }
+    }
+}
+
+/// Something is in flight as long as this lives.
+pub(crate) struct Busy(Arc<InFlight>);
+
+impl Busy {
+    /// Something begins.
+    pub(crate) fn new(inflight: &Arc<InFlight>) -> Self {
+        inflight.count.fetch_add(1, Relaxed);
+        Self(inflight.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.put();
+    }
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The disk that shows a captured device as it was at the instant.
+
+use kernel::{
+    block::{
+        bio::{
+            BioList,
+            OwnedBio, //
+        },
+        bio_disk::Operations, //
+    },
+    prelude::*,
+    sync::{
+        new_spinlock,
+        Arc,
+        ArcBorrow,
+        SetOnce,
+        SpinLock, //
+    }, //
+};
+
+use crate::{
+    cbt::Cbt,
+    cow::Cow,
+    image_io, //
+};
+
+/// What serves an image.
+///
+/// The disk is added before the instant, when a failure can still be undone. What it is asked until
+/// then waits.
+#[pin_data]
+pub(crate) struct Image {
+    cow: Arc<Cow>,
+    /// The original's map, once the instant has come.
+    cbt: SetOnce<Arc<Cbt>>,
+    /// What came before. A leaf; not taken in interrupts.
+    #[pin]
+    early: SpinLock<BioList>,
+}
+
+impl Image {
+    /// Makes an image that is not ready yet.
+    pub(crate) fn new(cow: &Arc<Cow>) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                cow: cow.clone(),
+                cbt: SetOnce::new(),
+                early <- new_spinlock!(BioList::new()),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The instant has come; `cbt` is the original's map.
+    pub(crate) fn set_ready(&self, cbt: Arc<Cbt>) {
+        let mut bios = {
+            let mut early = self.early.lock();
+            self.cbt.populate(cbt);
+            early.take()
+        };
+        while let Some(bio) = bios.pop() {
+            self.serve(bio);
+        }
+    }
+
+    fn serve(&self, bio: OwnedBio) {
+        let Some(cbt) = self.cbt.as_ref() else {
+            return self.wait(bio);
+        };
+        if bio.is_write() {
+            // The next increment has to read these blocks again.
+            cbt.mark_both(bio.sector(), u64::from(bio.sectors()));
+        }
+        image_io::submit(&self.cow, bio);
+    }
+
+    fn wait(&self, bio: OwnedBio) {
+        let mut early = self.early.lock();
+        if self.cbt.as_ref().is_none() {
+            return early.push(bio);
+        }
+        drop(early);
+        self.serve(bio);
+    }
+}
+
+#[vtable]
+impl Operations for Image {
+    fn submit_bio(this: ArcBorrow<'_, Self>, bio: OwnedBio) {
+        this.serve(bio);
+    }
+}

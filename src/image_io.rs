@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! I/O of an image.
+//!
+//! A bio to an image is split where the places of its sectors differ, and each part is sent, as a
+//! clone, to where its data is; nothing is copied. A part about a chunk that is just being copied
+//! waits until that is stored.
+//!
+//! Reads of the original are optimistic. No lock keeps the chunks untouched meanwhile: when the read
+//! is done, it is looked whether they still are. If not, what was read may be new data; it is thrown
+//! away, and the copy is read instead. See [`chunk_map`](crate::chunk_map) for why that is right.
+//!
+//! Writes go to the difference storage: an untouched chunk is copied there first.
+
+use kernel::{
+    block::{
+        bdev::BdevFile,
+        bio::{
+            BioList,
+            Op,
+            OwnedBio, //
+        },
+        bio_set::EndIo, //
+    },
+    prelude::*,
+    sync::Arc, //
+};
+
+use crate::{
+    chunk_map::Place,
+    cow::Cow,
+    engine::Busy, //
+};
+
+/// The context of a clone.
+pub(crate) struct ImageIo {
+    cow: Arc<Cow>,
+    /// The chunks, from the first to before the last, that have to be untouched in the end.
+    untouched: Option<(u64, u64)>,
+    busy: Busy,
+}
+
+impl EndIo for ImageIo {
+    fn end_io(self, cloned: Option<OwnedBio>, result: Result) {
+        let Self {
+            cow,
+            untouched,
+            busy,
+        } = self;
+        if let Some(bio) = cloned {
+            let overtaken = untouched
+                .is_some_and(|(from, to)| cow.map().untouched_until(from, to) != to);
+            if cow.storage().has_failed() {
+                bio.end(Err(EIO));
+            } else if result.is_ok() && overtaken {
+                Cow::retry(&cow, bio);
+            } else {
+                bio.end(result);
+            }
+        }
+        drop(cow);
+        // Last, as it keeps all that must not go in an interrupt.
+        drop(busy);
+    }
+}
+
+/// Where the next part of an image bio goes.
+enum Target {
+    /// Nowhere: no meaning.
+    Nothing,
+    /// To the original, if these chunks stay untouched.
+    Original(u64, u64),
+    /// To the difference storage.
+    Storage(Arc<BdevFile>, u64),
+    /// It waits for this chunk.
+    Wait(u64),
+}
+
+/// Serves all bios of a list.
+pub(crate) fn submit_list(cow: &Arc<Cow>, mut bios: BioList) {
+    while let Some(bio) = bios.pop() {
+        submit(cow, bio);
+    }
+}
+
+/// Serves a bio of an image: a read or a write.
+pub(crate) fn submit(cow: &Arc<Cow>, bio: OwnedBio) {
+    let write = match bio.op() {
+        Op::Read => false,
+        Op::Write => true,
+        _ => return bio.end(Err(EOPNOTSUPP)),
+    };
+    if bio.sectors() == 0 {
+        return bio.end(Ok(()));
+    }
+    let mut todo = BioList::new();
+    todo.push(bio);
+    while let Some(mut bio) = todo.pop() {
+        if cow.storage().has_failed() {
+            bio.end(Err(EIO));
+            continue;
+        }
+        let Some((target, sectors)) = find(cow, bio.sector(), bio.sectors(), write) else {
+            bio.end(Err(EIO));
+            continue;
+        };
+        if sectors < bio.sectors() {
+            match cow.engine().splits.split(&mut bio, sectors) {
+                Ok(part) => todo.push(core::mem::replace(&mut bio, part)),
+                Err(err) => {
+                    bio.end(Err(err));
+                    continue;
+                }
+            }
+        }
+        if let Some(again) = send(cow, bio, target, write) {
+            todo.push(again);
+        }
+    }
+}
+
+/// Where the sectors from `sector` on are, and how many of them, at most `most`, are there.
+fn find(cow: &Cow, sector: u64, most: u32, write: bool) -> Option<(Target, u32)> {
+    let geometry = cow.geometry();
+    let mut end = sector.checked_add(u64::from(most))?;
+    if end > geometry.sectors {
+        return None;
+    }
+    if let Some((from, to)) = cow.next_excluded(sector) {
+        if from <= sector {
+            // CAST: Not more than `most`.
+            return Some((Target::Nothing, (to.min(end) - sector) as u32));
+        }
+        end = end.min(from);
+    }
+
+    let map = cow.map();
+    let first = geometry.chunk(sector);
+    let last = geometry.chunk(end - 1) + 1;
+    let (target, until) = match map.get(first) {
+        Place::Untouched if !write => {
+            let to = map.untouched_until(first, last).max(first + 1);
+            (Target::Original(first, to), geometry.sector(to))
+        }
+        Place::Untouched | Place::Reading | Place::InMemory => {
+            (Target::Wait(first), geometry.sector(first + 1))
+        }
+        Place::Stored(unit) => {
+            let step = geometry.units_per_chunk();
+            let side_by_side = |&chunk: &u64| match map.get(chunk) {
+                Place::Stored(other) => u64::from(other) == u64::from(unit) + (chunk - first) * step,
+                _ => false,
+            };
+            let to = (first + 1..last).find(|chunk| !side_by_side(chunk)).unwrap_or(last);
+            let until = geometry.sector(to).min(end);
+            let skip = sector - geometry.sector(first);
+            let extent = cow.storage().locate(unit, skip, until - sector)?;
+            let until = sector + extent.sectors;
+            (Target::Storage(extent.device, extent.sector), until)
+        }
+    };
+    // CAST: Not more than `most`.
+    Some((target, (until.min(end) - sector) as u32))
+}
+
+/// Sends a part on its way. Gives it back if its place has changed.
+fn send(cow: &Arc<Cow>, mut bio: OwnedBio, target: Target, write: bool) -> Option<OwnedBio> {
+    let (file, sector, untouched) = match target {
+        Target::Nothing => {
+            if !write {
+                bio.zero_fill();
+            }
+            bio.end(Ok(()));
+            return None;
+        }
+        Target::Wait(chunk) => return cow.park(bio, chunk, write),
+        Target::Original(from, to) => (cow.origin().clone(), bio.sector(), Some((from, to))),
+        Target::Storage(file, sector) => (file, sector, None),
+    };
+    let context = ImageIo {
+        cow: cow.clone(),
+        untouched,
+        busy: cow.busy(),
+    };
+    match cow.engine().clones.clone_bio(bio, &file, sector, context) {
+        Ok(clone) => clone.submit(),
+        Err(bio) => bio.end(Err(ENOMEM)),
+    }
+    None
+}

@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Allocation of difference storage: ranges of sectors on any devices, seen as one line of units.
+//!
+//! The ranges are laid end to end in the order in which they were appended, and what is stored gets
+//! the next units of the line. Nothing is ever given back before the snapshot ends, so there is no
+//! free list and no fragmentation: what is stored together lies together, and something that does
+//! not fit the rest of one range continues in the next one.
+
+use kernel::{
+    alloc::flags::GFP_KERNEL,
+    prelude::*, //
+};
+
+use crate::{
+    chunk_map::Place,
+    units::{
+        UNIT_SECTORS,
+        UNIT_SECTORS_SHIFT, //
+    }, //
+};
+
+/// A range of sectors on a device.
+#[derive(Clone)]
+pub(crate) struct Range<D> {
+    /// The first unit in the line.
+    first: u64,
+    /// The number of units.
+    units: u64,
+    /// Where the range is.
+    device: D,
+    /// The first sector on the device.
+    sector: u64,
+}
+
+/// Where a part of the line is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Extent<D> {
+    /// The device.
+    pub(crate) device: D,
+    /// The first sector on it.
+    pub(crate) sector: u64,
+    /// The number of sectors that lie side by side from there on.
+    pub(crate) sectors: u64,
+}
+
+/// The line of units.
+pub(crate) struct Pool<D> {
+    ranges: KVVec<Range<D>>,
+    /// Units in all ranges.
+    capacity: u64,
+    /// Units that were allocated.
+    filled: u64,
+}
+
+impl<D: Clone> Pool<D> {
+    /// Makes an empty pool.
+    pub(crate) const fn new() -> Self {
+        Self {
+            ranges: KVVec::new(),
+            capacity: 0,
+            filled: 0,
+        }
+    }
+
+    /// The number of ranges.
+    pub(crate) fn len(&self) -> usize {
+        self.ranges.len()
+    }
+
+    /// Units in all ranges.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Units that were allocated.
+    pub(crate) fn filled(&self) -> u64 {
+        self.filled
+    }
+
+    /// Makes a list with room for the ranges of this pool and `more`. May sleep.
+    ///
+    /// See [`append`](Self::append).
+    pub(crate) fn with_room(len: usize, more: usize) -> Result<KVVec<Range<D>>> {
+        Ok(KVVec::with_capacity(len.checked_add(more).ok_or(ENOMEM)?, GFP_KERNEL)?)
+    }
+
+    /// Appends ranges given as first sector and number of sectors; what is less than a unit at the
+    /// end of one is not used.
+    ///
+    /// `room` comes from [`with_room`](Self::with_room), so that nothing is allocated here. Fails,
+    /// and changes nothing, with `ENOMEM` if that is too small, and with `ENOSPC` if the line gets
+    /// longer than places can tell. Returns the old list, to be freed where that may sleep.
+    pub(crate) fn append(
+        &mut self,
+        mut room: KVVec<Range<D>>,
+        device: &D,
+        ranges: &[(u64, u64)],
+    ) -> Result<KVVec<Range<D>>> {
+        let mut capacity = self.capacity;
+        for range in &self.ranges {
+            room.push_within_capacity(range.clone()).map_err(|_| ENOMEM)?;
+        }
+        for &(sector, sectors) in ranges {
+            let units = sectors >> UNIT_SECTORS_SHIFT;
+            if units == 0 {
+                continue;
+            }
+            let range = Range {
+                first: capacity,
+                units,
+                device: device.clone(),
+                sector,
+            };
+            room.push_within_capacity(range).map_err(|_| ENOMEM)?;
+            capacity = capacity.checked_add(units).ok_or(ENOSPC)?;
+        }
+        if capacity > u64::from(Place::MAX_UNIT) {
+            return Err(ENOSPC);
+        }
+        self.capacity = capacity;
+        Ok(core::mem::replace(&mut self.ranges, room))
+    }
+
+    /// Allocates `units` units that lie side by side in the line, and returns the first one.
+    pub(crate) fn alloc(&mut self, units: u64) -> Option<u32> {
+        let end = self.filled.checked_add(units)?;
+        if end > self.capacity {
+            return None;
+        }
+        let first = u32::try_from(self.filled).ok()?;
+        self.filled = end;
+        Some(first)
+    }
+
+    /// Where the `sectors` sectors are that begin `skip` sectors into `unit`, as far as they lie
+    /// side by side.
+    pub(crate) fn locate(&self, unit: u32, skip: u64, sectors: u64) -> Option<Extent<D>> {
+        let unit = u64::from(unit).checked_add(skip >> UNIT_SECTORS_SHIFT)?;
+        let skip = skip & (UNIT_SECTORS - 1);
+        let after = self.ranges.partition_point(|range| range.first <= unit);
+        let range = self.ranges.get(after.checked_sub(1)?)?;
+        let into = ((unit - range.first) << UNIT_SECTORS_SHIFT) + skip;
+        let left = (range.units << UNIT_SECTORS_SHIFT).checked_sub(into)?;
+        if left == 0 {
+            return None;
+        }
+        Some(Extent {
+            device: range.device.clone(),
+            sector: range.sector + into,
+            sectors: left.min(sectors),
+        })
+    }
+
+    /// Calls `f` with the device, the first sector and the number of sectors of each range.
+    pub(crate) fn for_each(&self, mut f: impl FnMut(&D, u64, u64) -> Result) -> Result {
+        for range in &self.ranges {
+            f(&range.device, range.sector, range.units << UNIT_SECTORS_SHIFT)?;
+        }
+        Ok(())
+    }
+}
+
+/// When to ask for more storage. All numbers are sectors.
+///
+/// A client is kept about one portion ahead of what is filled: one event at a time, the next one
+/// only when what the last one asked for is there.
+pub(crate) struct LowSpace {
+    portion: u64,
+    /// What all events together have asked for.
+    requested: u64,
+    /// What was appended.
+    appended: u64,
+    /// An event asked for something that is not there yet.
+    outstanding: bool,
+}
+
+impl LowSpace {
+    /// Asks for the first portion.
+    pub(crate) fn new(portion: u64) -> Self {
+        Self {
+            portion,
+            requested: portion,
+            appended: 0,
+            outstanding: true,
+        }
+    }
+
+    /// The size of a portion, which each event asks for.
+    pub(crate) fn portion(&self) -> u64 {
+        self.portion
+    }
+
+    /// What all events together have asked for.
+    pub(crate) fn requested(&self) -> u64 {
+        self.requested
+    }
+
+    /// Notes that `sectors` were appended.
+    pub(crate) fn appended(&mut self, sectors: u64) {
+        self.appended = self.appended.saturating_add(sectors);
+        if self.appended >= self.requested {
+            self.outstanding = false;
+        }
+    }
+
+    /// Whether to ask for another portion now that `filled` is in use. If so, it counts as asked.
+    pub(crate) fn ask(&mut self, filled: u64) -> bool {
+        // A client may append more than it was asked for.
+        let ahead = self.requested.max(self.appended).saturating_sub(filled);
+        if self.outstanding || ahead > self.portion {
+            return false;
+        }
+        self.requested = self.requested.max(self.appended).saturating_add(self.portion);
+        self.outstanding = true;
+        true
+    }
+}
+
+#[cfg(CONFIG_BLK_SNAP_KUNIT_TEST)]
+#[kunit_tests(blksnap_pool)]
+mod tests {
+    use super::*;
+
+    fn pool(ranges: &[(u64, u64)]) -> Result<Pool<u8>> {
+        let mut pool = Pool::new();
+        append(&mut pool, 0, ranges)?;
+        Ok(pool)
+    }
+
+    fn append(pool: &mut Pool<u8>, device: u8, ranges: &[(u64, u64)]) -> Result {
+        let room = Pool::<u8>::with_room(pool.len(), ranges.len())?;
+        pool.append(room, &device, ranges)?;
+        Ok(())
+    }
+
+    fn at(pool: &Pool<u8>, unit: u32, skip: u64, sectors: u64) -> Option<(u8, u64, u64)> {
+        pool.locate(unit, skip, sectors).map(|e| (e.device, e.sector, e.sectors))
+    }
+
+    #[test]
+    fn tails_are_trimmed_to_units() -> Result {
+        let pool = pool(&[(100, 23), (200, 7), (300, 8)])?;
+        assert_eq!(pool.capacity(), 3);
+        assert_eq!(pool.len(), 2);
+        Ok(())
+    }
+
+    #[test]
+    fn allocations_follow_each_other() -> Result {
+        let mut pool = pool(&[(100, 24), (300, 16)])?;
+        assert_eq!(pool.alloc(2), Some(0));
+        assert_eq!(pool.alloc(2), Some(2));
+        assert_eq!(pool.alloc(2), None);
+        assert_eq!(pool.alloc(1), Some(4));
+        assert_eq!(pool.alloc(1), None);
+        assert_eq!(pool.filled(), 5);
+        append(&mut pool, 1, &[(0, 8)])?;
+        assert_eq!(pool.alloc(1), Some(5));
+        assert_eq!(pool.alloc(u64::MAX), None);
+        Ok(())
+    }
+
+    #[test]
+    fn an_allocation_may_cross_ranges() -> Result {
+        let mut pool = pool(&[(100, 24)])?;
+        append(&mut pool, 1, &[(300, 16)])?;
+        assert_eq!(at(&pool, 0, 0, 40), Some((0, 100, 24)));
+        assert_eq!(at(&pool, 0, 24, 16), Some((1, 300, 16)));
+        assert_eq!(at(&pool, 2, 3, 4), Some((0, 119, 4)));
+        assert_eq!(at(&pool, 2, 3, 9), Some((0, 119, 5)));
+        assert_eq!(at(&pool, 4, 7, 9), Some((1, 315, 1)));
+        assert_eq!(at(&pool, 5, 0, 1), None);
+        assert_eq!(at(&pool, u32::MAX, u64::MAX, 1), None);
+        Ok(())
+    }
+
+    #[test]
+    fn the_line_has_an_end() -> Result {
+        let mut pool = pool(&[(0, 8 << 32)]).err();
+        assert_eq!(pool.take(), Some(ENOSPC));
+        Ok(())
+    }
+
+    #[test]
+    fn one_portion_ahead() {
+        let mut low = LowSpace::new(100);
+        assert!(!low.ask(0));
+        low.appended(60);
+        assert!(!low.ask(0));
+        low.appended(40);
+        assert!(low.ask(0));
+        assert!(!low.ask(100));
+        assert_eq!(low.requested(), 200);
+        low.appended(100);
+        assert!(!low.ask(99));
+        assert!(low.ask(100));
+        low.appended(1000);
+        assert!(!low.ask(900));
+        assert!(low.ask(1100));
+        assert_eq!(low.requested(), 1300);
+    }
+
+    #[test]
+    fn numbers_do_not_wrap() {
+        let mut low = LowSpace::new(u64::MAX);
+        low.appended(u64::MAX);
+        assert!(low.ask(5));
+        low.appended(u64::MAX);
+        assert_eq!(low.requested(), u64::MAX);
+    }
+}

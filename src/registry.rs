@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! All trackers and snapshots, and what clients can do to them.
+//!
+//! # Locking
+//!
+//! `trackers` is held by each operation that changes something, however long that takes: such
+//! operations do not overlap in time. `snapshots` is held for looking things up only, so that
+//! waiting for events and asking for states do not wait for a take. Below both: the locks of
+//! snapshots and trackers.
+//!
+//! The callback that tells that a device has gone takes none of them; the work item does what is to
+//! be done then.
+
+use kernel::{
+    block::{
+        bdev::{
+            BdevFile,
+            DevId, //
+        },
+        bio_disk::Major,
+        filter::Registration, //
+    },
+    fmt,
+    impl_has_work,
+    new_work,
+    prelude::*,
+    sync::{
+        new_mutex,
+        Arc,
+        Mutex, //
+    },
+    uuid::Uuid,
+    workqueue::{
+        Work,
+        WorkItem, //
+    }, //
+};
+
+use crate::{
+    cbt::Cbt,
+    engine::Engine,
+    params,
+    snapshot::{
+        self,
+        Device,
+        Snapshot, //
+    },
+    take,
+    tracker::Tracker, //
+};
+
+type TrackerRef = Arc<Registration<Tracker>>;
+
+/// All trackers and snapshots.
+#[pin_data]
+pub(crate) struct Registry {
+    engine: Arc<Engine>,
+    /// The images' major number.
+    major: Major,
+    /// In the order in which they were added.
+    #[pin]
+    trackers: Mutex<KVec<TrackerRef>>,
+    /// In the order in which they were created.
+    #[pin]
+    snapshots: Mutex<KVec<Arc<Snapshot>>>,
+    #[pin]
+    reap: Work<Registry>,
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Registry { self.reap }
+}
+
+impl Registry {
+    /// Makes an empty registry.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            try_pin_init!(Self {
+                engine: Engine::new()?,
+                major: Major::register(c"blksnap-image")?,
+                trackers <- new_mutex!(KVec::new()),
+                snapshots <- new_mutex!(KVec::new()),
+                reap <- new_work!("blksnap::Registry"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The major number of the images.
+    pub(crate) fn major(&self) -> u32 {
+        self.major.number()
+    }
+
+    /// Finds a snapshot. Fails with `ESRCH`.
+    pub(crate) fn snapshot(&self, id: Uuid) -> Result<Arc<Snapshot>> {
+        let snapshots = self.snapshots.lock();
+        snapshots.iter().find(|s| s.id() == id).cloned().ok_or(ESRCH)
+    }
+
+    /// Calls `f` with each snapshot until one call gives something.
+    fn find_snapshot<R>(&self, f: impl FnMut(&Arc<Snapshot>) -> Option<R>) -> Option<R> {
+        self.snapshots.lock().iter().find_map(f)
+    }
+
+    /// The snapshot, taken or not, that a tracker is in.
+    fn snapshot_of(&self, tracker: &TrackerRef) -> Option<Arc<Snapshot>> {
+        self.find_snapshot(|snapshot| snapshot.has(tracker).then(|| snapshot.clone()))
+    }
+
+    /// Calls `f` with the ids of all snapshots, in the order in which they were created.
+    pub(crate) fn for_each_snapshot(&self, mut f: impl FnMut(&Snapshot) -> Result) -> Result {
+        self.snapshots.lock().iter().try_for_each(|snapshot| f(snapshot))
+    }
+
+    /// The number of snapshots.
+    pub(crate) fn snapshot_count(&self) -> usize {
+        self.snapshots.lock().len()
+    }
+
+    /// Calls `f` with the trackers of devices that are there, in the order in which they were added.
+    pub(crate) fn with_trackers<R>(&self, f: impl FnOnce(&[TrackerRef]) -> R) -> R {
+        let mut trackers = self.trackers.lock();
+        self.drop_gone(&mut trackers);
+        f(&trackers)
+    }
+
+    /// Forgets the trackers of devices that have gone.
+    fn drop_gone(&self, trackers: &mut KVec<TrackerRef>) {
+        trackers.retain(|tracker| !tracker.is_gone());
+    }
+
+    /// Finds the tracker of an open device, and forgets those of devices that had its number.
+    fn find(&self, trackers: &mut KVec<TrackerRef>, file: &BdevFile) -> Option<TrackerRef> {
+        let bdev = file.bdev();
+        trackers.retain(|tracker| tracker.id() != bdev.id() || tracker.is_of(bdev));
+        trackers.iter().find(|tracker| tracker.is_of(bdev)).cloned()
+    }
+
+    /// Finds the tracker of a device by number, without opening one that is not tracked.
+    fn find_by_id(&self, trackers: &mut KVec<TrackerRef>, id: DevId) -> Option<TrackerRef> {
+        if !trackers.iter().any(|tracker| tracker.id() == id) {
+            return None;
+        }
+        let file = BdevFile::open(id).ok()?;
+        self.find(trackers, &file)
+    }
+
+    /// Ends tracking of a device.
+    ///
+    /// Fails with `ENODATA` if it is not tracked, `EBUSY` if it is in a snapshot, or with the error
+    /// of opening it.
+    pub(crate) fn remove_tracker(&self, id: DevId) -> Result {
+        let file = BdevFile::open(id)?;
+        let mut trackers = self.trackers.lock();
+        let tracker = self.find(&mut trackers, &file).ok_or(ENODATA)?;
+        if self.snapshot_of(&tracker).is_some() {
+            return Err(EBUSY);
+        }
+        trackers.retain(|other| !Arc::ptr_eq(other, &tracker));
+        tracker.detach();
+        Ok(())
+    }
+
+    /// The map of a device that is in a taken snapshot. Fails with `ENODATA` if it is not tracked,
+    /// `EPERM` if it is in no taken snapshot.
+    pub(crate) fn taken_map(&self, id: DevId) -> Result<Arc<Cbt>> {
+        let mut trackers = self.trackers.lock();
+        let tracker = self.find_by_id(&mut trackers, id).ok_or(ENODATA)?;
+        match self.snapshot_of(&tracker) {
+            Some(snapshot) if snapshot.is_taken() => Ok(tracker.cbt()),
+            _ => Err(EPERM),
+        }
+    }
+
+    /// Marks ranges of a device, given as first sector and number of sectors, as changed. The number
+    /// of an image stands for its original.
+    ///
+    /// Fails with `ENODEV` if there is no such tracker or image, `EINVAL` if a range is empty or not
+    /// inside of the device.
+    pub(crate) fn mark_dirty(&self, id: DevId, ranges: &[(u64, u64)]) -> Result {
+        let mut trackers = self.trackers.lock();
+        let tracker = if id.major == self.major() {
+            self.find_snapshot(|snapshot| snapshot.tracker_of_image(id))
+        } else {
+            self.find_by_id(&mut trackers, id)
+        };
+        let cbt = tracker.ok_or(ENODEV)?.cbt();
+        check_ranges(ranges, cbt.sectors())?;
+        for &(first, count) in ranges {
+            cbt.mark_both(first, count);
+        }
+        Ok(())
+    }
+
+    /// Creates a snapshot of devices, which are tracked from then on if they were not before.
+    ///
+    /// Fails with `EINVAL` if there is none or one is given twice, `EBUSY` if one is in a snapshot,
+    /// or with the error of opening or attaching to one.
+    pub(crate) fn create(self: &Arc<Self>, ids: &[DevId]) -> Result<Uuid> {
+        let mut trackers = self.trackers.lock();
+        if ids.is_empty() {
+            return Err(EINVAL);
+        }
+        let mut devices = KVec::with_capacity(ids.len(), GFP_KERNEL)?;
+        let mut added = KVec::with_capacity(ids.len(), GFP_KERNEL)?;
+        for (i, &id) in ids.iter().enumerate() {
+            if ids.iter().take(i).any(|&other| other == id) {
+                return Err(EINVAL);
+            }
+            let file = BdevFile::open(id)?;
+            let tracker = match self.find(&mut trackers, &file) {
+                Some(tracker) if self.snapshot_of(&tracker).is_some() => return Err(EBUSY),
+                Some(tracker) => tracker,
+                None => {
+                    let data = Tracker::new(&file, self)?;
+                    let new = Arc::pin_init(Registration::new(&file, data), GFP_KERNEL)?;
+                    added.push(new.clone(), GFP_KERNEL)?;
+                    new
+                }
+            };
+            devices.push(Device { tracker, file }, GFP_KERNEL)?;
+        }
+        // On failure the new trackers are dropped, and so detached.
+        let snapshot = Snapshot::new(devices, params::diff_storage_minimum())?;
+        let id = snapshot.id();
+        trackers.reserve(added.len(), GFP_KERNEL)?;
+        self.snapshots.lock().push(snapshot, GFP_KERNEL)?;
+        for tracker in added {
+            trackers.push(tracker, GFP_KERNEL)?;
+        }
+        Ok(id)
+    }
+
+    /// Destroys a snapshot. Fails with `ENODEV` if there is none of that name.
+    pub(crate) fn destroy(&self, id: Uuid) -> Result {
+        let _serial = self.trackers.lock();
+        let snapshot = self.snapshot(id).map_err(|_| ENODEV)?;
+        snapshot.destroy();
+        self.snapshots.lock().retain(|other| !Arc::ptr_eq(other, &snapshot));
+        Ok(())
+    }
+
+    /// Appends ranges of a device, given as first sector and number of sectors, to the difference
+    /// storage of a snapshot.
+    ///
+    /// Fails with `ESRCH` if there is no such snapshot, `EROFS` if the device is read-only, `EINVAL`
+    /// if a range is empty, not inside of the device, not in its logical blocks, or overlaps one
+    /// that is there, or if the device's blocks are larger than those of a captured device.
+    pub(crate) fn append(&self, id: Uuid, device: DevId, ranges: &[(u64, u64)]) -> Result {
+        let _serial = self.trackers.lock();
+        let snapshot = self.snapshot(id)?;
+        if ranges.is_empty() {
+            return Ok(());
+        }
+        let file = BdevFile::open(device)?;
+        let bdev = file.bdev();
+        if bdev.is_read_only() {
+            return Err(EROFS);
+        }
+        check_ranges(ranges, bdev.sectors())?;
+        let block = u64::from(bdev.logical_block_size() >> crate::units::SECTOR_SHIFT).max(1);
+        if ranges.iter().any(|&(first, count)| first % block != 0 || count % block != 0) {
+            return Err(EINVAL);
+        }
+        let smaller = |device: &Device| {
+            device.file.bdev().logical_block_size() < bdev.logical_block_size()
+        };
+        if device.major == self.major() || snapshot.devices.iter().any(smaller) {
+            kernel::pr_warn_once!(
+                "device {}:{} cannot be difference storage: an image, or its blocks are too large\n",
+                device.major,
+                device.minor
+            );
+            return Err(EINVAL);
+        }
+        self.for_each_snapshot(|other| other.storage.check_overlap(&file, ranges))?;
+        let room = snapshot.storage.with_room(ranges.len())?;
+        // Before anything is stored there.
+        self.for_each_snapshot(|captured| captured.exclude(&file, ranges))?;
+        snapshot.storage.append(room, &file, ranges)
+    }
+
+    /// Takes a snapshot. Fails with `ESRCH` if there is none of that name; see [`take::take`] for
+    /// the other errors.
+    pub(crate) fn take(&self, id: Uuid) -> Result {
+        let _serial = self.trackers.lock();
+        let snapshot = self.snapshot(id)?;
+        let minors = self.free_minors(snapshot.devices.len())?;
+        take::take(&snapshot, &self.engine, &self.major, &minors, |device, cow| {
+            self.for_each_snapshot(|other| {
+                let mut list = KVVec::with_capacity(other.storage.range_count(), GFP_KERNEL)?;
+                other.storage.for_each_range(|file, sector, sectors| {
+                    list.push_within_capacity((file.clone(), (sector, sectors))).map_err(|_| ENOMEM)
+                })?;
+                list.iter().try_for_each(|(file, range)| {
+                    snapshot::exclude(&device.file, cow, file, core::slice::from_ref(range))
+                })
+            })
+        })
+    }
+
+    /// The lowest free minor numbers for images.
+    fn free_minors(&self, count: usize) -> Result<KVec<u32>> {
+        let mut used = KVec::new();
+        self.for_each_snapshot(|snapshot| {
+            let mut result = Ok(());
+            snapshot.for_each_captured(|_, captured| {
+                if let Err(err) = used.push(captured.image.id().minor, GFP_KERNEL) {
+                    result = Err(err.into());
+                }
+            });
+            result
+        })?;
+        used.sort_unstable();
+        let mut minors = KVec::with_capacity(count, GFP_KERNEL)?;
+        let mut used = used.iter().copied().peekable();
+        let mut minor = 0;
+        while minors.len() < count {
+            if used.next_if_eq(&minor).is_none() {
+                minors.push(minor, GFP_KERNEL)?;
+            }
+            minor += 1;
+        }
+        Ok(minors)
+    }
+
+    /// Destroys all snapshots and ends all tracking, for the module to be unloaded.
+    pub(crate) fn shut_down(&self) {
+        let trackers = {
+            let mut trackers = self.trackers.lock();
+            let snapshots = core::mem::take(&mut *self.snapshots.lock());
+            for snapshot in &snapshots {
+                snapshot.destroy();
+            }
+            core::mem::take(&mut *trackers)
+        };
+        for tracker in &trackers {
+            tracker.detach();
+        }
+        drop(trackers);
+        self.engine.queue.flush();
+    }
+}
+
+/// Fails with `EINVAL` unless all ranges are inside of a device of `sectors` sectors and not empty.
+fn check_ranges(ranges: &[(u64, u64)], sectors: u64) -> Result {
+    let inside = |&(first, count): &(u64, u64)| {
+        count > 0 && first.checked_add(count).is_some_and(|end| end <= sectors)
+    };
+    if ranges.iter().all(inside) {
+        Ok(())
+    } else {
+        Err(EINVAL)
+    }
+}
+
+impl WorkItem for Registry {
+    type Pointer = Arc<Registry>;
+
+    fn run(this: Arc<Registry>) {
+        this.with_trackers(|_| {});
+    }
+}
+
+impl fmt::Display for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.snapshots.lock().iter().try_for_each(|snapshot| snapshot.fmt(f))
+    }
+}

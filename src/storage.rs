@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the copy engines of one snapshot share: the difference storage, the events, and whether the
+//! snapshot is still good.
+
+use kernel::{
+    block::bdev::{
+        BdevFile,
+        DevId, //
+    },
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Full,
+            Relaxed, //
+        },
+        new_spinlock,
+        Arc,
+        SpinLock, //
+    },
+    uuid::Uuid, //
+};
+
+use crate::{
+    events::{
+        EventQueue,
+        Kind, //
+    },
+    pool::{
+        Extent,
+        LowSpace,
+        Pool,
+        Range, //
+    },
+    units::{
+        UNIT_SECTORS,
+        UNIT_SECTORS_SHIFT, //
+    }, //
+};
+
+/// The pool and its accounting.
+struct Space {
+    pool: Pool<Arc<BdevFile>>,
+    low: LowSpace,
+}
+
+/// A list of ranges with room for more.
+pub(crate) type Room = KVVec<Range<Arc<BdevFile>>>;
+
+/// How much there is of what. All numbers are sectors.
+pub(crate) struct Usage {
+    /// In all ranges.
+    pub(crate) capacity: u64,
+    /// In use.
+    pub(crate) filled: u64,
+    /// Asked for by events.
+    pub(crate) requested: u64,
+}
+
+/// The difference storage of one snapshot.
+///
+/// The lock is a leaf but for the event queue's; not taken in interrupts.
+#[pin_data]
+pub(crate) struct Storage {
+    id: Uuid,
+    devices: KVec<DevId>,
+    #[pin]
+    space: SpinLock<Space>,
+    #[pin]
+    events: EventQueue,
+    /// A positive errno once the images are of no use: the snapshot is corrupted, or is going.
+    error: Atomic<i32>,
+    /// Sectors copied from original devices.
+    pub(crate) copied: Atomic<u64>,
+    /// Image reads that were overtaken by a write to the original, and done again.
+    pub(crate) retried: Atomic<u64>,
+}
+
+impl Storage {
+    /// Makes an empty storage for a snapshot of these devices, and asks for the first portion of
+    /// `portion` sectors.
+    pub(crate) fn new(id: Uuid, devices: KVec<DevId>, portion: u64) -> Result<Arc<Self>> {
+        let this = Arc::pin_init(
+            try_pin_init!(Self {
+                id,
+                events <- EventQueue::new(devices.len()),
+                devices,
+                space <- new_spinlock!(Space {
+                    pool: Pool::new(),
+                    low: LowSpace::new(portion),
+                }),
+                error: Atomic::new(0),
+                copied: Atomic::new(0),
+                retried: Atomic::new(0),
+            }),
+            GFP_KERNEL,
+        )?;
+        this.events.push(Kind::LowFreeSpace(portion));
+        Ok(this)
+    }
+
+    /// The snapshot's name.
+    pub(crate) fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// What the snapshot has to tell.
+    pub(crate) fn events(&self) -> &EventQueue {
+        &self.events
+    }
+
+    /// Whether the images are of no use any more.
+    ///
+    /// Acquire, paired with [`set_error`](Self::set_error): who sees the error may let go what
+    /// was only needed for the images.
+    #[inline]
+    pub(crate) fn has_failed(&self) -> bool {
+        self.error.load(Acquire) != 0
+    }
+
+    /// The error that ended the images' use, as a positive errno, or 0.
+    pub(crate) fn error(&self) -> i32 {
+        self.error.load(Relaxed)
+    }
+
+    /// Sets the error unless there is one; tells whether it did.
+    fn set_error(&self, err: Error) -> bool {
+        self.error.cmpxchg(0, -err.to_errno(), Full).is_ok()
+    }
+
+    /// Declares the snapshot corrupted, because of `err`, by an incident on `device`. Does not sleep.
+    ///
+    /// From now on nothing is copied or stored, images give errors, and writes of the original
+    /// devices go on.
+    pub(crate) fn fail(&self, device: DevId, err: Error) {
+        if !self.set_error(err) {
+            return;
+        }
+        pr_err!(
+            "snapshot {}: corrupted ({:?}) while serving device {}:{}; the device is unharmed\n",
+            self.id,
+            err,
+            device.major,
+            device.minor
+        );
+        for &device in &self.devices {
+            self.events.push(Kind::Corrupted(device, err));
+        }
+    }
+
+    /// Ends the use of the images, since the snapshot is about to be destroyed.
+    pub(crate) fn close(&self) {
+        self.set_error(ESHUTDOWN);
+        self.events.close();
+    }
+
+    /// The number of ranges.
+    pub(crate) fn range_count(&self) -> usize {
+        self.space.lock().pool.len()
+    }
+
+    /// Makes room for `more` ranges. May sleep.
+    pub(crate) fn with_room(&self, more: usize) -> Result<Room> {
+        Pool::with_room(self.range_count(), more)
+    }
+
+    /// Appends ranges of a device, given as first sector and number of sectors; `room` comes from
+    /// [`with_room`](Self::with_room). May sleep.
+    pub(crate) fn append(&self, room: Room, file: &Arc<BdevFile>, ranges: &[(u64, u64)]) -> Result {
+        let mut space = self.space.lock();
+        let old = space.pool.append(room, file, ranges)?;
+        space.low.appended(ranges.iter().map(|range| range.1).sum());
+        self.ask_for_more(&mut space);
+        drop(space);
+        // Without the lock, as freeing a large list may sleep.
+        drop(old);
+        Ok(())
+    }
+
+    /// Fails with `EINVAL` if one of the ranges overlaps another, or one that is there.
+    pub(crate) fn check_overlap(&self, file: &Arc<BdevFile>, ranges: &[(u64, u64)]) -> Result {
+        let (disk, start) = (file.bdev().disk_id(), file.bdev().start_sector());
+        let len = self.range_count();
+        let mut all = KVVec::with_capacity(len + ranges.len(), GFP_KERNEL)?;
+        self.for_each_range(|other, sector, sectors| {
+            if other.bdev().disk_id() == disk {
+                let range = (other.bdev().start_sector() + sector, sectors);
+                all.push_within_capacity(range).map_err(|_| ENOMEM)?;
+            }
+            Ok(())
+        })?;
+        for &(sector, sectors) in ranges {
+            let range = (start + sector, sectors);
+            all.push_within_capacity(range).map_err(|_| ENOMEM)?;
+        }
+        all.sort_unstable();
+        let mut end = 0;
+        for &(sector, sectors) in &all {
+            if sector < end {
+                return Err(EINVAL);
+            }
+            end = sector + sectors;
+        }
+        Ok(())
+    }
+
+    fn ask_for_more(&self, space: &mut Space) {
+        if space.low.ask(space.pool.filled() << UNIT_SECTORS_SHIFT) {
+            self.events.push(Kind::LowFreeSpace(space.low.portion()));
+        }
+    }
+
+    /// Allocates room for `sectors` sectors and returns its first unit. Does not sleep.
+    ///
+    /// Fails with `ENOSPC`.
+    pub(crate) fn alloc(&self, sectors: u64) -> Result<u32> {
+        let mut space = self.space.lock();
+        let unit = space.pool.alloc(sectors.div_ceil(UNIT_SECTORS)).ok_or(ENOSPC)?;
+        self.ask_for_more(&mut space);
+        Ok(unit)
+    }
+
+    /// Where the `sectors` sectors are that begin `skip` sectors into `unit`, as far as they lie
+    /// side by side on one device.
+    pub(crate) fn locate(&self, unit: u32, skip: u64, sectors: u64) -> Option<Extent<Arc<BdevFile>>> {
+        self.space.lock().pool.locate(unit, skip, sectors)
+    }
+
+    /// How much there is of what.
+    pub(crate) fn usage(&self) -> Usage {
+        let space = self.space.lock();
+        Usage {
+            capacity: space.pool.capacity() << UNIT_SECTORS_SHIFT,
+            filled: space.pool.filled() << UNIT_SECTORS_SHIFT,
+            requested: space.low.requested(),
+        }
+    }
+
+    /// Calls `f` with the device, the first sector and the number of sectors of each range. May
+    /// sleep, but `f` must not.
+    pub(crate) fn for_each_range(&self, f: impl FnMut(&Arc<BdevFile>, u64, u64) -> Result) -> Result {
+        self.space.lock().pool.for_each(f)
+    }
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Taking a snapshot: one instant for all its devices.
+//!
+//! 1. All that is needed is allocated, and the images are added.
+//! 2. The file systems are frozen, so that their dirty data is on the devices.
+//! 3. The devices are stopped: bio based ones by the [gate](Registration::gate) of their filter, then
+//!    all of them by freezing their queues. From then on no write is under way to any of them.
+//! 4. The instant: the maps go on to the next interval, and the copy engines are armed. Nothing is
+//!    allocated, copied or waited for.
+//! 5. All is let go, in reverse order, and the images get ready.
+//!
+//! Until the instant a failure undoes, by the guards' drops, all that was done. After it nothing
+//! fails.
+
+use kernel::{
+    block::{
+        bdev::FsFreeze,
+        bio_disk::{
+            BioDisk,
+            Major,
+            Options, //
+        },
+        queue::{
+            Freezing,
+            NoIoScope, //
+        }, //
+    },
+    prelude::*,
+    sync::Arc,
+    time::{
+        msecs_to_jiffies,
+        Instant,
+        Monotonic, //
+    }, //
+};
+
+use crate::{
+    cow::Cow,
+    engine::Engine,
+    image::Image,
+    params,
+    snapshot::{
+        Captured,
+        Device,
+        Snapshot,
+        State, //
+    },
+    units::Geometry, //
+};
+
+/// How long the devices may take to finish their writes.
+const TIMEOUT_MS: u32 = 10_000;
+
+/// What is allocated for a device before the instant.
+struct Prepared {
+    captured: Captured,
+    /// The map is a new one.
+    fresh: bool,
+}
+
+impl Prepared {
+    fn new(device: &Device, snapshot: &Snapshot, engine: &Arc<Engine>, major: &Major, minor: u32) -> Result<Self> {
+        let bdev = device.file.bdev();
+        if bdev.sectors() == 0 {
+            return Err(ENXIO);
+        }
+        let (min_shift, max_count) = (params::chunk_minimum_shift(), params::chunk_maximum_count());
+        let geometry = Geometry::new(bdev.sectors(), min_shift, max_count);
+        let copies = params::chunk_maximum_in_cache();
+        let cow = Cow::new(engine, &snapshot.storage, &device.file, geometry, copies)?;
+        let next = device.tracker.next_map(bdev)?;
+        let fresh = next.is_some();
+        let options = Options {
+            major,
+            minor,
+            sectors: bdev.sectors(),
+            like: bdev,
+        };
+        let image = BioDisk::new(fmt!("blksnap-image{minor}"), options, Image::new(&cow)?)?;
+        Ok(Self {
+            captured: Captured {
+                cow,
+                cbt: next.unwrap_or_else(|| device.tracker.cbt()),
+                image,
+            },
+            fresh,
+        })
+    }
+}
+
+/// Takes `snapshot`. The images get the minor numbers `minors`, of which there are as many as
+/// devices. `exclude` is called with each device's engine before the instant.
+///
+/// Calls must not overlap in time. Fails with `EALREADY` if it was taken, `ENODEV` if it has no
+/// devices, `EFAULT` if it has no storage, `ETIMEDOUT` if a device does not come to rest.
+pub(crate) fn take(
+    snapshot: &Snapshot,
+    engine: &Arc<Engine>,
+    major: &Major,
+    minors: &[u32],
+    exclude: impl Fn(&Device, &Cow) -> Result,
+) -> Result {
+    match &*snapshot.state.lock() {
+        State::Created => {}
+        State::Taken(_) => return Err(EALREADY),
+        State::Destroyed => return Err(ESRCH),
+    }
+    let devices = &snapshot.devices;
+    let count = devices.len();
+    if count == 0 {
+        return Err(ENODEV);
+    }
+    if snapshot.storage.usage().capacity == 0 {
+        return Err(EFAULT);
+    }
+
+    let mut prepared = KVec::with_capacity(count, GFP_KERNEL)?;
+    for (device, &minor) in devices.iter().zip(minors) {
+        let this = Prepared::new(device, snapshot, engine, major, minor)?;
+        exclude(device, &this.captured.cow)?;
+        prepared.push(this, GFP_KERNEL)?;
+    }
+    let mut captured = KVec::with_capacity(count, GFP_KERNEL)?;
+    let mut old = KVec::with_capacity(count, GFP_KERNEL)?;
+
+    let mut file_systems = KVec::new();
+    for device in devices {
+        for file in device.file.with_partitions()? {
+            file_systems.push(FsFreeze::new(&file)?, GFP_KERNEL)?;
+        }
+    }
+
+    // Declared before what stops the devices, and so dropped after it on failure.
+    let scope = NoIoScope::new();
+    let mut gates = KVec::with_capacity(count, GFP_KERNEL)?;
+    let mut freezing = KVec::with_capacity(count, GFP_KERNEL)?;
+    let mut frozen = KVec::with_capacity(count, GFP_KERNEL)?;
+    let timeout = msecs_to_jiffies(TIMEOUT_MS);
+    let start = Instant::<Monotonic>::now();
+    for device in devices {
+        gates.push_within_capacity(device.tracker.gate(&device.file, timeout)?).map_err(|_| ENOMEM)?;
+    }
+    for device in devices {
+        freezing.push_within_capacity(Freezing::start(&device.file, &scope)).map_err(|_| ENOMEM)?;
+    }
+    for freezing in freezing {
+        frozen.push_within_capacity(freezing.wait(timeout)?).map_err(|_| ENOMEM)?;
+    }
+
+    // The instant.
+    for ((device, this), frozen) in devices.iter().zip(prepared).zip(&frozen) {
+        let Prepared { captured: this, fresh } = this;
+        match device.tracker.arm(frozen, this.cbt.clone(), fresh, this.cow.clone()) {
+            // There is room, so nothing is dropped here.
+            Ok(hooked) => drop(old.push_within_capacity(hooked)),
+            // Excluded by what was prepared; if it happens all the same, no image may be trusted.
+            Err(err) => snapshot.storage.fail(device.tracker.id(), err),
+        }
+        drop(captured.push_within_capacity(this));
+    }
+
+    drop(frozen);
+    drop(gates);
+    let stopped = start.elapsed();
+    drop(scope);
+    drop(file_systems);
+    drop(old);
+
+    for (device, captured) in devices.iter().zip(&captured) {
+        device.tracker.set_map(captured.cbt.clone());
+        captured.cow.mark_excluded(&captured.cbt);
+        captured.image.data().set_ready(captured.cbt.clone());
+    }
+    *snapshot.stopped.lock() = stopped;
+    *snapshot.state.lock() = State::Taken(captured);
+    pr_info!(
+        "snapshot {}: {} device(s) were stopped for {} us\n",
+        snapshot.id(),
+        count,
+        stopped.as_nanos() / 1000
+    );
+    Ok(())
+}

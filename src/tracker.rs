@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The filter on a tracked device: marks what is written and, while a snapshot is held, lets the
+//! copy engine decide about it.
+//!
+//! A tracker pins no device. When its device goes, so does the tracker, and a device that comes back
+//! under the same number is another one.
+
+use kernel::{
+    block::{
+        bdev::{
+            BdevFile,
+            BlockDevice,
+            DevId,
+            DiskId, //
+        },
+        filter::{
+            Filter,
+            Incoming,
+            Verdict, //
+        },
+        queue::{
+            Entered,
+            Frozen,
+            QueueCell, //
+        }, //
+    },
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        new_mutex,
+        Arc,
+        Mutex, //
+    },
+    workqueue, //
+};
+
+use crate::{
+    cbt::Cbt,
+    cow::Cow,
+    params,
+    registry::Registry, //
+};
+
+/// What the submission path needs.
+pub(crate) struct Hooked {
+    cbt: Arc<Cbt>,
+    /// While a snapshot is held.
+    cow: Option<Arc<Cow>>,
+}
+
+/// The filter's state.
+#[pin_data]
+pub(crate) struct Tracker {
+    id: DevId,
+    disk: DiskId,
+    /// The device's first sector on the disk.
+    start: u64,
+    #[pin]
+    hooked: QueueCell<Hooked>,
+    /// The map in `hooked`, for those who are outside of the queue. Taken below the registry's
+    /// locks, never in the submission path.
+    #[pin]
+    cbt: Mutex<Arc<Cbt>>,
+    gone: Atomic<bool>,
+    registry: Arc<Registry>,
+}
+
+impl Tracker {
+    /// Begins to track `file`'s device, once it was attached.
+    pub(crate) fn new(file: &BdevFile, registry: &Arc<Registry>) -> Result<impl PinInit<Self, Error>> {
+        let bdev = file.bdev();
+        let cbt = Arc::new(new_map(bdev)?, GFP_KERNEL)?;
+        let (id, disk, start) = (bdev.id(), bdev.disk_id(), bdev.start_sector());
+        let hooked = Hooked {
+            cbt: cbt.clone(),
+            cow: None,
+        };
+        let hooked = QueueCell::new(bdev, hooked);
+        let registry = registry.clone();
+        Ok(try_pin_init!(Self {
+            id,
+            disk,
+            start,
+            hooked <- hooked,
+            cbt <- new_mutex!(cbt),
+            gone: Atomic::new(false),
+            registry,
+        }))
+    }
+
+    /// The device number.
+    pub(crate) fn id(&self) -> DevId {
+        self.id
+    }
+
+    /// Whether the device was removed.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Relaxed)
+    }
+
+    /// Whether this is the tracker of `bdev`, and not of one that had the same number.
+    pub(crate) fn is_of(&self, bdev: &BlockDevice) -> bool {
+        !self.is_gone() && self.id == bdev.id() && self.disk == bdev.disk_id()
+    }
+
+    /// The map.
+    pub(crate) fn cbt(&self) -> Arc<Cbt> {
+        self.cbt.lock().clone()
+    }
+
+    /// An empty map to go on with at the next take, if the present one cannot: because the device
+    /// has another size now, or because its numbers are used up.
+    pub(crate) fn next_map(&self, bdev: &BlockDevice) -> Result<Option<Arc<Cbt>>> {
+        let cbt = self.cbt();
+        if cbt.sectors() == bdev.sectors() && cbt.can_switch() {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(new_map(bdev)?, GFP_KERNEL)?))
+    }
+
+    /// Ends the interval: goes on with `map` or, if there is none, with the next number; and lets
+    /// `cow` decide about writes. Does not sleep. Returns what is to be freed later.
+    pub(crate) fn arm(&self, frozen: &Frozen, map: Arc<Cbt>, fresh: bool, cow: Arc<Cow>) -> Result<Hooked> {
+        if !fresh {
+            map.switch()?;
+        }
+        let hooked = Hooked {
+            cbt: map.clone(),
+            cow: Some(cow),
+        };
+        match self.hooked.replace(frozen, hooked) {
+            Ok(old) => Ok(old),
+            Err(_) => {
+                if !fresh {
+                    map.switch_back();
+                }
+                Err(EINVAL)
+            }
+        }
+    }
+
+    /// Makes the map that was given to [`arm`](Self::arm) known outside of the queue.
+    pub(crate) fn set_map(&self, map: Arc<Cbt>) {
+        *self.cbt.lock() = map;
+    }
+
+    /// Lets writes pass again.
+    pub(crate) fn disarm(&self, frozen: &Frozen, cbt: Arc<Cbt>) -> Option<Hooked> {
+        self.hooked.replace(frozen, Hooked { cbt, cow: None }).ok()
+    }
+}
+
+/// An empty map for a device.
+fn new_map(bdev: &BlockDevice) -> Result<Cbt> {
+    Cbt::new(
+        bdev.sectors(),
+        params::tracking_block_minimum_shift(),
+        params::tracking_block_maximum_count(),
+    )
+}
+
+impl Filter for Tracker {
+    const NAME: &'static CStr = c"blksnap";
+
+    #[inline]
+    fn submit_bio<'a>(&self, bio: Incoming<'a>, entered: &Entered<'_>) -> Verdict<'a> {
+        if !bio.is_write() {
+            return bio.pass();
+        }
+        let Some(hooked) = self.hooked.get(entered) else {
+            return bio.pass();
+        };
+        // A bio to the whole disk may begin before a partition and end after it.
+        let sector = bio.sector().saturating_sub(self.start);
+        let end = bio.end_sector().saturating_sub(self.start);
+        hooked.cbt.mark(sector, end.saturating_sub(sector));
+        match &hooked.cow {
+            None => bio.pass(),
+            Some(cow) => Cow::filter(cow, bio, sector, end),
+        }
+    }
+
+    fn gone(&self) {
+        self.gone.store(true, Relaxed);
+        // If it is queued already, it has not looked yet.
+        let _ = workqueue::system().enqueue(self.registry.clone());
+    }
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Units: sectors, chunks and units of difference storage.
+
+/// log2 of the number of bytes in a sector.
+pub(crate) const SECTOR_SHIFT: u32 = kernel::block::SECTOR_SHIFT;
+
+/// log2 of the number of sectors in a unit of difference storage.
+pub(crate) const UNIT_SECTORS_SHIFT: u32 = 3;
+
+/// Sectors in a unit of difference storage: 4 KiB, the largest logical block size in use.
+pub(crate) const UNIT_SECTORS: u64 = 1 << UNIT_SECTORS_SHIFT;
+
+/// log2 of the number of bytes in a unit of difference storage.
+pub(crate) const UNIT_SHIFT: u32 = UNIT_SECTORS_SHIFT + SECTOR_SHIFT;
+
+/// log2 of the size of the largest chunk in bytes: what one bio transfers.
+pub(crate) const MAX_CHUNK_SHIFT: u32 = 20;
+
+/// How a device is divided into chunks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Geometry {
+    /// The size of the device in sectors.
+    pub(crate) sectors: u64,
+    /// log2 of the number of sectors in a chunk; a chunk is at least a unit.
+    pub(crate) chunk_shift: u32,
+}
+
+impl Geometry {
+    /// Divides `sectors` sectors into chunks of `1 << min_shift` bytes, or as many times two as it
+    /// takes to need no more than `max_count`; never more than [`MAX_CHUNK_SHIFT`].
+    pub(crate) fn new(sectors: u64, min_shift: u32, max_count: u64) -> Self {
+        let most = MAX_CHUNK_SHIFT - SECTOR_SHIFT;
+        let mut chunk_shift = min_shift.saturating_sub(SECTOR_SHIFT);
+        chunk_shift = chunk_shift.clamp(UNIT_SECTORS_SHIFT, most);
+        while chunk_shift < most && sectors.div_ceil(1 << chunk_shift) > max_count {
+            chunk_shift += 1;
+        }
+        Self {
+            sectors,
+            chunk_shift,
+        }
+    }
+
+    /// The number of chunks; the last one may be short.
+    pub(crate) fn chunks(&self) -> u64 {
+        self.sectors.div_ceil(1 << self.chunk_shift)
+    }
+
+    /// The chunk of a sector.
+    pub(crate) fn chunk(&self, sector: u64) -> u64 {
+        sector >> self.chunk_shift
+    }
+
+    /// The first sector of a chunk.
+    pub(crate) fn sector(&self, chunk: u64) -> u64 {
+        chunk << self.chunk_shift
+    }
+
+    /// The sectors in `count` chunks from `first` on, without what the last one lacks.
+    pub(crate) fn sectors_in(&self, first: u64, count: u64) -> u64 {
+        let end = self.sector(first + count).min(self.sectors);
+        end.saturating_sub(self.sector(first))
+    }
+
+    /// The units in a chunk that is not short.
+    pub(crate) fn units_per_chunk(&self) -> u64 {
+        1 << (self.chunk_shift - UNIT_SECTORS_SHIFT)
+    }
+
+    /// The bytes in a chunk that is not short.
+    pub(crate) fn chunk_bytes(&self) -> usize {
+        1 << (self.chunk_shift + SECTOR_SHIFT)
+    }
+}
+
+#[cfg(CONFIG_BLK_SNAP_KUNIT_TEST)]
+#[kernel::macros::kunit_tests(blksnap_units)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_grow_with_the_device() {
+        assert_eq!(Geometry::new(1 << 35, 14, 1 << 31).chunk_shift, 5);
+        assert_eq!(Geometry::new(1 << 35, 14, 1 << 29).chunk_shift, 6);
+        assert_eq!(Geometry::new(1 << 35, 0, 1 << 40).chunk_shift, 3);
+        assert_eq!(Geometry::new(1 << 35, 63, 1 << 40).chunk_shift, 11);
+        assert_eq!(Geometry::new(u64::MAX, 12, 1).chunk_shift, 11);
+    }
+
+    #[test]
+    fn the_last_chunk_is_short() {
+        let g = Geometry::new(100, 14, 1 << 31);
+        assert_eq!(g.chunks(), 4);
+        assert_eq!(g.sectors_in(0, 4), 100);
+        assert_eq!(g.sectors_in(3, 1), 4);
+        assert_eq!(g.sectors_in(1, 2), 64);
+    }
+}
