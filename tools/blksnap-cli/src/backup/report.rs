@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! What a backup has done, for people and for scripts.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use blksnap::Taken;
+use blksnap::session::Moment;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::unix_ns;
+use crate::size::Size;
+
+/// What a backup has done.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Where the backup is.
+    pub directory: PathBuf,
+    /// The snapshot it was made from.
+    pub snapshot: Uuid,
+    /// When that was taken.
+    pub taken: TakenReport,
+    /// The devices.
+    pub devices: Vec<DeviceReport>,
+    /// Bytes of difference storage given.
+    pub storage_bytes: u64,
+    /// Bytes of old data copied to it, if the module tells.
+    pub copied_to_storage: Option<u64>,
+    /// How long the devices were stopped by the take, in nanoseconds, if the module tells.
+    pub stopped_ns: Option<u64>,
+    /// All that the module tells of the snapshot, just before its end.
+    pub state: BTreeMap<String, String>,
+    /// How long all of it took.
+    pub seconds: f64,
+}
+
+/// The one instant lies between these.
+#[derive(Debug, Serialize)]
+pub struct TakenReport {
+    before: MomentReport,
+    after: MomentReport,
+}
+
+/// A point in time on two clocks.
+#[derive(Debug, Serialize)]
+pub struct MomentReport {
+    /// CLOCK_MONOTONIC.
+    monotonic_ns: i64,
+    /// Since 1970.
+    unix_ns: u64,
+}
+
+impl From<Taken> for TakenReport {
+    fn from(taken: Taken) -> Self {
+        let report = |moment: Moment| MomentReport {
+            monotonic_ns: moment.monotonic_ns,
+            unix_ns: unix_ns(moment.wall),
+        };
+        Self {
+            before: report(taken.before),
+            after: report(taken.after),
+        }
+    }
+}
+
+/// How a device was copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// All of it.
+    Full,
+    /// What has changed.
+    Incremental,
+}
+
+/// What was done with one device.
+#[derive(Debug, Serialize)]
+pub struct DeviceReport {
+    /// The device.
+    pub device: PathBuf,
+    /// Its image.
+    pub image: PathBuf,
+    /// Its file in the backup.
+    pub file: PathBuf,
+    /// How it was copied.
+    pub kind: Kind,
+    /// Why it was copied in full.
+    pub reason: String,
+    /// The number of the snapshot since which changes were copied.
+    pub since: Option<u8>,
+    /// The number of this snapshot.
+    pub number: u8,
+    /// The generation of change tracking.
+    pub generation: Uuid,
+    /// Bytes of the device.
+    pub size: u64,
+    /// Bytes in a tracking block.
+    pub block_size: u32,
+    /// Tracking blocks.
+    pub blocks: u64,
+    /// Those copied.
+    pub blocks_changed: u64,
+    /// Bytes read from the image.
+    pub bytes_copied: u64,
+    /// Bytes written to the backup; zeros become holes.
+    pub bytes_written: u64,
+    /// How long the copy took.
+    pub seconds: f64,
+    /// Whether the backup was found equal to the image.
+    pub verified: bool,
+    /// Bytes of difference storage on the device, which have no meaning in its image and were not
+    /// compared.
+    pub bytes_not_compared: u64,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for device in &self.devices {
+            write!(f, "{}: {}, ", device.device.display(), Size(device.size))?;
+            match device.since {
+                Some(since) => write!(
+                    f,
+                    "incremental since snapshot {since}: {} of {} blocks of {} changed, {} copied",
+                    device.blocks_changed,
+                    device.blocks,
+                    Size(device.block_size.into()),
+                    Size(device.bytes_copied)
+                )?,
+                None => write!(
+                    f,
+                    "full ({}): {} copied, {} stored",
+                    device.reason,
+                    Size(device.bytes_copied),
+                    Size(device.bytes_written)
+                )?,
+            }
+            let end = if device.verified {
+                ", compared and equal"
+            } else {
+                ""
+            };
+            writeln!(f, "{end}; {}", self.directory.join(&device.file).display())?;
+        }
+        if let Some(copied) = self.copied_to_storage {
+            write!(f, "difference storage: {} used of ", Size(copied))?;
+        } else {
+            write!(f, "difference storage: ")?;
+        }
+        writeln!(f, "{} given", Size(self.storage_bytes))?;
+        if let Some(stopped) = self.stopped_ns {
+            writeln!(f, "devices stopped for {:.3} ms", stopped as f64 / 1e6)?;
+        }
+        writeln!(f, "done in {:.1} s", self.seconds)
+    }
+}

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! The commands of the older tool: the same standard output and exit codes, for the scripts that
+//! call it.
+
+mod stretch;
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use blksnap::storage::{Extents, extents_of};
+use blksnap::{Control, DevId, EventKind, SectorRange, SnapshotId};
+use rustix::io::Errno;
+
+use crate::args::{Legacy, PlaceArgs};
+use crate::output::print;
+
+/// Does one of them.
+pub fn run(command: Legacy) -> Result<()> {
+    let control = Control::open()?;
+    match command {
+        Legacy::Version => print(control.version()?.to_string()),
+        Legacy::TrackerRemove { device } => Ok(control.tracker_remove(DevId::resolve(device)?)?),
+        Legacy::TrackerCollect => tracker_collect(&control),
+        Legacy::TrackerReadCbtMap { device, file } => {
+            read_cbt_map(&control, DevId::resolve(device)?, &file)
+        }
+        Legacy::TrackerMarkDirtyBlock(place) => {
+            let extents = extents(&place)?;
+            Ok(control.mark_dirty(extents.device, &extents.ranges)?)
+        }
+        Legacy::SnapshotCreate { device } => {
+            let devices = device
+                .iter()
+                .map(DevId::resolve)
+                .collect::<Result<Vec<_>, _>>()?;
+            print(control.snapshot_create(&devices)?.to_string())
+        }
+        Legacy::SnapshotAppendStorage { id, place } => {
+            let extents = extents(&place)?;
+            Ok(control.snapshot_append_storage(id, extents.device, &extents.ranges)?)
+        }
+        Legacy::SnapshotTake { id } => Ok(control.snapshot_take(id)?),
+        Legacy::SnapshotDestroy { id } => Ok(control.snapshot_destroy(id)?),
+        Legacy::SnapshotWaitEvent { id, timeout } => wait_event(&control, id, timeout),
+        Legacy::SnapshotCollect { id } => snapshot_collect(&control, id),
+        Legacy::StretchSnapshot { id, path, limit } => stretch::run(&control, id, &path, limit),
+    }
+}
+
+/// Lists the trackers.
+fn tracker_collect(control: &Control) -> Result<()> {
+    let trackers = control.trackers()?;
+    let mut lines = vec![format!("count={}", trackers.len())];
+    for info in trackers {
+        lines.extend([
+            ",".to_owned(),
+            format!("device={}", info.device),
+            format!("blk_size={}", info.block_size),
+            format!("device_capacity={}", info.capacity),
+            format!("blk_count={}", info.block_count),
+            format!("generationId={}", info.generation),
+            format!("snap_number={}", info.number),
+        ]);
+    }
+    lines.push(".".to_owned());
+    print(lines.join("\n"))
+}
+
+/// Writes the raw map to a file.
+fn read_cbt_map(control: &Control, device: DevId, path: &Path) -> Result<()> {
+    let failed = || format!("cannot write {}", path.display());
+    let mut file = File::create(path).with_context(failed)?;
+    let mut buffer = vec![0; 1 << 20];
+    let mut offset = 0;
+    loop {
+        let count = control.read_cbt_map(device, offset, &mut buffer)?;
+        if count == 0 {
+            return Ok(());
+        }
+        file.write_all(&buffer[..count]).with_context(failed)?;
+        // A map is no longer than a u32 says.
+        offset += count as u32;
+    }
+}
+
+/// The blocks that are meant. Those of a file are printed.
+fn extents(place: &PlaceArgs) -> Result<Extents> {
+    match (&place.file, &place.device) {
+        (Some(path), _) => {
+            let file =
+                File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+            let extents = extents_of(&file, path)?;
+            for range in &extents.ranges {
+                print(allocated(range))?;
+            }
+            Ok(extents)
+        }
+        (None, Some(device)) => Ok(Extents {
+            device: DevId::resolve(device)?,
+            ranges: place.ranges.clone(),
+        }),
+        // The definitions of the arguments ask for one of them.
+        (None, None) => bail!("neither a file nor a device is given"),
+    }
+}
+
+/// How the older tool writes an extent.
+fn allocated(range: &SectorRange) -> String {
+    format!(
+        "allocate range: ofs={} cnt={}",
+        range.start.0, range.count.0
+    )
+}
+
+/// Waits for one event.
+fn wait_event(control: &Control, id: SnapshotId, timeout_ms: u32) -> Result<()> {
+    let timeout = Duration::from_millis(timeout_ms.into());
+    let event = match control.wait_event(id, timeout) {
+        Ok(None) => return print("result=timeout"),
+        Err(error) if error.errno() == Some(Errno::INTR) => return print("result=interrupted"),
+        Ok(Some(event)) => event,
+        Err(error) => return Err(error.into()),
+    };
+    let mut lines = vec!["result=ok".to_owned(), format!("time={}", event.time_ns)];
+    match event.kind {
+        EventKind::LowFreeSpace { requested } => lines.extend([
+            "event=low_free_space".to_owned(),
+            format!("requested_nr_sect={}", requested.0),
+        ]),
+        EventKind::Corrupted { .. } => lines.push("event=corrupted".to_owned()),
+    }
+    print(lines.join("\n"))
+}
+
+/// Lists the images of one snapshot, or of all.
+fn snapshot_collect(control: &Control, id: Option<SnapshotId>) -> Result<()> {
+    let ids = match id {
+        Some(id) => vec![id],
+        None => control.snapshots()?,
+    };
+    for one in ids {
+        let images = match control.images(one) {
+            // In the list of all, one that was not taken has no images.
+            Err(error) if id.is_none() && error.errno() == Some(Errno::NODEV) => Vec::new(),
+            other => other?,
+        };
+        let mut lines = vec![format!("snapshot={one}"), format!("count={}", images.len())];
+        for image in images {
+            lines.extend([
+                ",".to_owned(),
+                format!("orig_dev_id={}", image.original),
+                format!("image_dev_id={}", image.device),
+            ]);
+        }
+        lines.push(".".to_owned());
+        print(lines.join("\n"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! The `blksnap` command: snapshots of block devices, backup and restore.
+//!
+//! [`args`] says what can be asked for; each command is a module with a `run`. Whatever a command
+//! holds — a snapshot, its storage, a half-made file — is owned by a value that undoes it when it
+//! is dropped, so errors and signals leave nothing behind. Exit codes: 0 done, 1 failed or wrongly
+//! used, 128 + N ended by signal N; `snapshot … -- COMMAND` gives the code of the command.
+
+mod args;
+mod backup;
+mod buffer;
+mod compare;
+mod copy;
+mod device;
+mod hold;
+mod legacy;
+mod manifest;
+mod mounts;
+mod output;
+mod progress;
+mod restore;
+mod signals;
+mod size;
+mod status;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use args::{Args, Command};
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // A closed terminal is no reason to fail differently.
+            let _ = error.print();
+            return ExitCode::from(u8::from(error.use_stderr()));
+        }
+    };
+    match run(args) {
+        Ok(code) => code,
+        Err(error) => {
+            if let Some(code) = error.downcast_ref::<signals::Interrupted>() {
+                eprintln!("blksnap: {error}");
+                return code.exit_code();
+            }
+            eprintln!("blksnap: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Does what was asked for.
+fn run(args: Args) -> Result<ExitCode> {
+    match args.command {
+        Command::Backup(args) => backup::run(&args)?,
+        Command::Restore(args) => restore::run(&args)?,
+        Command::Snapshot(args) => return hold::run(&args),
+        Command::Status(args) => status::run(&args)?,
+        Command::Legacy(command) => legacy::run(command)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The control device: one method for each command of the module.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::ptr;
+use std::time::Duration;
+
+use crate::cbt::{CbtInfo, CbtMap};
+use crate::error::{Command, Error, Result};
+use crate::event::Event;
+use crate::id::{DevId, SnapshotId};
+use crate::sys;
+use crate::units::SectorRange;
+use rustix::io::Errno;
+
+/// The version of the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// Changes when programs must change.
+    pub major: u16,
+    /// Changes when something is added.
+    pub minor: u16,
+    /// Changes when something is mended.
+    pub revision: u16,
+    /// The build.
+    pub build: u16,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            major,
+            minor,
+            revision,
+            build,
+        } = self;
+        write!(f, "{major}.{minor}.{revision}.{build}")
+    }
+}
+
+/// An original device and its image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// The device that was captured.
+    pub original: DevId,
+    /// The device that shows it as it was.
+    pub device: DevId,
+    /// The path of that device.
+    pub path: PathBuf,
+}
+
+/// The opened control device. Any number may be open at once, and threads may share one.
+#[derive(Debug)]
+pub struct Control {
+    file: File,
+}
+
+impl Control {
+    /// Opens `/dev/blksnap`. Needs root, and the module loaded.
+    pub fn open() -> Result<Self> {
+        Self::open_at(sys::CONTROL_PATH)
+    }
+
+    /// Opens the control device at another path.
+    pub fn open_at(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(file) => Ok(Self { file }),
+            Err(error) => Err(Error::Open {
+                path: path.to_owned(),
+                errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+            }),
+        }
+    }
+
+    /// Gets the version of the module.
+    pub fn version(&self) -> Result<Version> {
+        let mut raw = sys::Version::default();
+        // SAFETY: The number is that of this structure, which holds no pointer.
+        unsafe { sys::call(&self.file, sys::VERSION, &mut raw) }
+            .map_err(|errno| failed(Command::Version, "", errno))?;
+        Ok(Version {
+            major: raw.major,
+            minor: raw.minor,
+            revision: raw.revision,
+            build: raw.build,
+        })
+    }
+
+    /// Stops tracking a device. Its change map is lost; the next backup of it must be a full one.
+    pub fn tracker_remove(&self, device: DevId) -> Result<()> {
+        let mut raw = sys::TrackerRemove {
+            dev_id: device.into(),
+        };
+        // SAFETY: The number is that of this structure, which holds no pointer.
+        unsafe { sys::call(&self.file, sys::TRACKER_REMOVE, &mut raw) }
+            .map_err(|errno| failed(Command::TrackerRemove, device, errno))?;
+        Ok(())
+    }
+
+    /// Lists the tracked devices, in the order in which tracking began.
+    pub fn trackers(&self) -> Result<Vec<CbtInfo>> {
+        let found = collect(Errno::NOBUFS, |count, array| {
+            let mut raw = sys::TrackerCollect {
+                count,
+                cbt_info_array: array,
+            };
+            // SAFETY: The number is that of this structure, whose array is null or has room for
+            // `count`.
+            unsafe { sys::call(&self.file, sys::TRACKER_COLLECT, &mut raw) }
+                .map(|_| raw.count)
+                .map_err(|errno| (errno, raw.count))
+        });
+        let found = found.map_err(|errno| failed(Command::TrackerCollect, "", errno))?;
+        Ok(found.into_iter().map(CbtInfo::from).collect())
+    }
+
+    /// What is known of one tracked device; `None` if it is not tracked.
+    pub fn tracker(&self, device: DevId) -> Result<Option<CbtInfo>> {
+        Ok(self
+            .trackers()?
+            .into_iter()
+            .find(|info| info.device == device))
+    }
+
+    /// Reads a part of the change map of a device as of its last take, from the block `offset` on,
+    /// and gives how many bytes were read: one for each block, 0 at or past the end.
+    pub fn read_cbt_map(&self, device: DevId, offset: u32, buffer: &mut [u8]) -> Result<usize> {
+        let mut raw = sys::TrackerReadCbtBitmap {
+            dev_id: device.into(),
+            offset,
+            length: u32::try_from(buffer.len()).unwrap_or(u32::MAX),
+            buff: buffer.as_mut_ptr(),
+        };
+        // SAFETY: The number is that of this structure, whose pointer is good for at least `length`
+        // bytes.
+        let count = unsafe { sys::call(&self.file, sys::TRACKER_READ_CBT_MAP, &mut raw) }
+            .map_err(|errno| failed(Command::TrackerReadCbtMap, device, errno))?;
+        Ok((count as usize).min(buffer.len()))
+    }
+
+    /// Reads the whole change map of a device as of its last take.
+    pub fn cbt_map(&self, info: &CbtInfo) -> Result<CbtMap> {
+        let mut bytes = vec![0; info.block_count as usize];
+        let mut filled = 0;
+        while filled < bytes.len() {
+            // At most 1 MiB a call, as clients always did. The offset is below the count, a u32.
+            let end = bytes.len().min(filled + (1 << 20));
+            let count = self.read_cbt_map(info.device, filled as u32, &mut bytes[filled..end])?;
+            if count == 0 {
+                return Err(failed(Command::TrackerReadCbtMap, info.device, Errno::IO));
+            }
+            filled += count;
+        }
+        Ok(CbtMap::new(bytes, info.block_size, info.capacity))
+    }
+
+    /// Marks ranges of a tracked device (or of the original of an image) as changed, for this and
+    /// the next increment.
+    pub fn mark_dirty(&self, device: DevId, ranges: &[SectorRange]) -> Result<()> {
+        let ranges = raw_ranges(ranges);
+        let mut raw = sys::TrackerMarkDirtyBlocks {
+            dev_id: device.into(),
+            count: count_of(&ranges),
+            dirty_blocks_array: ranges.as_ptr(),
+        };
+        // SAFETY: The number is that of this structure, whose pointer is good for `count` ranges.
+        unsafe { sys::call(&self.file, sys::TRACKER_MARK_DIRTY_BLOCKS, &mut raw) }
+            .map_err(|errno| failed(Command::TrackerMarkDirtyBlocks, device, errno))?;
+        Ok(())
+    }
+
+    /// Prepares a snapshot of several devices. Tracking begins for those not tracked yet.
+    pub fn snapshot_create(&self, devices: &[DevId]) -> Result<SnapshotId> {
+        let ids: Vec<sys::DevT> = devices.iter().copied().map(Into::into).collect();
+        let mut raw = sys::SnapshotCreate {
+            count: count_of(&ids),
+            dev_id_array: ids.as_ptr(),
+            id: [0; 16],
+        };
+        // SAFETY: The number is that of this structure, whose pointer is good for `count` ids.
+        unsafe { sys::call(&self.file, sys::SNAPSHOT_CREATE, &mut raw) }.map_err(|errno| {
+            let names: Vec<_> = devices.iter().map(|id| describe(*id)).collect();
+            failed(Command::SnapshotCreate, names.join(", "), errno)
+        })?;
+        Ok(SnapshotId::from_raw(raw.id))
+    }
+
+    /// Ends a snapshot. When this returns, its images are gone and nothing more is written to its
+    /// storage.
+    pub fn snapshot_destroy(&self, id: SnapshotId) -> Result<()> {
+        let mut raw = sys::SnapshotDestroy { id: id.to_raw() };
+        // SAFETY: The number is that of this structure, which holds no pointer.
+        unsafe { sys::call(&self.file, sys::SNAPSHOT_DESTROY, &mut raw) }
+            .map_err(|errno| failed(Command::SnapshotDestroy, id, errno))?;
+        Ok(())
+    }
+
+    /// Gives a snapshot ranges of a device to save old data in. They must stay reserved until it is
+    /// destroyed.
+    pub fn snapshot_append_storage(
+        &self,
+        id: SnapshotId,
+        device: DevId,
+        ranges: &[SectorRange],
+    ) -> Result<()> {
+        let ranges = raw_ranges(ranges);
+        let mut raw = sys::SnapshotAppendStorage {
+            id: id.to_raw(),
+            dev_id: device.into(),
+            count: count_of(&ranges),
+            ranges: ranges.as_ptr(),
+        };
+        // SAFETY: The number is that of this structure, whose pointer is good for `count` ranges.
+        unsafe { sys::call(&self.file, sys::SNAPSHOT_APPEND_STORAGE, &mut raw) }.map_err(
+            |errno| {
+                let subject = format!("{id} on {}", describe(device));
+                failed(Command::SnapshotAppendStorage, subject, errno)
+            },
+        )?;
+        Ok(())
+    }
+
+    /// Captures all devices of a snapshot at one instant. When this returns, the images are
+    /// present.
+    pub fn snapshot_take(&self, id: SnapshotId) -> Result<()> {
+        let mut raw = sys::SnapshotTake { id: id.to_raw() };
+        // SAFETY: The number is that of this structure, which holds no pointer.
+        unsafe { sys::call(&self.file, sys::SNAPSHOT_TAKE, &mut raw) }
+            .map_err(|errno| failed(Command::SnapshotTake, id, errno))?;
+        Ok(())
+    }
+
+    /// Lists the snapshots, in the order of their creation.
+    pub fn snapshots(&self) -> Result<Vec<SnapshotId>> {
+        let found = collect(Errno::NODATA, |count, array| {
+            let mut raw = sys::SnapshotCollect { count, ids: array };
+            // SAFETY: The number is that of this structure, whose array is null or has room for
+            // `count`.
+            unsafe { sys::call(&self.file, sys::SNAPSHOT_COLLECT, &mut raw) }
+                .map(|_| raw.count)
+                .map_err(|errno| (errno, raw.count))
+        });
+        let found = found.map_err(|errno| failed(Command::SnapshotCollect, "", errno))?;
+        Ok(found.into_iter().map(SnapshotId::from_raw).collect())
+    }
+
+    /// Lists the images of a taken snapshot, in the order in which its devices were given.
+    pub fn images(&self, id: SnapshotId) -> Result<Vec<Image>> {
+        let found = collect(Errno::NODATA, |count, array| {
+            let mut raw = sys::SnapshotCollectImages {
+                id: id.to_raw(),
+                count,
+                image_info_array: array,
+            };
+            // SAFETY: The number is that of this structure, whose array is null or has room for
+            // `count`.
+            unsafe { sys::call(&self.file, sys::SNAPSHOT_COLLECT_IMAGES, &mut raw) }
+                .map(|_| raw.count)
+                .map_err(|errno| (errno, raw.count))
+        });
+        let found = found.map_err(|errno| failed(Command::SnapshotCollectImages, id, errno))?;
+        Ok(found
+            .into_iter()
+            .map(|raw: sys::ImageInfo| Image {
+                original: raw.orig_dev_id.into(),
+                device: raw.image_dev_id.into(),
+                path: format!("{}{}", sys::IMAGE_PATH, raw.image_dev_id.mn).into(),
+            })
+            .collect())
+    }
+
+    /// Waits for the next event of a snapshot; `None` when `timeout` (in whole milliseconds) is
+    /// over.
+    ///
+    /// Each event is given to one caller. The error is [`Errno::INTR`] on a signal, and
+    /// [`Errno::SRCH`] when the snapshot does not exist, or is destroyed meanwhile.
+    pub fn wait_event(&self, id: SnapshotId, timeout: Duration) -> Result<Option<Event>> {
+        let mut raw = sys::SnapshotEvent {
+            id: id.to_raw(),
+            timeout_ms: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
+            code: 0,
+            time_label: 0,
+            data: [0; 4064],
+        };
+        // SAFETY: The number is that of this structure, which holds no pointer.
+        match unsafe { sys::call(&self.file, sys::SNAPSHOT_WAIT_EVENT, &mut raw) } {
+            Ok(_) => Event::from_raw(&raw).map(Some),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(failed(Command::SnapshotWaitEvent, id, errno)),
+        }
+    }
+}
+
+impl AsFd for Control {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// A device as people know it, and its number.
+fn describe(device: DevId) -> String {
+    match device.kernel_name() {
+        Some(name) => format!("/dev/{} ({device})", name.replace('!', "/")),
+        None => device.to_string(),
+    }
+}
+
+/// The error of a command.
+fn failed(command: Command, subject: impl fmt::Display, errno: Errno) -> Error {
+    Error::Command {
+        command,
+        subject: subject.to_string(),
+        errno,
+    }
+}
+
+/// The number of elements as the interface has it. More than it can say is refused by the module
+/// all the same.
+fn count_of<T>(slice: &[T]) -> u32 {
+    u32::try_from(slice.len()).unwrap_or(u32::MAX)
+}
+
+/// The ranges as the interface has them.
+fn raw_ranges(ranges: &[SectorRange]) -> Vec<sys::BlockRange> {
+    ranges
+        .iter()
+        .map(|range| sys::BlockRange {
+            sector_offset: range.start.0,
+            sector_count: range.count.0,
+        })
+        .collect()
+}
+
+/// Asks for the number of elements, then for the elements, and again while there are more than
+/// there was room for.
+///
+/// `ask` gets the room and the array, and gives the number; or the error and the number needed.
+fn collect<T: Copy + Default>(
+    too_small: Errno,
+    mut ask: impl FnMut(u32, *mut T) -> Result<u32, (Errno, u32)>,
+) -> Result<Vec<T>, Errno> {
+    let mut room = ask(0, ptr::null_mut()).map_err(|(errno, _)| errno)?;
+    loop {
+        if room == 0 {
+            return Ok(Vec::new());
+        }
+        let mut array = vec![T::default(); room as usize];
+        match ask(room, array.as_mut_ptr()) {
+            Ok(count) => {
+                array.truncate(count as usize);
+                return Ok(array);
+            }
+            Err((errno, needed)) if errno == too_small && needed > room => room = needed,
+            Err((errno, _)) => return Err(errno),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn collecting_asks_again_when_there_are_more() {
+        let mut real = vec![1u64, 2];
+        let found = collect(Errno::NOBUFS, |room, array: *mut u64| {
+            let count = real.len() as u32;
+            if array.is_null() {
+                real.push(3);
+                return Ok(count);
+            }
+            if room < count {
+                return Err((Errno::NOBUFS, count));
+            }
+            // SAFETY: `collect` gives room for `room` elements, and these are no more.
+            unsafe { ptr::copy_nonoverlapping(real.as_ptr(), array, real.len()) };
+            Ok(count)
+        });
+        assert_eq!(found, Ok(vec![1, 2, 3]));
+    }
+}

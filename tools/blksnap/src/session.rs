@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A snapshot from creation to destruction, with its difference storage looked after.
+//!
+//! ```text
+//! create ── first portion appended ── take ── images are read ── destroy ── files removed
+//!              └────── a thread: low free space → new file → append; corrupted → noted ──────┘
+//! ```
+
+mod feeder;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::control::{Control, Image};
+use crate::error::{Error, Result};
+use crate::id::{DevId, SnapshotId};
+use crate::state::SnapshotState;
+use crate::storage::{Place, remove_stale};
+use crate::units::ByteSet;
+use feeder::{Feeder, Shared};
+
+/// How a [`Session`] gets its difference storage.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// Where its files are made.
+    pub place: Place,
+    /// Bytes appended at a time, at least; the module may ask for more.
+    pub portion: u64,
+    /// Bytes that are never exceeded; the snapshot is lost when they are not enough.
+    pub limit: Option<u64>,
+}
+
+impl SessionOptions {
+    /// Storage in files in a directory, as much as the module asks for.
+    pub fn in_directory(path: impl Into<PathBuf>) -> Self {
+        Self {
+            place: Place::new(path.into()),
+            portion: 0,
+            limit: None,
+        }
+    }
+}
+
+/// A point in time on two clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    pub monotonic_ns: i64,
+    /// The time of day.
+    pub wall: SystemTime,
+}
+
+impl Moment {
+    /// Now.
+    pub fn now() -> Self {
+        let now = clock_gettime(ClockId::Monotonic);
+        Self {
+            monotonic_ns: now.tv_sec * 1_000_000_000 + now.tv_nsec,
+            wall: SystemTime::now(),
+        }
+    }
+}
+
+/// When a snapshot was taken: the one instant lies between these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Before the take was asked for. What was written durably before this is in the images.
+    pub before: Moment,
+    /// After it was done. What was begun after this is not in the images.
+    pub after: Moment,
+}
+
+/// A snapshot that feeds itself with storage. Dropping it destroys the snapshot and removes its
+/// files.
+///
+/// The files are removed only after the snapshot has been destroyed: the module may write to their
+/// blocks until then. A process that is killed leaves both behind; destroy the snapshot, and the
+/// next session with the same place removes the files.
+#[derive(Debug)]
+pub struct Session {
+    control: Control,
+    id: SnapshotId,
+    shared: Arc<Shared>,
+    feeder: Option<JoinHandle<()>>,
+    images: Vec<Image>,
+    taken: Option<Taken>,
+    destroyed: bool,
+}
+
+impl Session {
+    /// Creates a snapshot of several devices and gives it the first portion of storage. Nothing is
+    /// captured yet.
+    pub fn create(devices: &[DevId], options: SessionOptions) -> Result<Self> {
+        let control = Control::open()?;
+        remove_stale(&options.place, || control.snapshots())?;
+        let feeder_control = Control::open()?;
+        let id = control.snapshot_create(devices)?;
+        let shared = Arc::new(Shared::default());
+        // From here on, dropping the session destroys the snapshot.
+        let mut session = Self {
+            control,
+            id,
+            shared: shared.clone(),
+            feeder: None,
+            images: Vec::new(),
+            taken: None,
+            destroyed: false,
+        };
+        let mut feeder = Feeder::new(feeder_control, id, options, shared);
+        feeder.first_portion()?;
+        let thread = std::thread::Builder::new().name("blksnap-feeder".into());
+        let thread = thread
+            .spawn(move || feeder.run())
+            .map_err(|source| Error::file("start a thread for", "/dev/blksnap", source))?;
+        session.feeder = Some(thread);
+        Ok(session)
+    }
+
+    /// The snapshot.
+    pub fn id(&self) -> SnapshotId {
+        self.id
+    }
+
+    /// The control device the session works with.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Captures all devices at one instant. When this returns, the images are there.
+    pub fn take(&mut self) -> Result<Taken> {
+        let before = Moment::now();
+        self.control.snapshot_take(self.id)?;
+        let after = Moment::now();
+        self.images = self.control.images(self.id)?;
+        let taken = Taken { before, after };
+        self.taken = Some(taken);
+        Ok(taken)
+    }
+
+    /// When the snapshot was taken.
+    pub fn taken(&self) -> Option<Taken> {
+        self.taken
+    }
+
+    /// The images, in the order of the devices; empty before the take.
+    pub fn images(&self) -> &[Image] {
+        &self.images
+    }
+
+    /// Fails when the snapshot is lost: what was read from its images before may be wrong only if
+    /// it was read after the loss, and the module gives errors then. Ask when a read has failed,
+    /// and at the end.
+    pub fn check(&self) -> Result<()> {
+        match self.shared.corrupted() {
+            Some((device, errno)) => Err(Error::Corrupted {
+                device,
+                errno,
+                trouble: self.shared.trouble(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// As [`check`](Self::check), but waits a little for the event: for use after a read error.
+    pub fn check_after_error(&self) -> Result<()> {
+        for _ in 0..20 {
+            self.check()?;
+            std::thread::sleep(Duration::from_millis(25));
+        }
+        Ok(())
+    }
+
+    /// What went wrong while storage was appended, if anything. The snapshot may still be good.
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.trouble()
+    }
+
+    /// Bytes of difference storage given so far.
+    pub fn storage_bytes(&self) -> u64 {
+        self.shared.storage_bytes()
+    }
+
+    /// What the module shows of the snapshot.
+    pub fn state(&self) -> SnapshotState {
+        SnapshotState::read(self.id)
+    }
+
+    /// Where the difference storage given so far lies on a device, in bytes. It may lie on a
+    /// partition of the device. These blocks have no meaning in the image of the device.
+    pub fn storage_on(&self, device: DevId) -> ByteSet {
+        self.shared.storage_on(device)
+    }
+
+    /// Destroys the snapshot and removes its files, as dropping it does, and tells how that went.
+    pub fn destroy(mut self) -> Result<()> {
+        self.finish()
+    }
+
+    /// Destroys the snapshot, waits for the thread, removes the files.
+    fn finish(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.destroyed, true) {
+            return Ok(());
+        }
+        let destroyed = match self.control.snapshot_destroy(self.id) {
+            // Somebody else destroyed it.
+            Err(error) if error.errno() == Some(Errno::NODEV) => Ok(()),
+            other => other,
+        };
+        self.shared.stop();
+        if let Some(thread) = self.feeder.take() {
+            // A panic of the thread has been printed, and there is nothing more to do about it.
+            let _ = thread.join();
+        }
+        // While the snapshot lives, its files must stay.
+        destroyed?;
+        self.shared.remove_files()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Who wants to know calls `destroy`.
+        let _ = self.finish();
+    }
+}
