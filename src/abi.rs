@@ -116,7 +116,8 @@ impl<const N: usize> Struct<N> {
 
     /// Sets the device number at `offset`.
     pub(crate) fn set_device(&mut self, offset: usize, device: DevId) -> &mut Self {
-        self.set_u32(offset, device.major).set_u32(offset + 4, device.minor)
+        self.set_u32(offset, device.major)
+            .set_u32(offset + 4, device.minor)
     }
 }
 
@@ -171,8 +172,14 @@ mod tests {
     #[test]
     fn fields_round_trip() {
         let mut s = Struct::<32>::new();
-        let device = DevId { major: 8, minor: 17 };
-        s.set_device(0, device).set_u64(8, u64::MAX - 1).set_u32(16, 7).set(20, &[1, 2, 3]);
+        let device = DevId {
+            major: 8,
+            minor: 17,
+        };
+        s.set_device(0, device)
+            .set_u64(8, u64::MAX - 1)
+            .set_u32(16, 7)
+            .set(20, &[1, 2, 3]);
         assert_eq!(s.device(0), device);
         assert_eq!(s.u64(8), u64::MAX - 1);
         assert_eq!(s.u32(16), 7);

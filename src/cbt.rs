@@ -130,7 +130,9 @@ impl Cbt {
         }
         let from = usize::try_from(first >> shift).unwrap_or(len).min(len);
         let to = usize::try_from((end - 1) >> shift).unwrap_or(len);
-        self.map.get(from..to.saturating_add(1).min(len)).unwrap_or(&[])
+        self.map
+            .get(from..to.saturating_add(1).min(len))
+            .unwrap_or(&[])
     }
 
     /// Marks the blocks of `count` sectors from `first` on as written now.
@@ -185,7 +187,8 @@ impl Cbt {
     /// Undoes the last [`switch`](Self::switch), after which nothing was marked.
     pub(crate) fn switch_back(&self) {
         let active = self.active();
-        self.active.store(u32::from(active.saturating_sub(1).max(FIRST)), Relaxed);
+        self.active
+            .store(u32::from(active.saturating_sub(1).max(FIRST)), Relaxed);
     }
 
     /// Copies the map as of the last take into `out`, beginning at block `offset`. Returns the

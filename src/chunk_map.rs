@@ -104,19 +104,23 @@ impl ChunkMap {
     }
 
     fn segment(&self, chunk: u64) -> Option<&SetOnce<Segment>> {
-        self.segments.get(usize::try_from(chunk >> SEGMENT_SHIFT).ok()?)
+        self.segments
+            .get(usize::try_from(chunk >> SEGMENT_SHIFT).ok()?)
     }
 
     fn word(&self, chunk: u64) -> Option<&Atomic<u32>> {
         // CAST: Less than `SEGMENT`.
-        self.segment(chunk)?.as_ref()?.get((chunk & (SEGMENT - 1)) as usize)
+        self.segment(chunk)?
+            .as_ref()?
+            .get((chunk & (SEGMENT - 1)) as usize)
     }
 
     /// The place of a chunk.
     #[inline]
     pub(crate) fn get(&self, chunk: u64) -> Place {
-        self.word(chunk)
-            .map_or(Place::Untouched, |word| Place::from_word(word.load(Acquire)))
+        self.word(chunk).map_or(Place::Untouched, |word| {
+            Place::from_word(word.load(Acquire))
+        })
     }
 
     /// Makes room for the states of `count` chunks from `first` on, as far as they exist.
@@ -207,9 +211,15 @@ mod tests {
         assert_eq!(map.get(u64::MAX), Place::Untouched);
         assert!(!map.is_safe(0, 1));
         assert!(map.is_safe(5, 5));
-        assert_eq!(map.segments.iter().filter(|s| s.as_ref().is_some()).count(), 0);
+        assert_eq!(
+            map.segments.iter().filter(|s| s.as_ref().is_some()).count(),
+            0
+        );
         map.prepare(SEGMENT - 1, 2, GFP_KERNEL)?;
-        assert_eq!(map.segments.iter().filter(|s| s.as_ref().is_some()).count(), 2);
+        assert_eq!(
+            map.segments.iter().filter(|s| s.as_ref().is_some()).count(),
+            2
+        );
         Ok(())
     }
 
@@ -228,10 +238,20 @@ mod tests {
     #[test]
     fn runs_of_untouched_chunks() -> Result {
         use Place::*;
-        let map = map(&[Stored(1), Untouched, Untouched, Untouched, Reading, Untouched])?;
+        let map = map(&[
+            Stored(1),
+            Untouched,
+            Untouched,
+            Untouched,
+            Reading,
+            Untouched,
+        ])?;
         assert_eq!(map.untouched_run(START, START + 6, 9), Some((START + 1, 3)));
         assert_eq!(map.untouched_run(START, START + 6, 2), Some((START + 1, 2)));
-        assert_eq!(map.untouched_run(START + 4, START + 6, 9), Some((START + 5, 1)));
+        assert_eq!(
+            map.untouched_run(START + 4, START + 6, 9),
+            Some((START + 5, 1))
+        );
         assert_eq!(map.untouched_run(START + 4, START + 5, 9), None);
         assert_eq!(map.untouched_run(START, START, 9), None);
         assert_eq!(map.untouched_until(START + 1, START + 6), START + 4);

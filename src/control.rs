@@ -194,7 +194,9 @@ impl Control {
         let mut images = KVVec::with_capacity(snapshot.devices.len(), GFP_KERNEL)?;
         snapshot.for_each_captured(|device, captured| {
             let mut image = Struct::<16>::new();
-            image.set_device(0, device.tracker.id()).set_device(8, captured.image.id());
+            image
+                .set_device(0, device.tracker.id())
+                .set_device(8, captured.image.id());
             // There is room for all devices.
             let _ = images.push_within_capacity(image);
         });

@@ -14,9 +14,9 @@
 
 use kernel::{
     alloc::flags::{
+        __GFP_NOWARN, //
         GFP_KERNEL,
         GFP_NOWAIT,
-        __GFP_NOWARN, //
     },
     block::{
         bio::{
@@ -146,7 +146,12 @@ impl Copy {
     }
 
     /// Makes the bio that reads the job's chunks. On failure nothing has changed. Does not sleep.
-    pub(crate) fn start(this: &Arc<Self>, cow: &Arc<Cow>, first: u64, count: u64) -> Result<NewBio<CopyIo>> {
+    pub(crate) fn start(
+        this: &Arc<Self>,
+        cow: &Arc<Cow>,
+        first: u64,
+        count: u64,
+    ) -> Result<NewBio<CopyIo>> {
         let geometry = cow.geometry();
         let mut state = this.state.lock();
         let buffer = state.buffer.as_ref().ok_or(ENOMEM)?;
@@ -194,9 +199,11 @@ impl Copy {
         this.pending.store(1, Relaxed);
         let mut done = 0;
         while done < padded {
-            let extent = cow
-                .storage()
-                .locate(unit, bytes_to_sectors(done), bytes_to_sectors(padded - done));
+            let extent = cow.storage().locate(
+                unit,
+                bytes_to_sectors(done),
+                bytes_to_sectors(padded - done),
+            );
             let Some(extent) = extent else {
                 this.note(EIO);
                 break;
@@ -245,7 +252,10 @@ impl Copy {
     /// Ends the job and frees memory that is too much to keep.
     pub(crate) fn finish(&self) -> Option<Job> {
         let mut state = self.state.lock();
-        let large = state.buffer.as_ref().is_some_and(|buffer| buffer.len() > KEEP);
+        let large = state
+            .buffer
+            .as_ref()
+            .is_some_and(|buffer| buffer.len() > KEEP);
         let buffer = if large && !state.reserve {
             state.buffer.take()
         } else {

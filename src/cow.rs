@@ -20,9 +20,9 @@
 
 use kernel::{
     alloc::flags::{
+        __GFP_NOWARN, //
         GFP_ATOMIC,
         GFP_KERNEL,
-        __GFP_NOWARN, //
     },
     block::{
         bdev::BdevFile,
@@ -172,7 +172,11 @@ impl Cow {
         let copies = copies.max(RESERVED);
         let mut free = KVec::with_capacity(copies, GFP_KERNEL)?;
         for i in 0..copies {
-            let reserve = if i < RESERVED { geometry.chunk_bytes() } else { 0 };
+            let reserve = if i < RESERVED {
+                geometry.chunk_bytes()
+            } else {
+                0
+            };
             free.push(Copy::new(engine, reserve)?, GFP_KERNEL)?;
         }
         Arc::pin_init(
@@ -240,13 +244,21 @@ impl Cow {
         if sector >= end {
             return (0, 0);
         }
-        (self.geometry.chunk(sector), self.geometry.chunk(end - 1) + 1)
+        (
+            self.geometry.chunk(sector),
+            self.geometry.chunk(end - 1) + 1,
+        )
     }
 
     /// Decides about a write to the original's sectors from `sector` to before `end`, which are
     /// relative to the captured device.
     #[inline]
-    pub(crate) fn filter<'a>(this: &Arc<Self>, bio: Incoming<'a>, sector: u64, end: u64) -> Verdict<'a> {
+    pub(crate) fn filter<'a>(
+        this: &Arc<Self>,
+        bio: Incoming<'a>,
+        sector: u64,
+        end: u64,
+    ) -> Verdict<'a> {
         let (from, to) = this.chunks(sector, end);
         if this.storage.has_failed() || this.map.is_safe(from, to) {
             return bio.pass();
@@ -350,7 +362,12 @@ impl Cow {
 
     /// Begins a copy of `count` untouched chunks from `first` on, or of as many as there is memory
     /// for. Returns the bio to submit and the end of the run.
-    fn claim(self: &Arc<Self>, inner: &mut Inner, first: u64, count: u64) -> Result<(NewBio<CopyIo>, u64)> {
+    fn claim(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        first: u64,
+        count: u64,
+    ) -> Result<(NewBio<CopyIo>, u64)> {
         let chunk = self.geometry.chunk_bytes();
         let shift = self.geometry.chunk_shift + SECTOR_SHIFT;
         let copy = inner.free.pop().ok_or(EBUSY)?;
@@ -364,7 +381,10 @@ impl Cow {
         let (copy, started) = match start(&copy) {
             Err(_) => {
                 // One of the reserved ones has memory.
-                let reserved = inner.free.iter().position(|other| other.reserve(chunk, chunk).is_ok());
+                let reserved = inner
+                    .free
+                    .iter()
+                    .position(|other| other.reserve(chunk, chunk).is_ok());
                 match reserved.and_then(|i| inner.free.remove(i).ok()) {
                     Some(other) => {
                         let _ = inner.free.push_within_capacity(copy);
@@ -392,7 +412,10 @@ impl Cow {
             images: BioList::new(),
         };
         // There is room for as many flights as there are copies.
-        inner.flights.push_within_capacity(flight).map_err(|_| ENOMEM)?;
+        inner
+            .flights
+            .push_within_capacity(flight)
+            .map_err(|_| ENOMEM)?;
         // Before the bio is submitted: see `chunk_map`.
         for chunk in first..end {
             self.map.set(chunk, Place::Reading);
@@ -416,7 +439,10 @@ impl Cow {
             self.fail(err);
         }
         let mut inner = self.inner.lock();
-        let flight = inner.flights.iter_mut().find(|flight| Arc::ptr_eq(&flight.copy, copy));
+        let flight = inner
+            .flights
+            .iter_mut()
+            .find(|flight| Arc::ptr_eq(&flight.copy, copy));
         let Some(flight) = flight else { return };
         let (first, end) = (flight.first, flight.end);
         flight.ready = true;
@@ -461,7 +487,8 @@ impl Cow {
             let _inner = self.inner.lock();
             for i in 0..count {
                 // CAST: The storage ends before `u32` does.
-                self.map.set(first + i, Place::Stored(unit + (i * step) as u32));
+                self.map
+                    .set(first + i, Place::Stored(unit + (i * step) as u32));
             }
         }
         self.finish(copy);
@@ -471,7 +498,10 @@ impl Cow {
     fn finish(self: &Arc<Self>, copy: &Arc<Copy>) {
         let job = copy.finish();
         let mut inner = self.inner.lock();
-        let at = inner.flights.iter().position(|flight| Arc::ptr_eq(&flight.copy, copy));
+        let at = inner
+            .flights
+            .iter()
+            .position(|flight| Arc::ptr_eq(&flight.copy, copy));
         let flight = at.and_then(|at| inner.flights.remove(at).ok());
         let mut images = BioList::new();
         let mut late = None;
@@ -494,16 +524,28 @@ impl Cow {
     /// it is to be copied if untouched.
     ///
     /// Gives it back if there is nothing to wait for.
-    pub(crate) fn park(self: &Arc<Self>, bio: OwnedBio, chunk: u64, claim: bool) -> Option<OwnedBio> {
+    pub(crate) fn park(
+        self: &Arc<Self>,
+        bio: OwnedBio,
+        chunk: u64,
+        claim: bool,
+    ) -> Option<OwnedBio> {
         let mut reads = Reads::default();
         let mut inner = self.inner.lock();
         let mut later = false;
         if claim && self.map.get(chunk) == Place::Untouched {
             let (_, to) = self.chunks(bio.sector(), bio.end_sector());
-            later = matches!(self.advance(&mut inner, chunk, to, true, &mut reads), Next::Later);
+            later = matches!(
+                self.advance(&mut inner, chunk, to, true, &mut reads),
+                Next::Later
+            );
         }
         let mut rest = None;
-        if let Some(flight) = inner.flights.iter_mut().find(|f| f.overlaps(chunk, chunk + 1)) {
+        if let Some(flight) = inner
+            .flights
+            .iter_mut()
+            .find(|f| f.overlaps(chunk, chunk + 1))
+        {
             flight.images.push(bio);
         } else if later {
             inner.images.push(bio);

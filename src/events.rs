@@ -83,7 +83,12 @@ impl EventQueue {
             time: monotonic_ns(),
             kind,
         };
-        let full = self.queue.lock().events.push_within_capacity(event).is_err();
+        let full = self
+            .queue
+            .lock()
+            .events
+            .push_within_capacity(event)
+            .is_err();
         if full {
             kernel::pr_err_once!("event queue overflow: {:?} was lost\n", kind);
         }

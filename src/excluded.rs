@@ -66,7 +66,8 @@ impl Excluded {
 
     /// Whether all sectors from `start` to before `end` are excluded.
     pub(crate) fn covers(&self, start: u64, end: u64) -> bool {
-        self.next(start).is_some_and(|range| range.0 <= start && end <= range.1)
+        self.next(start)
+            .is_some_and(|range| range.0 <= start && end <= range.1)
     }
 
     /// The ranges, as first sector and the sector after the last one.

@@ -48,8 +48,8 @@ impl EndIo for ImageIo {
             busy,
         } = self;
         if let Some(bio) = cloned {
-            let overtaken = untouched
-                .is_some_and(|(from, to)| cow.map().untouched_until(from, to) != to);
+            let overtaken =
+                untouched.is_some_and(|(from, to)| cow.map().untouched_until(from, to) != to);
             if cow.storage().has_failed() {
                 bio.end(Err(EIO));
             } else if result.is_ok() && overtaken {
@@ -148,10 +148,14 @@ fn find(cow: &Cow, sector: u64, most: u32, write: bool) -> Option<(Target, u32)>
         Place::Stored(unit) => {
             let step = geometry.units_per_chunk();
             let side_by_side = |&chunk: &u64| match map.get(chunk) {
-                Place::Stored(other) => u64::from(other) == u64::from(unit) + (chunk - first) * step,
+                Place::Stored(other) => {
+                    u64::from(other) == u64::from(unit) + (chunk - first) * step
+                }
                 _ => false,
             };
-            let to = (first + 1..last).find(|chunk| !side_by_side(chunk)).unwrap_or(last);
+            let to = (first + 1..last)
+                .find(|chunk| !side_by_side(chunk))
+                .unwrap_or(last);
             let until = geometry.sector(to).min(end);
             let skip = sector - geometry.sector(first);
             let extent = cow.storage().locate(unit, skip, until - sector)?;

@@ -19,13 +19,37 @@ macro_rules! param {
     };
 }
 
-param!(TRACKING_BLOCK_MINIMUM_SHIFT, "blksnap_tracking_block_minimum_shift", 16);
-param!(TRACKING_BLOCK_MAXIMUM_COUNT, "blksnap_tracking_block_maximum_count", 2097152);
+param!(
+    TRACKING_BLOCK_MINIMUM_SHIFT,
+    "blksnap_tracking_block_minimum_shift",
+    16
+);
+param!(
+    TRACKING_BLOCK_MAXIMUM_COUNT,
+    "blksnap_tracking_block_maximum_count",
+    2097152
+);
 param!(CHUNK_MINIMUM_SHIFT, "blksnap_chunk_minimum_shift", 14);
-param!(CHUNK_MAXIMUM_COUNT, "blksnap_chunk_maximum_count", 0x4000_0000);
-param!(CHUNK_MAXIMUM_IN_CACHE, "blksnap_chunk_maximum_in_cache", 128);
-param!(FREE_DIFF_BUFFER_POOL_SIZE, "blksnap_free_diff_buffer_pool_size", 128);
-param!(DIFF_STORAGE_MINIMUM, "blksnap_diff_storage_minimum", 2097152);
+param!(
+    CHUNK_MAXIMUM_COUNT,
+    "blksnap_chunk_maximum_count",
+    0x4000_0000
+);
+param!(
+    CHUNK_MAXIMUM_IN_CACHE,
+    "blksnap_chunk_maximum_in_cache",
+    128
+);
+param!(
+    FREE_DIFF_BUFFER_POOL_SIZE,
+    "blksnap_free_diff_buffer_pool_size",
+    128
+);
+param!(
+    DIFF_STORAGE_MINIMUM,
+    "blksnap_diff_storage_minimum",
+    2097152
+);
 
 /// The value of a parameter, within bounds that are not negative.
 fn get(param: &Atomic<i32>, least: i32, most: i32) -> u32 {

@@ -82,7 +82,10 @@ impl<D: Clone> Pool<D> {
     ///
     /// See [`append`](Self::append).
     pub(crate) fn with_room(len: usize, more: usize) -> Result<KVVec<Range<D>>> {
-        Ok(KVVec::with_capacity(len.checked_add(more).ok_or(ENOMEM)?, GFP_KERNEL)?)
+        Ok(KVVec::with_capacity(
+            len.checked_add(more).ok_or(ENOMEM)?,
+            GFP_KERNEL,
+        )?)
     }
 
     /// Appends ranges given as first sector and number of sectors; what is less than a unit at the
@@ -99,7 +102,8 @@ impl<D: Clone> Pool<D> {
     ) -> Result<KVVec<Range<D>>> {
         let mut capacity = self.capacity;
         for range in &self.ranges {
-            room.push_within_capacity(range.clone()).map_err(|_| ENOMEM)?;
+            room.push_within_capacity(range.clone())
+                .map_err(|_| ENOMEM)?;
         }
         for &(sector, sectors) in ranges {
             let units = sectors >> UNIT_SECTORS_SHIFT;
@@ -155,7 +159,11 @@ impl<D: Clone> Pool<D> {
     /// Calls `f` with the device, the first sector and the number of sectors of each range.
     pub(crate) fn for_each(&self, mut f: impl FnMut(&D, u64, u64) -> Result) -> Result {
         for range in &self.ranges {
-            f(&range.device, range.sector, range.units << UNIT_SECTORS_SHIFT)?;
+            f(
+                &range.device,
+                range.sector,
+                range.units << UNIT_SECTORS_SHIFT,
+            )?;
         }
         Ok(())
     }
@@ -211,7 +219,10 @@ impl LowSpace {
         if self.outstanding || ahead > self.portion {
             return false;
         }
-        self.requested = self.requested.max(self.appended).saturating_add(self.portion);
+        self.requested = self
+            .requested
+            .max(self.appended)
+            .saturating_add(self.portion);
         self.outstanding = true;
         true
     }
@@ -235,7 +246,8 @@ mod tests {
     }
 
     fn at(pool: &Pool<u8>, unit: u32, skip: u64, sectors: u64) -> Option<(u8, u64, u64)> {
-        pool.locate(unit, skip, sectors).map(|e| (e.device, e.sector, e.sectors))
+        pool.locate(unit, skip, sectors)
+            .map(|e| (e.device, e.sector, e.sectors))
     }
 
     #[test]

@@ -95,7 +95,11 @@ impl Registry {
     /// Finds a snapshot. Fails with `ESRCH`.
     pub(crate) fn snapshot(&self, id: Uuid) -> Result<Arc<Snapshot>> {
         let snapshots = self.snapshots.lock();
-        snapshots.iter().find(|s| s.id() == id).cloned().ok_or(ESRCH)
+        snapshots
+            .iter()
+            .find(|s| s.id() == id)
+            .cloned()
+            .ok_or(ESRCH)
     }
 
     /// Calls `f` with each snapshot until one call gives something.
@@ -110,7 +114,10 @@ impl Registry {
 
     /// Calls `f` with the ids of all snapshots, in the order in which they were created.
     pub(crate) fn for_each_snapshot(&self, mut f: impl FnMut(&Snapshot) -> Result) -> Result {
-        self.snapshots.lock().iter().try_for_each(|snapshot| f(snapshot))
+        self.snapshots
+            .lock()
+            .iter()
+            .try_for_each(|snapshot| f(snapshot))
     }
 
     /// The number of snapshots.
@@ -237,7 +244,9 @@ impl Registry {
         let _serial = self.trackers.lock();
         let snapshot = self.snapshot(id).map_err(|_| ENODEV)?;
         snapshot.destroy();
-        self.snapshots.lock().retain(|other| !Arc::ptr_eq(other, &snapshot));
+        self.snapshots
+            .lock()
+            .retain(|other| !Arc::ptr_eq(other, &snapshot));
         Ok(())
     }
 
@@ -260,12 +269,14 @@ impl Registry {
         }
         check_ranges(ranges, bdev.sectors())?;
         let block = u64::from(bdev.logical_block_size() >> crate::units::SECTOR_SHIFT).max(1);
-        if ranges.iter().any(|&(first, count)| first % block != 0 || count % block != 0) {
+        if ranges
+            .iter()
+            .any(|&(first, count)| first % block != 0 || count % block != 0)
+        {
             return Err(EINVAL);
         }
-        let smaller = |device: &Device| {
-            device.file.bdev().logical_block_size() < bdev.logical_block_size()
-        };
+        let smaller =
+            |device: &Device| device.file.bdev().logical_block_size() < bdev.logical_block_size();
         if device.major == self.major() || snapshot.devices.iter().any(smaller) {
             kernel::pr_warn_once!(
                 "device {}:{} cannot be difference storage: an image, or its blocks are too large\n",
@@ -287,17 +298,24 @@ impl Registry {
         let _serial = self.trackers.lock();
         let snapshot = self.snapshot(id)?;
         let minors = self.free_minors(snapshot.devices.len())?;
-        take::take(&snapshot, &self.engine, &self.major, &minors, |device, cow| {
-            self.for_each_snapshot(|other| {
-                let mut list = KVVec::with_capacity(other.storage.range_count(), GFP_KERNEL)?;
-                other.storage.for_each_range(|file, sector, sectors| {
-                    list.push_within_capacity((file.clone(), (sector, sectors))).map_err(|_| ENOMEM)
-                })?;
-                list.iter().try_for_each(|(file, range)| {
-                    snapshot::exclude(&device.file, cow, file, core::slice::from_ref(range))
+        take::take(
+            &snapshot,
+            &self.engine,
+            &self.major,
+            &minors,
+            |device, cow| {
+                self.for_each_snapshot(|other| {
+                    let mut list = KVVec::with_capacity(other.storage.range_count(), GFP_KERNEL)?;
+                    other.storage.for_each_range(|file, sector, sectors| {
+                        list.push_within_capacity((file.clone(), (sector, sectors)))
+                            .map_err(|_| ENOMEM)
+                    })?;
+                    list.iter().try_for_each(|(file, range)| {
+                        snapshot::exclude(&device.file, cow, file, core::slice::from_ref(range))
+                    })
                 })
-            })
-        })
+            },
+        )
     }
 
     /// The lowest free minor numbers for images.
@@ -365,6 +383,9 @@ impl WorkItem for Registry {
 
 impl fmt::Display for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.snapshots.lock().iter().try_for_each(|snapshot| snapshot.fmt(f))
+        self.snapshots
+            .lock()
+            .iter()
+            .try_for_each(|snapshot| snapshot.fmt(f))
     }
 }

@@ -105,7 +105,9 @@ impl Snapshot {
 
     /// Whether it has a device with this tracker.
     pub(crate) fn has(&self, tracker: &Arc<Registration<Tracker>>) -> bool {
-        self.devices.iter().any(|device| Arc::ptr_eq(&device.tracker, tracker))
+        self.devices
+            .iter()
+            .any(|device| Arc::ptr_eq(&device.tracker, tracker))
     }
 
     /// Whether it was taken, and not destroyed.

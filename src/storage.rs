@@ -217,14 +217,22 @@ impl Storage {
     /// Fails with `ENOSPC`.
     pub(crate) fn alloc(&self, sectors: u64) -> Result<u32> {
         let mut space = self.space.lock();
-        let unit = space.pool.alloc(sectors.div_ceil(UNIT_SECTORS)).ok_or(ENOSPC)?;
+        let unit = space
+            .pool
+            .alloc(sectors.div_ceil(UNIT_SECTORS))
+            .ok_or(ENOSPC)?;
         self.ask_for_more(&mut space);
         Ok(unit)
     }
 
     /// Where the `sectors` sectors are that begin `skip` sectors into `unit`, as far as they lie
     /// side by side on one device.
-    pub(crate) fn locate(&self, unit: u32, skip: u64, sectors: u64) -> Option<Extent<Arc<BdevFile>>> {
+    pub(crate) fn locate(
+        &self,
+        unit: u32,
+        skip: u64,
+        sectors: u64,
+    ) -> Option<Extent<Arc<BdevFile>>> {
         self.space.lock().pool.locate(unit, skip, sectors)
     }
 
@@ -240,7 +248,10 @@ impl Storage {
 
     /// Calls `f` with the device, the first sector and the number of sectors of each range. May
     /// sleep, but `f` must not.
-    pub(crate) fn for_each_range(&self, f: impl FnMut(&Arc<BdevFile>, u64, u64) -> Result) -> Result {
+    pub(crate) fn for_each_range(
+        &self,
+        f: impl FnMut(&Arc<BdevFile>, u64, u64) -> Result,
+    ) -> Result {
         self.space.lock().pool.for_each(f)
     }
 }

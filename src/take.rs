@@ -60,7 +60,13 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new(device: &Device, snapshot: &Snapshot, engine: &Arc<Engine>, major: &Major, minor: u32) -> Result<Self> {
+    fn new(
+        device: &Device,
+        snapshot: &Snapshot,
+        engine: &Arc<Engine>,
+        major: &Major,
+        minor: u32,
+    ) -> Result<Self> {
         let bdev = device.file.bdev();
         if bdev.sectors() == 0 {
             return Err(ENXIO);
@@ -139,19 +145,31 @@ pub(crate) fn take(
     let timeout = msecs_to_jiffies(TIMEOUT_MS);
     let start = Instant::<Monotonic>::now();
     for device in devices {
-        gates.push_within_capacity(device.tracker.gate(&device.file, timeout)?).map_err(|_| ENOMEM)?;
+        gates
+            .push_within_capacity(device.tracker.gate(&device.file, timeout)?)
+            .map_err(|_| ENOMEM)?;
     }
     for device in devices {
-        freezing.push_within_capacity(Freezing::start(&device.file, &scope)).map_err(|_| ENOMEM)?;
+        freezing
+            .push_within_capacity(Freezing::start(&device.file, &scope))
+            .map_err(|_| ENOMEM)?;
     }
     for freezing in freezing {
-        frozen.push_within_capacity(freezing.wait(timeout)?).map_err(|_| ENOMEM)?;
+        frozen
+            .push_within_capacity(freezing.wait(timeout)?)
+            .map_err(|_| ENOMEM)?;
     }
 
     // The instant.
     for ((device, this), frozen) in devices.iter().zip(prepared).zip(&frozen) {
-        let Prepared { captured: this, fresh } = this;
-        match device.tracker.arm(frozen, this.cbt.clone(), fresh, this.cow.clone()) {
+        let Prepared {
+            captured: this,
+            fresh,
+        } = this;
+        match device
+            .tracker
+            .arm(frozen, this.cbt.clone(), fresh, this.cow.clone())
+        {
             // There is room, so nothing is dropped here.
             Ok(hooked) => drop(old.push_within_capacity(hooked)),
             // Excluded by what was prepared; if it happens all the same, no image may be trusted.

@@ -71,7 +71,10 @@ pub(crate) struct Tracker {
 
 impl Tracker {
     /// Begins to track `file`'s device, once it was attached.
-    pub(crate) fn new(file: &BdevFile, registry: &Arc<Registry>) -> Result<impl PinInit<Self, Error>> {
+    pub(crate) fn new(
+        file: &BdevFile,
+        registry: &Arc<Registry>,
+    ) -> Result<impl PinInit<Self, Error>> {
         let bdev = file.bdev();
         let cbt = Arc::new(new_map(bdev)?, GFP_KERNEL)?;
         let (id, disk, start) = (bdev.id(), bdev.disk_id(), bdev.start_sector());
@@ -124,7 +127,13 @@ impl Tracker {
 
     /// Ends the interval: goes on with `map` or, if there is none, with the next number; and lets
     /// `cow` decide about writes. Does not sleep. Returns what is to be freed later.
-    pub(crate) fn arm(&self, frozen: &Frozen, map: Arc<Cbt>, fresh: bool, cow: Arc<Cow>) -> Result<Hooked> {
+    pub(crate) fn arm(
+        &self,
+        frozen: &Frozen,
+        map: Arc<Cbt>,
+        fresh: bool,
+        cow: Arc<Cow>,
+    ) -> Result<Hooked> {
         if !fresh {
             map.switch()?;
         }

@@ -113,7 +113,8 @@ impl BlockDevice {
     fn partition_id(&self, number: u64) -> Option<DevId> {
         let _rcu = rcu::read_lock();
         // SAFETY: The disk lives as long as the device, and so does the table.
-        let part = unsafe { bindings::xa_load(&raw mut (*self.disk()).part_tbl, number as c_ulong) };
+        let part =
+            unsafe { bindings::xa_load(&raw mut (*self.disk()).part_tbl, number as c_ulong) };
         if part.is_null() {
             return None;
         }

@@ -121,7 +121,9 @@ impl<T: Operations> BioDisk<T> {
         // SAFETY: A plain data structure.
         unsafe { bindings::blk_set_stacking_limits(&mut limits) };
         // SAFETY: `like` is open.
-        unsafe { bindings::queue_limits_stack_bdev(&mut limits, like.as_raw(), 0, c"".as_char_ptr()) };
+        unsafe {
+            bindings::queue_limits_stack_bdev(&mut limits, like.as_raw(), 0, c"".as_char_ptr())
+        };
         // What a plain reader and writer needs; the rest is the business of the devices below.
         limits.features = 0;
         limits.logical_block_size = like.logical_block_size();

@@ -236,7 +236,12 @@ impl<T: EndIo> BioSet<T> {
             let len = left.min(PAGE_SIZE - start);
             // SAFETY: The bio is ours and has a segment for each page; the context keeps the pages.
             unsafe {
-                bindings::__bio_add_page(bio.as_ptr(), page.as_ptr(), len as c_uint, start as c_uint)
+                bindings::__bio_add_page(
+                    bio.as_ptr(),
+                    page.as_ptr(),
+                    len as c_uint,
+                    start as c_uint,
+                )
             };
             left -= len;
             start = 0;

@@ -279,10 +279,7 @@ impl<T: Filter> Registration<T> {
     ///
     /// Fails with `ENODEV` when the device is being removed, and with `EOPNOTSUPP` when it cannot
     /// be filtered.
-    pub fn new<E>(
-        file: &BdevFile,
-        data: impl PinInit<T, E>,
-    ) -> impl PinInit<Self, Error>
+    pub fn new<E>(file: &BdevFile, data: impl PinInit<T, E>) -> impl PinInit<Self, Error>
     where
         Error: From<E>,
     {

@@ -97,8 +97,7 @@ impl Freezing {
     pub fn wait(self, timeout: Jiffies) -> Result<Frozen> {
         let queue = self.file.bdev().queue();
         // SAFETY: The queue is valid, as the device is open, and the freeze was started.
-        let left =
-            unsafe { bindings::blk_mq_freeze_queue_wait_timeout(queue, timeout as c_ulong) };
+        let left = unsafe { bindings::blk_mq_freeze_queue_wait_timeout(queue, timeout as c_ulong) };
         if left == 0 {
             return Err(ETIMEDOUT);
         }
