@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# What a person types; `make` alone lists it. (Inside a kernel tree it is Kbuild that
+# counts.) All that is made lies in ~/.cache/blksnap, nothing in the checkout.
+
+DEBUG ?= 0
+variant := $(if $(filter-out 0 n no,$(DEBUG)),debug,release)
+export KDIR
+
+.PHONY: help deps kernel tools vm check lint bench demo install-tree modules clean
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+## make demo                 see it work, in a virtual machine
+## make check                all tests   (TESTS='10-fidelity lint' for some, DEBUG=0|1 for one kernel)
+## make vm CMD='…'           run a command in a virtual machine with the module at hand
+##         [DEBUG=1] [MEM=4G] [CPUS=2] [DISKS='512M 2G'] [APPEND='kernel parameters'] [LIMIT=seconds]
+## make bench                measurements
+## make kernel [DEBUG=1]     build the test kernel
+## make tools                build the blksnap command
+## make lint                 format, clippy, checkpatch, documentation
+## make deps                 install and fetch what building needs (the others do it too)
+## make install-tree KDIR=…  put the files and patches into your own kernel tree
+## make modules KDIR=…       build the module there
+## make clean                remove what was built (not what was fetched)
+##
+## KDIR=/path/to/linux in any of them: use that kernel source, not Debian's 7.3.
+
+deps:
+	@scripts/deps
+
+kernel: deps
+	@scripts/kernel build $(variant)
+
+tools: deps
+	@scripts/tools build
+
+export CMD APPEND
+vm: kernel tools
+	@[ -n "$$CMD" ] || { echo "make vm CMD='command to run in the guest'" >&2; exit 2; }
+	@tests/vm $(if $(filter debug,$(variant)),--debug) $(if $(MEM),--mem $(MEM)) \
+		$(if $(CPUS),--cpus $(CPUS)) $(if $(LIMIT),--limit $(LIMIT)) \
+		$(foreach size,$(DISKS),--disk $(size)) $(if $(SHARE),--share $(SHARE)) \
+		--append "$$APPEND" -- "$$CMD"
+
+check: deps tools
+	@tests/check $(TESTS)
+
+lint: deps
+	@scripts/lint
+
+bench: kernel tools
+	@tests/bench/run
+
+demo: kernel tools
+	@tests/demo/run
+
+install-tree:
+	@scripts/kernel install-tree
+
+modules: deps
+	@scripts/kernel modules
+
+clean:
+	@scripts/kernel clean

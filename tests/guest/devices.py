@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Devices of all kinds, for the time of a `with` block. Each gives the path of a node."""
+
+import contextlib
+import itertools
+import os
+import time
+from pathlib import Path
+
+from blksnap import size_of, until
+from tap import sh
+
+_numbers = itertools.count()
+
+MIB = 1 << 20
+
+
+def _name(kind):
+    return f"{kind}{next(_numbers)}"
+
+
+@contextlib.contextmanager
+def file(size, directory="/tmp"):
+    """A sparse file."""
+    path = f"{directory}/{_name('file')}"
+    with open(path, "wb") as out:
+        out.truncate(size)
+    try:
+        yield path
+    finally:
+        os.unlink(path)
+
+
+@contextlib.contextmanager
+def loop(size=None, backing=None, options=()):
+    """A loop device on a file, or on a new one of that size."""
+    with contextlib.ExitStack() as stack:
+        backing = backing or stack.enter_context(file(size))
+        sh("modprobe", "loop")
+        path = sh("losetup", "-f", "--show", *options, backing).strip()
+        stack.callback(sh, "losetup", "-d", path, check=False)
+        yield path
+
+
+@contextlib.contextmanager
+def brd(size, count=1):
+    """RAM disks: bio based. Gives the first one, or a list if there are more."""
+    sh("modprobe", "brd", f"rd_nr={count}", f"rd_size={size >> 10}")
+    try:
+        paths = [f"/dev/ram{n}" for n in range(count)]
+        yield paths[0] if count == 1 else paths
+    finally:
+        sh("modprobe", "-r", "brd")
+
+
+class NullBlk:
+    """A null_blk made by configfs; memory backed unless told otherwise."""
+
+    def __init__(self, size, **attributes):
+        sh("modprobe", "null_blk", "nr_devices=0")
+        self.name = _name("nb")
+        self.config = Path("/sys/kernel/config/nullb") / self.name
+        self.config.mkdir()
+        attributes = {"size": size // MIB, "memory_backed": 1, "irqmode": 0, "queue_mode": 2,
+                      "submit_queues": 2, "hw_queue_depth": 64, "max_sectors": 2048,
+                      "discard": 1, **attributes}
+        for key, value in attributes.items():
+            (self.config / key).write_text(str(value))
+        (self.config / "power").write_text("1")
+        self.path = f"/dev/{self.name}"
+
+    def power_off(self):
+        (self.config / "power").write_text("0")
+
+    def remove(self):
+        if self.config.exists():
+            self.config.rmdir()
+
+
+@contextlib.contextmanager
+def null_blk(size, **attributes):
+    disk = NullBlk(size, **attributes)
+    try:
+        yield disk.path
+    finally:
+        disk.remove()
+
+
+@contextlib.contextmanager
+def zram(size):
+    sh("modprobe", "zram", "num_devices=0")
+    number = Path("/sys/class/zram-control/hot_add").read_text().strip()
+    Path(f"/sys/block/zram{number}/disksize").write_text(str(size))
+    try:
+        yield f"/dev/zram{number}"
+    finally:
+        Path("/sys/class/zram-control/hot_remove").write_text(number)
+
+
+@contextlib.contextmanager
+def dm(table, name=None):
+    """A device mapper device from a table; `{n}` is not replaced: give whole lines."""
+    name = name or _name("dm-test")
+    sh("dmsetup", "create", name, "--table", table)
+    try:
+        yield f"/dev/mapper/{name}"
+    finally:
+        # An opener that is just going away is no failure.
+        until(lambda: not sh(f"dmsetup remove {name} 2>&1 || true"), 20)
+
+
+def linear(device, sectors=None, offset=0):
+    """The table line of dm-linear."""
+    return f"0 {sectors or size_of(device) // 512 - offset} linear {device} {offset}"
+
+
+def delay(device, read_ms, write_ms):
+    sh("modprobe", "dm-delay")
+    return f"0 {size_of(device) // 512} delay {device} 0 {read_ms} {device} 0 {write_ms}"
+
+
+@contextlib.contextmanager
+def partitions(disk, script):
+    """Partitions a disk by an sfdisk script; gives the partitions' paths. The table is
+    removed at the end."""
+    write_table(disk, script)
+    try:
+        yield partition_paths(disk)
+    finally:
+        sh("wipefs", "-qa", "--force", disk)
+        sh("blockdev", "--rereadpt", disk)
+
+
+def write_table(disk, script):
+    sh(f"printf '{script}' | sfdisk -q --wipe=never --no-tell-kernel {disk} && blockdev --rereadpt {disk}")
+
+
+def partition_paths(disk):
+    name = Path(disk).name
+    found = [path.parent for path in Path(f"/sys/block/{name}").glob("*/partition")]
+    found.sort(key=lambda path: int((path / "partition").read_text()))
+    return [f"/dev/{path.name}" for path in found]
+
+
+@contextlib.contextmanager
+def raid1(first, second):
+    sh("modprobe", "raid1")
+    path = f"/dev/md{next(_numbers)}"
+    sh("mdadm", "--create", path, "--run", "--level=1", "--raid-devices=2", "--metadata=1.2",
+       "--assume-clean", first, second)
+    try:
+        yield path
+    finally:
+        sh("mdadm", "--stop", path)
+        sh("mdadm", "--zero-superblock", first, second)
+
+
+@contextlib.contextmanager
+def mounted(device, options="", where=None):
+    where = where or f"/mnt/{_name('at')}"
+    os.makedirs(where, exist_ok=True)
+    sh("mount", *(["-o", options] if options else []), device, where)
+    try:
+        yield where
+    finally:
+        # What has just closed a file in it may not be through.
+        for _ in range(20):
+            if not sh(f"umount {where} 2>&1 || true"):
+                break
+            time.sleep(0.1)
+        else:
+            sh("umount", where)
+
+
+def make_fs(kind, device, size=None):
+    """Makes a file system, of the device's size or smaller."""
+    if kind == "ext4":
+        sh("mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0", device, *([f"{size >> 10}k"] if size else []))
+    elif kind == "xfs":
+        sh("mkfs.xfs", "-q", "-f", "-K", "--unsupported", *(["-d", f"size={size}"] if size else []), device)
+    else:
+        raise ValueError(kind)
+
+
+def check_fs(kind, device):
+    """Fails unless the file system is clean."""
+    if kind == "ext4":
+        sh("e2fsck", "-fn", device)
+    else:
+        sh("xfs_repair", "-n", device)

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Test cases that print TAP.
+
+A file of tests defines functions with @case("what it shows") and ends with run(). Each
+case begins with the module loaded, and with no snapshot and no tracker; what one leaves
+behind fails it. A case that raises has failed. Arguments of the file choose the cases
+whose titles contain one of them. SEED=n repeats what a run with that seed did.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import blksnap
+
+# Everything takes ten times longer with KASAN and lockdep: do less.
+DEBUG = Path("/sys/kernel/debug/kmemleak").exists()
+
+SEED = int(os.environ.get("SEED", "0")) or int.from_bytes(os.urandom(4), "little") | 1
+
+_cases = []
+
+
+class Skip(Exception):
+    """Raised by a case that cannot run here."""
+
+
+def case(title, debug=True):
+    """Makes a function a test case. Without `debug` it is not run on the debug kernel."""
+    def add(function):
+        if debug or not DEBUG:
+            _cases.append((title, function))
+        return function
+    return add
+
+
+def cases(titles_and_arguments):
+    """Makes a function several cases: `{title: (arguments…)}`."""
+    def add(function):
+        for title, arguments in titles_and_arguments.items():
+            _cases.append((title, lambda arguments=arguments: function(*arguments)))
+        return function
+    return add
+
+
+def note(*words):
+    """A diagnostic line."""
+    for line in " ".join(map(str, words)).splitlines():
+        print("#", line, flush=True)
+
+
+def rng(name=""):
+    """A source of random numbers for one purpose: the same with the same seed."""
+    return random.Random(f"{SEED} {name}")
+
+
+def sh(*command, check=True, **options):
+    """Runs a program; returns its output. A failure shows what it printed."""
+    if len(command) == 1:
+        command = ["bash", "-c", command[0]]
+    done = subprocess.run(list(map(str, command)), stdin=subprocess.DEVNULL, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, **options)
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(map(str, command))}: exit status {done.returncode}\n{done.stdout}")
+    return done.stdout
+
+
+def equal(found, wanted, what=""):
+    """Fails with both values unless they are equal."""
+    if found != wanted:
+        raise AssertionError(f"{what or 'value'}: found {found!r}, wanted {wanted!r}")
+
+
+def true(condition, what):
+    if not condition:
+        raise AssertionError(what)
+
+
+class raises:
+    """`with raises(errno.EINVAL):` — the block must fail with just that."""
+
+    def __init__(self, *numbers):
+        self.numbers = numbers
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, _):
+        wanted = "/".join(os.strerror(number) for number in self.numbers)
+        if kind is None:
+            raise AssertionError(f"no failure, wanted: {wanted}")
+        if not isinstance(error, OSError):
+            return False
+        if error.errno not in self.numbers:
+            raise AssertionError(f"found {error}, wanted: {wanted}") from error
+        return True
+
+
+def module_loaded():
+    return Path("/sys/module/blksnap").exists()
+
+
+def filters():
+    """All attached filters, as `{disk or partition: names}`."""
+    found = {}
+    for path in [*Path("/sys/block").glob("*/filters"), *Path("/sys/block").glob("*/*/filters")]:
+        if names := path.read_text().split():
+            found[path.parent.name] = names
+    return found
+
+
+def _run_case(function):
+    if not module_loaded():
+        sh("modprobe", "blksnap")
+    left = ""
+    try:
+        function()
+    finally:
+        if module_loaded():
+            left = blksnap.remove_all()
+    if left:
+        raise AssertionError(f"left behind: {left}")
+    equal(filters(), {}, "filters left attached")
+
+
+def _unload():
+    """The module goes, and nothing of it stays."""
+    if module_loaded():
+        sh("modprobe", "-r", "blksnap")
+    equal(filters(), {}, "filters without module")
+    equal(sorted(map(str, Path("/dev").glob("blksnap*"))), [], "device nodes without module")
+
+
+def run():
+    """Runs the cases of this file, then unloads the module."""
+    wanted = sys.argv[1:]
+    chosen = [item for item in _cases
+              if not wanted or any(word in item[0] for word in wanted)]
+    note(f"seed {SEED}")
+    print(f"1..{len(chosen) + 1}", flush=True)
+    failed = 0
+    for number, (title, function) in enumerate([*chosen, ("the module unloads", None)], 1):
+        start = time.monotonic()
+        verdict, skipped = "ok", ""
+        try:
+            if function:
+                _run_case(function)
+            else:
+                _unload()
+        except Skip as reason:
+            skipped = f" # SKIP {reason}"
+        except Exception:
+            verdict = "not ok"
+            failed += 1
+            note(traceback.format_exc())
+            if module_loaded() and blksnap.DEBUG_FILE.exists():
+                note(blksnap.DEBUG_FILE.read_text())
+        note(f"{time.monotonic() - start:.1f} s")
+        print(f"{verdict} {number} - {title}{skipped}", flush=True)
+    sys.exit(bool(failed))
