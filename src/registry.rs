@@ -32,6 +32,7 @@ use kernel::{
     },
     uuid::Uuid,
     workqueue::{
+        owned::OwnedQueue,
         Work,
         WorkItem, //
     }, //
@@ -64,8 +65,11 @@ pub(crate) struct Registry {
     /// In the order in which they were created.
     #[pin]
     snapshots: Mutex<KVec<Arc<Snapshot>>>,
+    /// Forgets the trackers of devices that have gone.
     #[pin]
     reap: Work<Registry>,
+    /// For `reap` alone, which takes `trackers`: the engine's queue is flushed under that lock.
+    reap_queue: OwnedQueue,
 }
 
 impl_has_work! {
@@ -82,9 +86,16 @@ impl Registry {
                 trackers <- new_mutex!(KVec::new()),
                 snapshots <- new_mutex!(KVec::new()),
                 reap <- new_work!("blksnap::Registry"),
+                reap_queue: OwnedQueue::new_mem_reclaim(c"blksnap_reap")?,
             }),
             GFP_KERNEL,
         )
+    }
+
+    /// A device has gone. Takes no locks.
+    pub(crate) fn device_gone(self: &Arc<Self>) {
+        // If it is queued already, it has not looked yet.
+        let _ = self.reap_queue.enqueue(self.clone());
     }
 
     /// The major number of the images.
@@ -357,6 +368,8 @@ impl Registry {
             tracker.detach();
         }
         drop(trackers);
+        // No work of ours may run when the module's code goes.
+        self.reap_queue.flush();
         self.engine.queue.flush();
     }
 }

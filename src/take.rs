@@ -13,6 +13,8 @@
 //! Until the instant a failure undoes, by the guards' drops, all that was done. After it nothing
 //! fails.
 
+use core::cmp::Reverse;
+
 use kernel::{
     block::{
         bdev::FsFreeze,
@@ -125,13 +127,21 @@ pub(crate) fn take(
     for (device, &minor) in devices.iter().zip(minors) {
         let this = Prepared::new(device, snapshot, engine, major, minor)?;
         exclude(device, &this.captured.cow)?;
-        prepared.push(this, GFP_KERNEL)?;
+        prepared.push((device, this), GFP_KERNEL)?;
     }
     let mut captured = KVec::with_capacity(count, GFP_KERNEL)?;
     let mut old = KVec::with_capacity(count, GFP_KERNEL)?;
 
+    // Younger disks first: one that is stacked on another, by a file or a table, was made after it,
+    // and can come to rest only as long as the other one runs.
+    let mut order = KVec::with_capacity(count, GFP_KERNEL)?;
+    for item in &prepared {
+        order.push(item, GFP_KERNEL)?;
+    }
+    order.sort_unstable_by_key(|(device, _)| Reverse(device.file.bdev().disk_seq()));
+
     let mut file_systems = KVec::new();
-    for device in devices {
+    for (device, _) in &order {
         for file in device.file.with_partitions()? {
             file_systems.push(FsFreeze::new(&file)?, GFP_KERNEL)?;
         }
@@ -144,38 +154,31 @@ pub(crate) fn take(
     let mut frozen = KVec::with_capacity(count, GFP_KERNEL)?;
     let timeout = msecs_to_jiffies(TIMEOUT_MS);
     let start = Instant::<Monotonic>::now();
-    for device in devices {
-        gates
-            .push_within_capacity(device.tracker.gate(&device.file, timeout)?)
-            .map_err(|_| ENOMEM)?;
+    for (device, _) in &order {
+        let gate = device.tracker.gate(&device.file, timeout)?;
+        gates.push_within_capacity(gate).map_err(|_| ENOMEM)?;
     }
-    for device in devices {
-        freezing
-            .push_within_capacity(Freezing::start(&device.file, &scope))
-            .map_err(|_| ENOMEM)?;
+    for (device, _) in &order {
+        let this = Freezing::start(&device.file, &scope);
+        freezing.push_within_capacity(this).map_err(|_| ENOMEM)?;
     }
     for freezing in freezing {
-        frozen
-            .push_within_capacity(freezing.wait(timeout)?)
-            .map_err(|_| ENOMEM)?;
+        let this = freezing.wait(timeout)?;
+        frozen.push_within_capacity(this).map_err(|_| ENOMEM)?;
     }
 
     // The instant.
-    for ((device, this), frozen) in devices.iter().zip(prepared).zip(&frozen) {
-        let Prepared {
-            captured: this,
-            fresh,
-        } = this;
+    for ((device, this), frozen) in order.into_iter().zip(&frozen) {
+        let Captured { cow, cbt, .. } = &this.captured;
         match device
             .tracker
-            .arm(frozen, this.cbt.clone(), fresh, this.cow.clone())
+            .arm(frozen, cbt.clone(), this.fresh, cow.clone())
         {
             // There is room, so nothing is dropped here.
             Ok(hooked) => drop(old.push_within_capacity(hooked)),
             // Excluded by what was prepared; if it happens all the same, no image may be trusted.
             Err(err) => snapshot.storage.fail(device.tracker.id(), err),
         }
-        drop(captured.push_within_capacity(this));
     }
 
     drop(frozen);
@@ -185,10 +188,13 @@ pub(crate) fn take(
     drop(file_systems);
     drop(old);
 
-    for (device, captured) in devices.iter().zip(&captured) {
-        device.tracker.set_map(captured.cbt.clone());
-        captured.cow.mark_excluded(&captured.cbt);
-        captured.image.data().set_ready(captured.cbt.clone());
+    for (device, this) in prepared {
+        let this = this.captured;
+        device.tracker.set_map(this.cbt.clone());
+        this.cow.mark_excluded(&this.cbt);
+        this.image.data().set_ready(this.cbt.clone());
+        // There is room for all.
+        drop(captured.push_within_capacity(this));
     }
     *snapshot.stopped.lock() = stopped;
     *snapshot.state.lock() = State::Taken(captured);

@@ -34,8 +34,7 @@ use kernel::{
         new_mutex,
         Arc,
         Mutex, //
-    },
-    workqueue, //
+    }, //
 };
 
 use crate::{
@@ -195,7 +194,6 @@ impl Filter for Tracker {
 
     fn gone(&self) {
         self.gone.store(true, Relaxed);
-        // If it is queued already, it has not looked yet.
-        let _ = workqueue::system().enqueue(self.registry.clone());
+        self.registry.device_gone();
     }
 }

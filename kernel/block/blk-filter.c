@@ -392,12 +392,15 @@ void blk_filter_release_disk(struct gendisk *disk)
 /**
  * blk_filter_hold - account for a bio that a filter takes
  * @flt: the filter
+ * @bio: the bio
  *
  * Must be called from &blk_filter_operations.submit_bio, before the bio can be
  * resubmitted or ended.
  */
-void blk_filter_hold(struct blk_filter *flt)
+void blk_filter_hold(struct blk_filter *flt, struct bio *bio)
 {
+	/* Whoever polls for it cannot know where it will be. */
+	bio_clear_polled(bio);
 	atomic_inc(&flt->held);
 }
 EXPORT_SYMBOL_GPL(blk_filter_hold);

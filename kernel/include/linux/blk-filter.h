@@ -70,7 +70,7 @@ void blk_filter_init(struct blk_filter *flt,
 		     const struct blk_filter_operations *ops);
 int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev);
 void blk_filter_detach(struct blk_filter *flt);
-void blk_filter_hold(struct blk_filter *flt);
+void blk_filter_hold(struct blk_filter *flt, struct bio *bio);
 void blk_filter_resubmit(struct blk_filter *flt, struct bio *bio);
 void blk_filter_end(struct blk_filter *flt, struct bio *bio,
 		    blk_status_t status);

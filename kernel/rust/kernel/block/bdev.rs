@@ -103,6 +103,12 @@ impl BlockDevice {
         }
     }
 
+    /// The sequence number of the disk: of two disks, the one that was made, or got its medium,
+    /// later has the higher one.
+    pub fn disk_seq(&self) -> u64 {
+        self.disk_id().seq
+    }
+
     /// Whether the device is a partition.
     pub fn is_partition(&self) -> bool {
         // SAFETY: The device is open by the type invariant.

@@ -99,7 +99,7 @@ impl<'a> Incoming<'a> {
     /// Takes the bio, to be let go later.
     pub fn hold(self) -> (Held, Verdict<'a>) {
         // SAFETY: We are in the filter's callback.
-        unsafe { bindings::blk_filter_hold(self.filter) };
+        unsafe { bindings::blk_filter_hold(self.filter, self.bio) };
         let held = Held {
             // SAFETY: By the type invariant the bio is valid, and the filter may take it.
             bio: ManuallyDrop::new(unsafe { OwnedBio::from_raw(self.bio) }),
