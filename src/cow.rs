@@ -19,11 +19,7 @@
 //! resubmitted or waited for under it. Below it: the locks of [`Copy`] and of [`Storage`].
 
 use kernel::{
-    alloc::flags::{
-        __GFP_NOWARN, //
-        GFP_ATOMIC,
-        GFP_KERNEL,
-    },
+    alloc::flags::GFP_KERNEL,
     block::{
         bdev::BdevFile,
         bio::{
@@ -31,7 +27,6 @@ use kernel::{
             Op,
             OwnedBio, //
         },
-        bio_set::NewBio,
         filter::{
             HeldList,
             Incoming,
@@ -52,10 +47,7 @@ use kernel::{
         SpinLock,
         SpinLockIrq, //
     },
-    workqueue::{
-        Work,
-        WorkItem, //
-    }, //
+    workqueue::Work, //
 };
 
 use crate::{
@@ -64,51 +56,28 @@ use crate::{
         ChunkMap,
         Place, //
     },
-    copy::{
-        Copy,
-        CopyIo, //
-    },
+    copy::Copy,
     engine::{
         Busy,
         Engine,
         InFlight, //
     },
     excluded::Excluded,
-    image_io,
     storage::Storage,
-    units::{
-        Geometry,
-        SECTOR_SHIFT, //
-    }, //
+    units::Geometry, //
 };
 
-/// The largest run that is copied at once, in bytes, if chunks are smaller.
-const MAX_RUN: u64 = 256 << 10;
+use claim::{
+    Flight,
+    Next,
+    Reads, //
+};
+
+mod claim;
+mod steps;
 
 /// Copies that have memory for a chunk whatever happens.
 const RESERVED: usize = 4;
-
-/// Runs that one write claims at a time.
-const MAX_CLAIMS: usize = 4;
-
-/// A copy under way.
-struct Flight {
-    first: u64,
-    end: u64,
-    copy: Arc<Copy>,
-    /// The old data is in memory.
-    ready: bool,
-    /// Writes that wait until it is.
-    writers: HeldList,
-    /// Parts of image bios that wait until it was stored.
-    images: BioList,
-}
-
-impl Flight {
-    fn overlaps(&self, from: u64, to: u64) -> bool {
-        self.first < to && from < self.end
-    }
-}
 
 /// What `inner` protects.
 struct Inner {
@@ -121,19 +90,6 @@ struct Inner {
     /// Parts of image bios that wait for a copy.
     images: BioList,
     excluded: Excluded,
-}
-
-/// The bios of the runs that were claimed, to be submitted without the lock.
-type Reads = [Option<NewBio<CopyIo>>; MAX_CLAIMS];
-
-/// What to do with something that wants chunks to be copied.
-enum Next {
-    /// Go on: all of them are safe.
-    Safe,
-    /// Wait for this flight.
-    Flight(usize),
-    /// Wait for a copy.
-    Later,
 }
 
 /// The copy engine of one captured device.
@@ -320,204 +276,10 @@ impl Cow {
         verdict
     }
 
-    /// Claims untouched chunks between `from` and `to`, and says what to wait for.
-    fn advance(
-        self: &Arc<Self>,
-        inner: &mut Inner,
-        from: u64,
-        to: u64,
-        may_claim: bool,
-        reads: &mut Reads,
-    ) -> Next {
-        let most = (MAX_RUN >> (self.geometry.chunk_shift + SECTOR_SHIFT)).max(1);
-        let mut at = from;
-        let mut short = false;
-        for slot in reads {
-            let Some((first, count)) = self.map.untouched_run(at, to, most) else {
-                break;
-            };
-            if !may_claim {
-                short = true;
-                break;
-            }
-            match self.claim(inner, first, count) {
-                Ok((bio, end)) => {
-                    *slot = Some(bio);
-                    at = end;
-                }
-                Err(_) => {
-                    short = true;
-                    break;
-                }
-            }
-        }
-        // The one that began last: when it was read, most likely the others were, too.
-        let reading = |flight: &Flight| !flight.ready && flight.overlaps(from, to);
-        match inner.flights.iter().rposition(reading) {
-            Some(i) => Next::Flight(i),
-            None if short => Next::Later,
-            None => Next::Safe,
-        }
-    }
-
-    /// Begins a copy of `count` untouched chunks from `first` on, or of as many as there is memory
-    /// for. Returns the bio to submit and the end of the run.
-    fn claim(
-        self: &Arc<Self>,
-        inner: &mut Inner,
-        first: u64,
-        count: u64,
-    ) -> Result<(NewBio<CopyIo>, u64)> {
-        let chunk = self.geometry.chunk_bytes();
-        let shift = self.geometry.chunk_shift + SECTOR_SHIFT;
-        let copy = inner.free.pop().ok_or(EBUSY)?;
-        let start = |copy: &Arc<Copy>| -> Result<(NewBio<CopyIo>, u64)> {
-            // CAST: At most `MAX_RUN` or a chunk.
-            let bytes = copy.reserve((count << shift) as usize, chunk)?;
-            let count = count.min((bytes >> shift) as u64);
-            self.map.prepare(first, count, GFP_ATOMIC | __GFP_NOWARN)?;
-            Ok((Copy::start(copy, self, first, count)?, first + count))
-        };
-        let (copy, started) = match start(&copy) {
-            Err(_) => {
-                // One of the reserved ones has memory.
-                let reserved = inner
-                    .free
-                    .iter()
-                    .position(|other| other.reserve(chunk, chunk).is_ok());
-                match reserved.and_then(|i| inner.free.remove(i).ok()) {
-                    Some(other) => {
-                        let _ = inner.free.push_within_capacity(copy);
-                        let started = start(&other);
-                        (other, started)
-                    }
-                    None => (copy, Err(ENOMEM)),
-                }
-            }
-            ok => (copy, ok),
-        };
-        let (bio, end) = match started {
-            Ok(started) => started,
-            Err(err) => {
-                let _ = inner.free.push_within_capacity(copy);
-                return Err(err);
-            }
-        };
-        let flight = Flight {
-            first,
-            end,
-            copy,
-            ready: false,
-            writers: HeldList::new(),
-            images: BioList::new(),
-        };
-        // There is room for as many flights as there are copies.
-        inner
-            .flights
-            .push_within_capacity(flight)
-            .map_err(|_| ENOMEM)?;
-        // Before the bio is submitted: see `chunk_map`.
-        for chunk in first..end {
-            self.map.set(chunk, Place::Reading);
-        }
-        Ok((bio, end))
-    }
-
-    fn submit(reads: Reads) {
-        reads.into_iter().flatten().for_each(NewBio::submit);
-    }
-
     /// Queues the work item.
     fn kick(this: &Arc<Self>) {
         // If it is queued already, it has not looked at the lists yet.
         let _ = this.engine.queue.enqueue(this.clone());
-    }
-
-    /// A copy was read, or failed to be.
-    pub(crate) fn read_done(self: &Arc<Self>, copy: &Arc<Copy>) {
-        if let Err(err) = copy.result() {
-            self.fail(err);
-        }
-        let mut inner = self.inner.lock();
-        let flight = inner
-            .flights
-            .iter_mut()
-            .find(|flight| Arc::ptr_eq(&flight.copy, copy));
-        let Some(flight) = flight else { return };
-        let (first, end) = (flight.first, flight.end);
-        flight.ready = true;
-        let writers = flight.writers.take();
-        if !self.storage.has_failed() {
-            for chunk in first..end {
-                self.map.set(chunk, Place::InMemory);
-            }
-        }
-        drop(inner);
-        writers.resubmit();
-
-        let sectors = self.geometry.sectors_in(first, end - first);
-        match self.store(copy, sectors) {
-            Ok(true) => {}
-            Ok(false) => self.store_done(copy),
-            Err(err) => {
-                self.fail(err);
-                self.finish(copy);
-            }
-        }
-    }
-
-    fn store(&self, copy: &Arc<Copy>, sectors: u64) -> Result<bool> {
-        if self.storage.has_failed() {
-            return Err(EIO);
-        }
-        let unit = self.storage.alloc(sectors)?;
-        self.storage.copied.fetch_add(sectors, Relaxed);
-        // CAST: At most `MAX_RUN` or a chunk.
-        Copy::store(copy, self, unit, (sectors << SECTOR_SHIFT) as usize)
-    }
-
-    /// A copy was stored, or failed to be.
-    pub(crate) fn store_done(self: &Arc<Self>, copy: &Arc<Copy>) {
-        if let Err(err) = copy.result() {
-            self.fail(err);
-        } else if let Some((first, count, Some(unit))) =
-            copy.job(|job| (job.first, job.count, job.unit))
-        {
-            let step = self.geometry.units_per_chunk();
-            let _inner = self.inner.lock();
-            for i in 0..count {
-                // CAST: The storage ends before `u32` does.
-                self.map
-                    .set(first + i, Place::Stored(unit + (i * step) as u32));
-            }
-        }
-        self.finish(copy);
-    }
-
-    /// A copy's end, good or bad.
-    fn finish(self: &Arc<Self>, copy: &Arc<Copy>) {
-        let job = copy.finish();
-        let mut inner = self.inner.lock();
-        let at = inner
-            .flights
-            .iter()
-            .position(|flight| Arc::ptr_eq(&flight.copy, copy));
-        let flight = at.and_then(|at| inner.flights.remove(at).ok());
-        let mut images = BioList::new();
-        let mut late = None;
-        if let Some(flight) = flight {
-            let _ = inner.free.push_within_capacity(flight.copy);
-            images = flight.images;
-            late = Some(flight.writers);
-        }
-        let waiting = !inner.writers.is_empty() || !inner.images.is_empty();
-        drop(inner);
-        drop(late);
-        if waiting {
-            Self::kick(self);
-        }
-        image_io::submit_list(self, images);
-        drop(job);
     }
 
     /// Parks a part of an image bio that is about `chunk`, until it was stored. `claim` says whether
@@ -609,60 +371,5 @@ impl Cow {
         // What an interrupt has parked until then.
         Self::kick(this);
         this.engine.queue.flush();
-    }
-
-    /// Serves the writes that wait for a copy.
-    fn serve_writers(self: &Arc<Self>) {
-        loop {
-            let mut reads = Reads::default();
-            let mut inner = self.inner.lock();
-            let Some(held) = inner.writers.pop() else {
-                return;
-            };
-            let start = self.origin.bdev().start_sector();
-            let (from, to) = self.chunks(
-                held.sector().saturating_sub(start),
-                held.end_sector().saturating_sub(start),
-            );
-            let next = if self.storage.has_failed() {
-                Next::Safe
-            } else {
-                self.advance(&mut inner, from, to, true, &mut reads)
-            };
-            let mut go_on = true;
-            let rejected = match next {
-                Next::Safe => Err(held),
-                Next::Flight(i) => match inner.flights.get_mut(i) {
-                    Some(flight) => flight.writers.push(held),
-                    None => Err(held),
-                },
-                Next::Later => {
-                    go_on = false;
-                    inner.writers.push_front(held)
-                }
-            };
-            let stuck = !go_on && inner.flights.is_empty();
-            drop(inner);
-            Self::submit(reads);
-            drop(rejected);
-            if stuck {
-                // Nothing is under way whose end could give us memory.
-                self.fail(ENOMEM);
-            } else if !go_on {
-                return;
-            }
-        }
-    }
-}
-
-impl WorkItem for Cow {
-    type Pointer = Arc<Cow>;
-
-    fn run(this: Arc<Cow>) {
-        this.serve_writers();
-        let images = this.inner.lock().images.take();
-        image_io::submit_list(&this, images);
-        let retry = this.retry.lock().take();
-        image_io::submit_list(&this, retry);
     }
 }

@@ -341,12 +341,10 @@ impl Registry {
             });
             result
         })?;
-        used.sort_unstable();
         let mut minors = KVec::with_capacity(count, GFP_KERNEL)?;
-        let mut used = used.iter().copied().peekable();
         let mut minor = 0;
         while minors.len() < count {
-            if used.next_if_eq(&minor).is_none() {
+            if !used.contains(&minor) {
                 minors.push(minor, GFP_KERNEL)?;
             }
             minor += 1;

@@ -9,6 +9,7 @@ use kernel::{
         DevId, //
     },
     prelude::*,
+    rbtree::RBTree,
     sync::{
         atomic::{
             Acquire,
@@ -182,26 +183,20 @@ impl Storage {
     /// Fails with `EINVAL` if one of the ranges overlaps another, or one that is there.
     pub(crate) fn check_overlap(&self, file: &Arc<BdevFile>, ranges: &[(u64, u64)]) -> Result {
         let (disk, start) = (file.bdev().disk_id(), file.bdev().start_sector());
-        let len = self.range_count();
-        let mut all = KVVec::with_capacity(len + ranges.len(), GFP_KERNEL)?;
+        let mut old = KVVec::with_capacity(self.range_count(), GFP_KERNEL)?;
         self.for_each_range(|other, sector, sectors| {
             if other.bdev().disk_id() == disk {
                 let range = (other.bdev().start_sector() + sector, sectors);
-                all.push_within_capacity(range).map_err(|_| ENOMEM)?;
+                old.push_within_capacity(range).map_err(|_| ENOMEM)?;
             }
             Ok(())
         })?;
-        for &(sector, sectors) in ranges {
-            let range = (start + sector, sectors);
-            all.push_within_capacity(range).map_err(|_| ENOMEM)?;
+        let mut all = RBTree::new();
+        for &(sector, sectors) in &old {
+            insert_disjoint(&mut all, sector, sector + sectors)?;
         }
-        all.sort_unstable();
-        let mut end = 0;
-        for &(sector, sectors) in &all {
-            if sector < end {
-                return Err(EINVAL);
-            }
-            end = sector + sectors;
+        for &(sector, sectors) in ranges {
+            insert_disjoint(&mut all, start + sector, start + sector + sectors)?;
         }
         Ok(())
     }
@@ -253,5 +248,51 @@ impl Storage {
         f: impl FnMut(&Arc<BdevFile>, u64, u64) -> Result,
     ) -> Result {
         self.space.lock().pool.for_each(f)
+    }
+}
+
+/// Inserts a range into a tree of ranges, from the first sector to the one after the last. Fails
+/// with `EINVAL` if it overlaps one.
+fn insert_disjoint(ranges: &mut RBTree<u64, u64>, start: u64, end: u64) -> Result {
+    let overlaps = match ranges.cursor_lower_bound(&start) {
+        Some(next) => {
+            *next.current().0 < end || next.peek_prev().is_some_and(|(_, &before)| before > start)
+        }
+        None => ranges
+            .cursor_back()
+            .is_some_and(|last| *last.current().1 > start),
+    };
+    if overlaps {
+        return Err(EINVAL);
+    }
+    ranges.try_create_and_insert(start, end, GFP_KERNEL)?;
+    Ok(())
+}
+
+#[cfg(CONFIG_BLK_SNAP_KUNIT_TEST)]
+#[kunit_tests(blksnap_storage)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlaps_are_found() -> Result {
+        let mut ranges = RBTree::new();
+        insert_disjoint(&mut ranges, 100, 200)?;
+        insert_disjoint(&mut ranges, 300, 400)?;
+        for (start, end) in [
+            (100, 101),
+            (150, 160),
+            (199, 300),
+            (50, 101),
+            (50, 500),
+            (250, 301),
+            (399, 500),
+        ] {
+            assert_eq!(insert_disjoint(&mut ranges, start, end), Err(EINVAL));
+        }
+        for (start, end) in [(200, 300), (0, 100), (400, 401)] {
+            insert_disjoint(&mut ranges, start, end)?;
+        }
+        Ok(())
     }
 }

@@ -13,8 +13,6 @@
 //! Until the instant a failure undoes, by the guards' drops, all that was done. After it nothing
 //! fails.
 
-use core::cmp::Reverse;
-
 use kernel::{
     block::{
         bdev::FsFreeze,
@@ -134,11 +132,13 @@ pub(crate) fn take(
 
     // Younger disks first: one that is stacked on another, by a file or a table, was made after it,
     // and can come to rest only as long as the other one runs.
-    let mut order = KVec::with_capacity(count, GFP_KERNEL)?;
+    let seq = |device: &Device| device.file.bdev().disk_seq();
+    let mut order: KVec<&(&Device, Prepared)> = KVec::with_capacity(count, GFP_KERNEL)?;
     for item in &prepared {
-        order.push(item, GFP_KERNEL)?;
+        let older = |other: &&(&Device, Prepared)| seq(other.0) < seq(item.0);
+        let at = order.iter().position(older).unwrap_or(order.len());
+        order.insert_within_capacity(at, item).map_err(|_| ENOMEM)?;
     }
-    order.sort_unstable_by_key(|(device, _)| Reverse(device.file.bdev().disk_seq()));
 
     let mut file_systems = KVec::new();
     for (device, _) in &order {

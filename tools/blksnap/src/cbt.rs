@@ -84,18 +84,32 @@ impl CbtMap {
     /// The parts of the device, in bytes, that were written since the snapshot with this number:
     /// ascending, neighbours joined, the last one cut at the end of the device.
     pub fn changed_since(&self, number: u8) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.parts(move |block| self.bytes[block] > number)
+    }
+
+    /// The parts of the device whose blocks were marked between the reading of an earlier map of
+    /// the same take and of this one: what was written to the image, and what became difference
+    /// storage. (A mark on a block that has the number of this take already does not show.)
+    pub fn marked_after<'a>(&'a self, earlier: &'a Self) -> impl Iterator<Item = Range<u64>> + 'a {
+        self.parts(|block| earlier.bytes.get(block) != Some(&self.bytes[block]))
+    }
+
+    /// The parts of the device in the blocks that fulfil a condition.
+    fn parts<'a>(
+        &'a self,
+        wanted: impl Fn(usize) -> bool + 'a,
+    ) -> impl Iterator<Item = Range<u64>> + 'a {
+        let count = self.bytes.len();
+        let place = |block: usize| {
+            let block = u64::try_from(block).unwrap_or(u64::MAX);
+            block
+                .saturating_mul(self.block_size.into())
+                .min(self.capacity)
+        };
         let mut at = 0;
         std::iter::from_fn(move || {
-            let changed = |byte: &u8| *byte > number;
-            let start = at + self.bytes[at..].iter().position(changed)?;
-            let length = self.bytes[start..].iter().position(|byte| !changed(byte));
-            at = length.map_or(self.bytes.len(), |length| start + length);
-            let place = |block: usize| {
-                let block = u64::try_from(block).unwrap_or(u64::MAX);
-                block
-                    .saturating_mul(self.block_size.into())
-                    .min(self.capacity)
-            };
+            let start = (at..count).find(|&block| wanted(block))?;
+            at = (start..count).find(|&block| !wanted(block)).unwrap_or(count);
             Some(place(start)..place(at))
         })
         .filter(|range| !range.is_empty())
@@ -126,6 +140,17 @@ mod tests {
             [0..4096, 8192..16384, 20480..20992]
         );
         assert_eq!(changed(&[9; 3], 8, 3 * 4096), [0..12288]);
+    }
+
+    #[test]
+    fn what_was_marked_meanwhile_is_found() {
+        let map = |bytes: &[u8]| CbtMap::new(bytes.to_vec(), 4096, 3 * 4096 + 512);
+        let (before, after) = (map(&[0, 4, 5, 0]), map(&[5, 4, 5, 5]));
+        assert_eq!(
+            after.marked_after(&before).collect::<Vec<_>>(),
+            [0..4096, 3 * 4096..3 * 4096 + 512]
+        );
+        assert_eq!(after.marked_after(&after).count(), 0);
     }
 
     #[test]

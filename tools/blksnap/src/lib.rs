@@ -55,6 +55,7 @@ pub mod session;
 pub mod state;
 pub mod storage;
 pub mod sys;
+mod topology;
 pub mod units;
 
 pub use cbt::{CbtInfo, CbtMap};

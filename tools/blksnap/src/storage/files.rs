@@ -44,6 +44,11 @@ impl Place {
         path.into()
     }
 
+    /// The directory that the files are made in.
+    pub fn directory(&self) -> PathBuf {
+        self.split().0
+    }
+
     /// The directory, and the beginning of the names in it.
     fn split(&self) -> (PathBuf, OsString) {
         let bytes = self.0.as_bytes();

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Claiming untouched chunks, and beginning to copy them.
+
+use kernel::{
+    alloc::flags::{
+        __GFP_NOWARN, //
+        GFP_ATOMIC,
+    },
+    block::{
+        bio::BioList,
+        bio_set::NewBio,
+        filter::HeldList, //
+    },
+    prelude::*,
+    sync::Arc, //
+};
+
+use super::{
+    Cow,
+    Inner, //
+};
+use crate::{
+    chunk_map::Place,
+    copy::{
+        Copy,
+        CopyIo, //
+    },
+    units::SECTOR_SHIFT, //
+};
+
+/// The largest run that is copied at once, in bytes, if chunks are smaller.
+const MAX_RUN: u64 = 256 << 10;
+
+/// Runs that one write claims at a time.
+const MAX_CLAIMS: usize = 4;
+
+/// A copy under way.
+pub(super) struct Flight {
+    pub(super) first: u64,
+    pub(super) end: u64,
+    pub(super) copy: Arc<Copy>,
+    /// The old data is in memory.
+    pub(super) ready: bool,
+    /// Writes that wait until it is.
+    pub(super) writers: HeldList,
+    /// Parts of image bios that wait until it was stored.
+    pub(super) images: BioList,
+}
+
+impl Flight {
+    pub(super) fn overlaps(&self, from: u64, to: u64) -> bool {
+        self.first < to && from < self.end
+    }
+}
+
+/// The bios of the runs that were claimed, to be submitted without the lock.
+pub(super) type Reads = [Option<NewBio<CopyIo>>; MAX_CLAIMS];
+
+/// What to do with something that wants chunks to be copied.
+pub(super) enum Next {
+    /// Go on: all of them are safe.
+    Safe,
+    /// Wait for this flight.
+    Flight(usize),
+    /// Wait for a copy.
+    Later,
+}
+
+impl Cow {
+    /// Claims untouched chunks between `from` and `to`, and says what to wait for.
+    pub(super) fn advance(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        from: u64,
+        to: u64,
+        may_claim: bool,
+        reads: &mut Reads,
+    ) -> Next {
+        let most = (MAX_RUN >> (self.geometry.chunk_shift + SECTOR_SHIFT)).max(1);
+        let mut at = from;
+        let mut short = false;
+        for slot in reads {
+            let Some((first, count)) = self.map.untouched_run(at, to, most) else {
+                break;
+            };
+            if !may_claim {
+                short = true;
+                break;
+            }
+            match self.claim(inner, first, count) {
+                Ok((bio, end)) => {
+                    *slot = Some(bio);
+                    at = end;
+                }
+                Err(_) => {
+                    short = true;
+                    break;
+                }
+            }
+        }
+        // The one that began last: when it was read, most likely the others were, too.
+        let reading = |flight: &Flight| !flight.ready && flight.overlaps(from, to);
+        match inner.flights.iter().rposition(reading) {
+            Some(i) => Next::Flight(i),
+            None if short => Next::Later,
+            None => Next::Safe,
+        }
+    }
+
+    /// Begins a copy of `count` untouched chunks from `first` on, or of as many as there is memory
+    /// for. Returns the bio to submit and the end of the run.
+    fn claim(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        first: u64,
+        count: u64,
+    ) -> Result<(NewBio<CopyIo>, u64)> {
+        let chunk = self.geometry.chunk_bytes();
+        let shift = self.geometry.chunk_shift + SECTOR_SHIFT;
+        let copy = inner.free.pop().ok_or(EBUSY)?;
+        let start = |copy: &Arc<Copy>| -> Result<(NewBio<CopyIo>, u64)> {
+            // CAST: At most `MAX_RUN` or a chunk.
+            let bytes = copy.reserve((count << shift) as usize, chunk)?;
+            let count = count.min((bytes >> shift) as u64);
+            self.map.prepare(first, count, GFP_ATOMIC | __GFP_NOWARN)?;
+            Ok((Copy::start(copy, self, first, count)?, first + count))
+        };
+        let (copy, started) = match start(&copy) {
+            Err(_) => {
+                // One of the reserved ones has memory.
+                let reserved = inner
+                    .free
+                    .iter()
+                    .position(|other| other.reserve(chunk, chunk).is_ok());
+                match reserved.and_then(|i| inner.free.remove(i).ok()) {
+                    Some(other) => {
+                        let _ = inner.free.push_within_capacity(copy);
+                        let started = start(&other);
+                        (other, started)
+                    }
+                    None => (copy, Err(ENOMEM)),
+                }
+            }
+            ok => (copy, ok),
+        };
+        let (bio, end) = match started {
+            Ok(started) => started,
+            Err(err) => {
+                let _ = inner.free.push_within_capacity(copy);
+                return Err(err);
+            }
+        };
+        let flight = Flight {
+            first,
+            end,
+            copy,
+            ready: false,
+            writers: HeldList::new(),
+            images: BioList::new(),
+        };
+        // There is room for as many flights as there are copies.
+        inner
+            .flights
+            .push_within_capacity(flight)
+            .map_err(|_| ENOMEM)?;
+        // Before the bio is submitted: see `chunk_map`.
+        for chunk in first..end {
+            self.map.set(chunk, Place::Reading);
+        }
+        Ok((bio, end))
+    }
+
+    /// Sends the bios of what was claimed on their way.
+    pub(super) fn submit(reads: Reads) {
+        reads.into_iter().flatten().for_each(NewBio::submit);
+    }
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The steps of a copy after it was read, and what its end lets others do. All of it is work.
+
+use kernel::{
+    block::bio::BioList,
+    prelude::*,
+    sync::{
+        atomic::Relaxed,
+        Arc, //
+    },
+    workqueue::WorkItem, //
+};
+
+use super::{
+    claim::{
+        Next,
+        Reads, //
+    },
+    Cow, //
+};
+use crate::{
+    chunk_map::Place,
+    copy::Copy,
+    image_io,
+    units::SECTOR_SHIFT, //
+};
+
+impl Cow {
+    /// A copy was read, or failed to be.
+    pub(crate) fn read_done(self: &Arc<Self>, copy: &Arc<Copy>) {
+        if let Err(err) = copy.result() {
+            self.fail(err);
+        }
+        let mut inner = self.inner.lock();
+        let flight = inner
+            .flights
+            .iter_mut()
+            .find(|flight| Arc::ptr_eq(&flight.copy, copy));
+        let Some(flight) = flight else { return };
+        let (first, end) = (flight.first, flight.end);
+        flight.ready = true;
+        let writers = flight.writers.take();
+        if !self.storage.has_failed() {
+            for chunk in first..end {
+                self.map.set(chunk, Place::InMemory);
+            }
+        }
+        drop(inner);
+        writers.resubmit();
+
+        let sectors = self.geometry.sectors_in(first, end - first);
+        match self.store(copy, sectors) {
+            Ok(true) => {}
+            Ok(false) => self.store_done(copy),
+            Err(err) => {
+                self.fail(err);
+                self.finish(copy);
+            }
+        }
+    }
+
+    /// Finds a place for what was read and begins to store it; tells whether that goes on.
+    fn store(&self, copy: &Arc<Copy>, sectors: u64) -> Result<bool> {
+        if self.storage.has_failed() {
+            return Err(EIO);
+        }
+        let unit = self.storage.alloc(sectors)?;
+        self.storage.copied.fetch_add(sectors, Relaxed);
+        // CAST: At most `MAX_RUN` or a chunk.
+        Copy::store(copy, self, unit, (sectors << SECTOR_SHIFT) as usize)
+    }
+
+    /// A copy was stored, or failed to be.
+    pub(crate) fn store_done(self: &Arc<Self>, copy: &Arc<Copy>) {
+        if let Err(err) = copy.result() {
+            self.fail(err);
+        } else if let Some((first, count, Some(unit))) =
+            copy.job(|job| (job.first, job.count, job.unit))
+        {
+            let step = self.geometry.units_per_chunk();
+            let _inner = self.inner.lock();
+            for i in 0..count {
+                // CAST: The storage ends before `u32` does.
+                self.map
+                    .set(first + i, Place::Stored(unit + (i * step) as u32));
+            }
+        }
+        self.finish(copy);
+    }
+
+    /// A copy's end, good or bad.
+    fn finish(self: &Arc<Self>, copy: &Arc<Copy>) {
+        let job = copy.finish();
+        let mut inner = self.inner.lock();
+        let at = inner
+            .flights
+            .iter()
+            .position(|flight| Arc::ptr_eq(&flight.copy, copy));
+        let flight = at.and_then(|at| inner.flights.remove(at).ok());
+        let mut images = BioList::new();
+        let mut late = None;
+        if let Some(flight) = flight {
+            let _ = inner.free.push_within_capacity(flight.copy);
+            images = flight.images;
+            late = Some(flight.writers);
+        }
+        let waiting = !inner.writers.is_empty() || !inner.images.is_empty();
+        drop(inner);
+        drop(late);
+        if waiting {
+            Self::kick(self);
+        }
+        image_io::submit_list(self, images);
+        drop(job);
+    }
+
+    /// Serves the writes that wait for a copy.
+    fn serve_writers(self: &Arc<Self>) {
+        loop {
+            let mut reads = Reads::default();
+            let mut inner = self.inner.lock();
+            let Some(held) = inner.writers.pop() else {
+                return;
+            };
+            let start = self.origin.bdev().start_sector();
+            let (from, to) = self.chunks(
+                held.sector().saturating_sub(start),
+                held.end_sector().saturating_sub(start),
+            );
+            let next = if self.storage.has_failed() {
+                Next::Safe
+            } else {
+                self.advance(&mut inner, from, to, true, &mut reads)
+            };
+            let mut go_on = true;
+            let rejected = match next {
+                Next::Safe => Err(held),
+                Next::Flight(i) => match inner.flights.get_mut(i) {
+                    Some(flight) => flight.writers.push(held),
+                    None => Err(held),
+                },
+                Next::Later => {
+                    go_on = false;
+                    inner.writers.push_front(held)
+                }
+            };
+            let stuck = !go_on && inner.flights.is_empty();
+            drop(inner);
+            Self::submit(reads);
+            drop(rejected);
+            if stuck {
+                // Nothing is under way whose end could give us memory.
+                self.fail(ENOMEM);
+            } else if !go_on {
+                return;
+            }
+        }
+    }
+}
+
+impl WorkItem for Cow {
+    type Pointer = Arc<Cow>;
+
+    fn run(this: Arc<Cow>) {
+        this.serve_writers();
+        let images = this.inner.lock().images.take();
+        image_io::submit_list(&this, images);
+        let retry = this.retry.lock().take();
+        image_io::submit_list(&this, retry);
+    }
+}
