@@ -5,9 +5,10 @@
 //! Three paths lead through this driver, each in one direction:
 //!
 //! - A bio that somebody sends to a tracked device: [`tracker`] (a block filter) marks it in the
-//!   change map, [`cbt`], and while a snapshot is held asks the copy engine, [`cow`], whether it may
-//!   go on. That finds in the [`chunk_map`] whether the old data is safe; if not, a [`copy`] reads it
-//!   and puts it into the difference [`storage`], which takes its place from the [`pool`].
+//!   change map, [`cbt`], and while a snapshot is held asks the copy engine, [`cow`], whether it
+//!   may go on. That finds in the [`chunk_map`] whether the old data is safe; if not, a [`copy`]
+//!   reads it and puts it into the difference [`storage`], which takes its place from the
+//!   [`pool`].
 //! - A bio that somebody sends to an [`image`]: [`image_io`] looks in the same chunk map where the
 //!   data is, and sends clones to the original device or to the difference storage.
 //! - A command: [`control`] decodes it (see [`abi`]), [`registry`] finds what it is about, and
@@ -15,6 +16,7 @@
 
 use kernel::{
     debugfs,
+    fmt,
     miscdevice::{
         with_data::SharedRegistration,
         MiscDeviceOptions, //
@@ -69,6 +71,11 @@ struct Blksnap {
     registry: Arc<Registry>,
 }
 
+/// Shows all snapshots.
+fn show(registry: &Arc<Registry>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fmt::Display::fmt(&**registry, f)
+}
+
 impl kernel::InPlaceModule for Blksnap {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         let options = MiscDeviceOptions { name: c"blksnap" };
@@ -77,9 +84,7 @@ impl kernel::InPlaceModule for Blksnap {
             let control = Arc::new(Control(registry.clone()), GFP_KERNEL)?;
             let debugfs = debugfs::Dir::new(c"blksnap");
             Ok(try_pin_init!(Self {
-                snapshots <- debugfs.read_callback_file(c"snapshots", registry.clone(), &|registry, f| {
-                    kernel::fmt::Display::fmt(&**registry, f)
-                }),
+                snapshots <- debugfs.read_callback_file(c"snapshots", registry.clone(), &show),
                 debugfs,
                 registry,
                 // Last: from here on commands come.

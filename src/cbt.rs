@@ -53,8 +53,9 @@ impl Pair {
 
 /// The map of one device.
 ///
-/// Marking is lock-free. The orderings are relaxed: a mark has to be seen only by readers after the
-/// next take, and by the take itself, and both are ordered after it by the freeze of the queue.
+/// Marking is lock-free. The orderings are relaxed: a mark has to be seen only by readers after
+/// the next take, and by the take itself, and both are ordered after it by the freeze of the
+/// queue.
 pub(crate) struct Cbt {
     generation: Uuid,
     /// log2 of the block size in bytes.

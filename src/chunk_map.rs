@@ -9,14 +9,15 @@
 //! A chunk's life:
 //!
 //! ```text
-//! Untouched ──claim──▶ Reading ──read──▶ InMemory ──stored──▶ Stored(unit)
+//! Untouched --claim--> Reading --read--> InMemory --stored--> Stored(unit)
 //! ```
 //!
 //! Only the holder of the copy engine's lock changes states, in that direction. They are looked at
 //! without a lock. What the orderings guarantee:
 //!
 //! - A writer that sees `InMemory` or `Stored` ([`is_safe`](ChunkMap::is_safe), acquire) sees all
-//!   that the copier did before (release): the old data has left the device, it may be overwritten.
+//!   that the copier did before (release): the old data has left the device, it may be
+//!   overwritten.
 //! - A reader of the original that sees `Untouched` *after* its read has completed got old data:
 //!   `Reading` is stored before the copier's own read is submitted, hence before the overwriting
 //!   write is, and a read that returned the new data was completed by the device after that.

@@ -3,14 +3,14 @@
 //! The copy of one run of chunks: read by one bio, stored by one bio if its place is in one piece.
 //!
 //! ```text
-//! start ─▶ read bio ─▶ (interrupt) ─▶ work: Cow::read_done ─▶ store bios ─▶ (interrupt)
-//!                                     ─▶ work: Cow::store_done
+//! start -> read bio -> (interrupt) -> work: Cow::read_done -> store bios -> (interrupt)
+//!                                     -> work: Cow::store_done
 //! ```
 //!
-//! A copy engine makes all its copies when the snapshot is taken, and uses them again and again: so
-//! their number bounds the memory, and starting one allocates nothing but pages, which a copy keeps
-//! as long as they are few. Some have pages for one chunk from the start, which makes progress
-//! independent of the state of memory.
+//! A copy engine makes all its copies when the snapshot is taken, and uses them again and again:
+//! so their number bounds the memory, and starting one allocates nothing but pages, which a copy
+//! keeps as long as they are few. Some have pages for one chunk from the start, which makes
+//! progress independent of the state of memory.
 
 use kernel::{
     alloc::flags::{
@@ -243,8 +243,8 @@ impl Copy {
         }
     }
 
-    /// One bio less in flight; tells whether it was the last. Fully ordered, so that who comes last
-    /// sees the errors of all.
+    /// One bio less in flight; tells whether it was the last. Fully ordered, so that who comes
+    /// last sees the errors of all.
     fn put_pending(&self) -> bool {
         self.pending.fetch_sub(1, Full) == 1
     }

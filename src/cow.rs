@@ -3,10 +3,10 @@
 //! The copy engine of one captured device.
 //!
 //! A write to the device comes from the filter. If all its chunks are safe it passes, without a
-//! lock. Otherwise the untouched ones are claimed, in runs, and their reads are submitted; the write
-//! is held with one of the copies and let go when that was read, after which it is shown again and
-//! either finds all chunks safe or waits for the next copy. Storing what was read goes on behind its
-//! back.
+//! lock. Otherwise the untouched ones are claimed, in runs, and their reads are submitted; the
+//! write is held with one of the copies and let go when that was read, after which it is shown
+//! again and either finds all chunks safe or waits for the next copy. Storing what was read goes
+//! on behind its back.
 //!
 //! When all copies are in use, or memory is short, writes wait in order, and the work item serves
 //! them as copies end.
@@ -282,8 +282,8 @@ impl Cow {
         let _ = this.engine.queue.enqueue(this.clone());
     }
 
-    /// Parks a part of an image bio that is about `chunk`, until it was stored. `claim` says whether
-    /// it is to be copied if untouched.
+    /// Parks a part of an image bio that is about `chunk`, until it was stored. `claim` says
+    /// whether it is to be copied if untouched.
     ///
     /// Gives it back if there is nothing to wait for.
     pub(crate) fn park(

@@ -3,8 +3,8 @@
 //! The parts of a captured device that are difference storage themselves.
 //!
 //! A difference file normally lives on the very file system that is captured. What the engine
-//! writes there must not be copied before, or it would never end, and its blocks have no meaning in
-//! the image: they read as zeroes.
+//! writes there must not be copied before, or it would never end, and its blocks have no meaning
+//! in the image: they read as zeroes.
 
 use kernel::{
     alloc::flags::GFP_KERNEL,

@@ -28,8 +28,8 @@ use crate::{
 
 /// What serves an image.
 ///
-/// The disk is added before the instant, when a failure can still be undone. What it is asked until
-/// then waits.
+/// The disk is added before the instant, when a failure can still be undone. What it is asked
+/// until then waits.
 #[pin_data]
 pub(crate) struct Image {
     cow: Arc<Cow>,

@@ -6,9 +6,10 @@
 //! clone, to where its data is; nothing is copied. A part about a chunk that is just being copied
 //! waits until that is stored.
 //!
-//! Reads of the original are optimistic. No lock keeps the chunks untouched meanwhile: when the read
-//! is done, it is looked whether they still are. If not, what was read may be new data; it is thrown
-//! away, and the copy is read instead. See [`chunk_map`](crate::chunk_map) for why that is right.
+//! Reads of the original are optimistic. No lock keeps the chunks untouched meanwhile: when the
+//! read is done, it is looked whether they still are. If not, what was read may be new data; it
+//! is thrown away, and the copy is read instead. See [`chunk_map`](crate::chunk_map) for why that
+//! is right.
 //!
 //! Writes go to the difference storage: an untouched chunk is copied there first.
 

@@ -5,30 +5,27 @@
  */
 #include <linux/module.h>
 #include <linux/moduleparam.h>
+#include "params.h"
 
-#define BLKSNAP_PARAM(name)						\
-	extern int blksnap_##name;					\
-	module_param_named(name, blksnap_##name, int, 0644)
-
-BLKSNAP_PARAM(tracking_block_minimum_shift);
+module_param_named(tracking_block_minimum_shift, blksnap_tracking_block_minimum_shift, int, 0644);
 MODULE_PARM_DESC(tracking_block_minimum_shift,
 		 "log2 of the smallest tracking block in bytes");
-BLKSNAP_PARAM(tracking_block_maximum_count);
+module_param_named(tracking_block_maximum_count, blksnap_tracking_block_maximum_count, int, 0644);
 MODULE_PARM_DESC(tracking_block_maximum_count,
 		 "The tracking block grows until a device has no more");
-BLKSNAP_PARAM(chunk_minimum_shift);
+module_param_named(chunk_minimum_shift, blksnap_chunk_minimum_shift, int, 0644);
 MODULE_PARM_DESC(chunk_minimum_shift,
 		 "log2 of the smallest chunk in bytes; at the most 20");
-BLKSNAP_PARAM(chunk_maximum_count);
+module_param_named(chunk_maximum_count, blksnap_chunk_maximum_count, int, 0644);
 MODULE_PARM_DESC(chunk_maximum_count,
 		 "The chunk grows until a device has no more");
-BLKSNAP_PARAM(chunk_maximum_in_cache);
+module_param_named(chunk_maximum_in_cache, blksnap_chunk_maximum_in_cache, int, 0644);
 MODULE_PARM_DESC(chunk_maximum_in_cache,
 		 "Copies of a device that are in memory at one time");
-BLKSNAP_PARAM(free_diff_buffer_pool_size);
+module_param_named(free_diff_buffer_pool_size, blksnap_free_diff_buffer_pool_size, int, 0644);
 MODULE_PARM_DESC(free_diff_buffer_pool_size,
 		 "Without effect: copies keep their buffers");
-BLKSNAP_PARAM(diff_storage_minimum);
+module_param_named(diff_storage_minimum, blksnap_diff_storage_minimum, int, 0644);
 MODULE_PARM_DESC(diff_storage_minimum,
 		 "The portion asked for by a low free space event, in sectors");
 

@@ -2,8 +2,8 @@
 
 //! Module parameters.
 //!
-//! `params.c` makes them known, since `module!` cannot declare parameters that are seen in sysfs and
-//! changed at run time. A value is read when it is needed: a change is effective for the next
+//! `params.c` makes them known, since `module!` cannot declare parameters that are seen in sysfs
+//! and changed at run time. A value is read when it is needed: a change is effective for the next
 //! attach, create or take. Senseless values act as the nearest sensible one.
 
 use kernel::sync::atomic::{

@@ -2,10 +2,10 @@
 
 //! Allocation of difference storage: ranges of sectors on any devices, seen as one line of units.
 //!
-//! The ranges are laid end to end in the order in which they were appended, and what is stored gets
-//! the next units of the line. Nothing is ever given back before the snapshot ends, so there is no
-//! free list and no fragmentation: what is stored together lies together, and something that does
-//! not fit the rest of one range continues in the next one.
+//! The ranges are laid end to end in the order in which they were appended, and what is stored
+//! gets the next units of the line. Nothing is ever given back before the snapshot ends, so there
+//! is no free list and no fragmentation: what is stored together lies together, and something
+//! that does not fit the rest of one range continues in the next one.
 
 use kernel::{
     alloc::flags::GFP_KERNEL,

@@ -9,8 +9,8 @@
 //! waiting for events and asking for states do not wait for a take. Below both: the locks of
 //! snapshots and trackers.
 //!
-//! The callback that tells that a device has gone takes none of them; the work item does what is to
-//! be done then.
+//! The callback that tells that a device has gone takes none of them; the work item does what is
+//! to be done then.
 
 use kernel::{
     block::{
@@ -136,7 +136,8 @@ impl Registry {
         self.snapshots.lock().len()
     }
 
-    /// Calls `f` with the trackers of devices that are there, in the order in which they were added.
+    /// Calls `f` with the trackers of devices that are there, in the order in which they were
+    /// added.
     pub(crate) fn with_trackers<R>(&self, f: impl FnOnce(&[TrackerRef]) -> R) -> R {
         let mut trackers = self.trackers.lock();
         self.drop_gone(&mut trackers);
@@ -166,8 +167,8 @@ impl Registry {
 
     /// Ends tracking of a device.
     ///
-    /// Fails with `ENODATA` if it is not tracked, `EBUSY` if it is in a snapshot, or with the error
-    /// of opening it.
+    /// Fails with `ENODATA` if it is not tracked, `EBUSY` if it is in a snapshot, or with the
+    /// error of opening it.
     pub(crate) fn remove_tracker(&self, id: DevId) -> Result {
         let file = BdevFile::open(id)?;
         let mut trackers = self.trackers.lock();
@@ -191,11 +192,11 @@ impl Registry {
         }
     }
 
-    /// Marks ranges of a device, given as first sector and number of sectors, as changed. The number
-    /// of an image stands for its original.
+    /// Marks ranges of a device, given as first sector and number of sectors, as changed. The
+    /// number of an image stands for its original.
     ///
-    /// Fails with `ENODEV` if there is no such tracker or image, `EINVAL` if a range is empty or not
-    /// inside of the device.
+    /// Fails with `ENODEV` if there is no such tracker or image, `EINVAL` if a range is empty or
+    /// not inside of the device.
     pub(crate) fn mark_dirty(&self, id: DevId, ranges: &[(u64, u64)]) -> Result {
         let mut trackers = self.trackers.lock();
         let tracker = if id.major == self.major() {
@@ -213,8 +214,8 @@ impl Registry {
 
     /// Creates a snapshot of devices, which are tracked from then on if they were not before.
     ///
-    /// Fails with `EINVAL` if there is none or one is given twice, `EBUSY` if one is in a snapshot,
-    /// or with the error of opening or attaching to one.
+    /// Fails with `EINVAL` if there is none or one is given twice, `EBUSY` if one is in a
+    /// snapshot, or with the error of opening or attaching to one.
     pub(crate) fn create(self: &Arc<Self>, ids: &[DevId]) -> Result<Uuid> {
         let mut trackers = self.trackers.lock();
         if ids.is_empty() {
@@ -264,9 +265,10 @@ impl Registry {
     /// Appends ranges of a device, given as first sector and number of sectors, to the difference
     /// storage of a snapshot.
     ///
-    /// Fails with `ESRCH` if there is no such snapshot, `EROFS` if the device is read-only, `EINVAL`
-    /// if a range is empty, not inside of the device, not in its logical blocks, or overlaps one
-    /// that is there, or if the device's blocks are larger than those of a captured device.
+    /// Fails with `ESRCH` if there is no such snapshot, `EROFS` if the device is read-only,
+    /// `EINVAL` if a range is empty, not inside of the device, not in its logical blocks, or
+    /// overlaps one that is there, or if the device's blocks are larger than those of a captured
+    /// device.
     pub(crate) fn append(&self, id: Uuid, device: DevId, ranges: &[(u64, u64)]) -> Result {
         let _serial = self.trackers.lock();
         let snapshot = self.snapshot(id)?;
@@ -290,7 +292,7 @@ impl Registry {
             |device: &Device| device.file.bdev().logical_block_size() < bdev.logical_block_size();
         if device.major == self.major() || snapshot.devices.iter().any(smaller) {
             kernel::pr_warn_once!(
-                "device {}:{} cannot be difference storage: an image, or its blocks are too large\n",
+                "device {}:{} cannot be difference storage: an image, or too large blocks\n",
                 device.major,
                 device.minor
             );
@@ -372,7 +374,8 @@ impl Registry {
     }
 }
 
-/// Fails with `EINVAL` unless all ranges are inside of a device of `sectors` sectors and not empty.
+/// Fails with `EINVAL` unless all ranges are inside of a device of `sectors` sectors and not
+/// empty.
 fn check_ranges(ranges: &[(u64, u64)], sectors: u64) -> Result {
     let inside = |&(first, count): &(u64, u64)| {
         count > 0 && first.checked_add(count).is_some_and(|end| end <= sectors)

@@ -148,8 +148,8 @@ impl Snapshot {
         result
     }
 
-    /// Ends the snapshot: no image, no copying, and nothing is written to the storage any more. May
-    /// sleep for long. To be called once.
+    /// Ends the snapshot: no image, no copying, and nothing is written to the storage any more.
+    /// May sleep for long. To be called once.
     pub(crate) fn destroy(&self) {
         self.storage.close();
         let state = core::mem::replace(&mut *self.state.lock(), State::Destroyed);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the copy engines of one snapshot share: the difference storage, the events, and whether the
-//! snapshot is still good.
+//! What the copy engines of one snapshot share: the difference storage, the events, and whether
+//! the snapshot is still good.
 
 use kernel::{
     block::bdev::{
@@ -131,7 +131,8 @@ impl Storage {
         self.error.cmpxchg(0, -err.to_errno(), Full).is_ok()
     }
 
-    /// Declares the snapshot corrupted, because of `err`, by an incident on `device`. Does not sleep.
+    /// Declares the snapshot corrupted, because of `err`, by an incident on `device`. Does not
+    /// sleep.
     ///
     /// From now on nothing is copied or stored, images give errors, and writes of the original
     /// devices go on.

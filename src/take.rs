@@ -4,8 +4,9 @@
 //!
 //! 1. All that is needed is allocated, and the images are added.
 //! 2. The file systems are frozen, so that their dirty data is on the devices.
-//! 3. The devices are stopped: bio based ones by the [gate](Registration::gate) of their filter, then
-//!    all of them by freezing their queues. From then on no write is under way to any of them.
+//! 3. The devices are stopped: bio based ones by the [gate](Registration::gate) of their filter,
+//!    then all of them by freezing their queues. From then on no write is under way to any of
+//!    them.
 //! 4. The instant: the maps go on to the next interval, and the copy engines are armed. Nothing is
 //!    allocated, copied or waited for.
 //! 5. All is let go, in reverse order, and the images get ready.
@@ -130,8 +131,8 @@ pub(crate) fn take(
     let mut captured = KVec::with_capacity(count, GFP_KERNEL)?;
     let mut old = KVec::with_capacity(count, GFP_KERNEL)?;
 
-    // Younger disks first: one that is stacked on another, by a file or a table, was made after it,
-    // and can come to rest only as long as the other one runs.
+    // Younger disks first: one that is stacked on another, by a file or a table, was made after
+    // it, and can come to rest only as long as the other one runs.
     let seq = |device: &Device| device.file.bdev().disk_seq();
     let mut order: KVec<&(&Device, Prepared)> = KVec::with_capacity(count, GFP_KERNEL)?;
     for item in &prepared {

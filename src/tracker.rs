@@ -3,8 +3,8 @@
 //! The filter on a tracked device: marks what is written and, while a snapshot is held, lets the
 //! copy engine decide about it.
 //!
-//! A tracker pins no device. When its device goes, so does the tracker, and a device that comes back
-//! under the same number is another one.
+//! A tracker pins no device. When its device goes, so does the tracker, and a device that comes
+//! back under the same number is another one.
 
 use kernel::{
     block::{

@@ -54,7 +54,7 @@ struct blk_filter_disk {
 	atomic_t writes;
 	wait_queue_head_t wait;
 	unsigned int gates;
-	spinlock_t lock;
+	spinlock_t lock;	/* protects waiting and changes of gates */
 	struct bio_list waiting;
 	struct delayed_work release_work;
 };
@@ -89,8 +89,11 @@ static void blk_filter_release_waiting(struct blk_filter_disk *fd)
 
 static void blk_filter_release_workfn(struct work_struct *work)
 {
-	blk_filter_release_waiting(container_of(to_delayed_work(work),
-				   struct blk_filter_disk, release_work));
+	struct blk_filter_disk *fd = container_of(to_delayed_work(work),
+						  struct blk_filter_disk,
+						  release_work);
+
+	blk_filter_release_waiting(fd);
 }
 
 static void blk_filter_write_end_io(struct bio *bio)

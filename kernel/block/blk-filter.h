@@ -29,12 +29,15 @@ static inline bool blk_filter_bio(struct bio *bio)
 {
 	return false;
 }
+
 static inline void blk_filter_del_disk(struct gendisk *disk)
 {
 }
+
 static inline void blk_filter_del_part(struct block_device *part)
 {
 }
+
 static inline void blk_filter_release_disk(struct gendisk *disk)
 {
 }

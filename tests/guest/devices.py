@@ -105,6 +105,7 @@ def dm(table, name=None):
     try:
         yield f"/dev/mapper/{name}"
     finally:
+        sh("dmsetup", "resume", name)  # if a failure has left it suspended
         # An opener that is just going away is no failure.
         until(lambda: not sh(f"dmsetup remove {name} 2>&1 || true"), 20)
 

@@ -40,10 +40,10 @@ pub enum Command {
 #[derive(Debug, ClapArgs)]
 pub struct StorageArgs {
     /// Directory, or beginning of file names, for the difference storage; any file system on a
-    /// block device of its own, also the one that is captured
+    /// block device of its own, also one that is captured, where all of it is reserved before
     #[arg(long, value_name = "DIR|PREFIX")]
     pub storage: Option<PathBuf>,
-    /// Give storage in files of at least this size [default: what the module asks for]
+    /// Give storage in portions of at least this size [default: what the module asks for]
     #[arg(
         long,
         value_name = "SIZE",
@@ -51,19 +51,31 @@ pub struct StorageArgs {
         hide_default_value = true
     )]
     pub portion: Size,
-    /// Never give more storage than this; the snapshot fails when it is not enough
+    /// Never give more storage than this; the snapshot fails when it is not enough [default where it
+    /// is reserved: a fifth of the devices, at least 1G, at most half of the free space]
     #[arg(long, value_name = "SIZE")]
     pub limit: Option<Size>,
+    /// Reserve all of the storage before the take, also where no device of this snapshot is: needed
+    /// if another snapshot may capture that file system meanwhile
+    #[arg(long)]
+    pub reserve: bool,
 }
 
+/// Why storage is reserved on a captured file system.
+const STORAGE_HELP: &str = "\
+    Difference storage on a captured device: a file system may give a file that grows after the take blocks of files that \
+    were deleted since, and as storage these blocks would be lost for the image. So there, one file of the limit is \
+    allocated before the take, and given to the module piece by piece; nothing is added to it. Elsewhere, files are made \
+    as they are needed.";
+
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Examples:\n  \
+#[command(after_help = format!("Examples:\n  \
     blksnap backup /dev/vda /dev/vdb --to /backup\n  \
     blksnap backup /dev/vda --to /backup --incremental --verify --storage /var/tmp\n\n\
     The directory gets one raw image a device, with holes where there are only zeros, and manifest.json. A full backup \
     becomes valid at its end, all at once, and only then replaces the one before. An incremental one works on a reflinked \
     copy where the file system can do that, and is then as safe; elsewhere it changes the images in place, and the \
-    manifest says `updating` meanwhile: if it is interrupted, the next backup is a full one.")]
+    manifest says `updating` meanwhile: if it is interrupted, the next backup is a full one.\n\n{STORAGE_HELP}"))]
 pub struct Backup {
     /// The devices, captured at one instant
     #[arg(required = true, value_name = "DEV")]
@@ -110,11 +122,11 @@ pub struct Restore {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "Example:\n  \
+#[command(after_help = format!("Example:\n  \
     blksnap snapshot /dev/vda --storage /var/tmp -- sh -c 'mount -o ro,noload $BLKSNAP_IMAGE /mnt && tar c /mnt'\n\n\
     The command finds the paths of the images in BLKSNAP_IMAGES (in the order of the devices), in BLKSNAP_IMAGE_<NAME> \
     for each device, and in BLKSNAP_IMAGE if there is one; the snapshot in BLKSNAP_ID. Without a command, the snapshot \
-    is held until a signal comes. It is destroyed in any case.")]
+    is held until a signal comes. It is destroyed in any case.\n\n{STORAGE_HELP}"))]
 pub struct Snapshot {
     /// The devices, captured at one instant
     #[arg(required = true, value_name = "DEV")]
@@ -205,6 +217,11 @@ pub enum Legacy {
         id: Option<SnapshotId>,
     },
     /// Give a snapshot storage whenever it asks, until it ends
+    ///
+    /// Each file is allocated when it is asked for. Do not use this with a path on a captured
+    /// device: after the take, a new file may get blocks of files that were deleted since, which
+    /// are then lost for the image. `blksnap snapshot` and `blksnap backup` reserve the storage
+    /// before instead.
     #[command(infer_long_args = true)]
     StretchSnapshot {
         #[arg(short, long)]

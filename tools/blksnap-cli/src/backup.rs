@@ -6,8 +6,13 @@
 //! ```text
 //! lock the directory → create, take → plan each device → copy → compare → commit (rename) → destroy
 //! ```
+//!
+//! Before the comparison and after it, what has changed in the images meanwhile is copied again: see
+//! [`again`].
 
+mod again;
 mod directory;
+mod job;
 mod plan;
 mod report;
 
@@ -18,16 +23,14 @@ use anyhow::{Context, Result, bail};
 use blksnap::{CbtInfo, DevId, Session};
 
 use crate::args;
-use crate::compare::compare;
-use crate::copy::{Source, Target, copy};
 use crate::hold;
 use crate::manifest::{self, Manifest, State};
 use crate::output;
-use crate::progress::Progress;
 use crate::signals::Signals;
 use directory::{Directory, Draft};
+use job::Job;
 use plan::Plan;
-use report::{DeviceReport, Kind, Report};
+use report::Report;
 
 /// A device that was named.
 struct Given {
@@ -47,7 +50,7 @@ pub fn run(args: &args::Backup) -> Result<()> {
         same_devices(base, &devices, directory.path())?;
     }
     let ids: Vec<DevId> = devices.iter().map(|device| device.id).collect();
-    let mut session = Session::create(&ids, hold::options(&args.storage, directory.path()))?;
+    let mut session = hold::open(&ids, &args.storage, directory.path())?;
     let taken = session.take()?;
     signals.check()?;
     if let Some(command) = &args.exec_after_take {
@@ -63,21 +66,14 @@ pub fn run(args: &args::Backup) -> Result<()> {
         base: base.as_ref(),
         directory: &directory,
     };
-    let (drafts, mut reports) = work
+    let jobs = work
         .copy_all(&devices)
         .map_err(|error| explain(error, &session))?;
-    if args.verify {
-        for (index, draft) in drafts.iter().enumerate() {
-            let left_out = work
-                .verify(index, draft)
-                .map_err(|error| explain(error, &session))?;
-            reports[index].verified = true;
-            reports[index].bytes_not_compared = left_out;
-        }
-    }
+    let (drafts, reports): (Vec<_>, Vec<_>) = jobs.into_iter().map(Job::finish).unzip();
     session.check()?;
     let state = session.state();
-    let storage_bytes = session.storage_bytes();
+    let (storage_bytes, storage_portions) = (session.storage_bytes(), session.portions());
+    let storage_reserved = session.reserved_bytes();
     let snapshot = session.id();
     let times = [unix_ns(taken.before.wall), unix_ns(taken.after.wall)];
     let entries = drafts.iter().map(|draft| draft.entry.clone()).collect();
@@ -94,6 +90,8 @@ pub fn run(args: &args::Backup) -> Result<()> {
         taken: taken.into(),
         devices: reports,
         storage_bytes,
+        storage_portions,
+        storage_reserved,
         copied_to_storage: state.copied_bytes(),
         stopped_ns: state.stopped_ns(),
         state: state
@@ -118,13 +116,12 @@ struct Work<'a> {
     directory: &'a Directory,
 }
 
-impl Work<'_> {
-    /// Plans and copies each device.
-    fn copy_all(&self, devices: &[Given]) -> Result<(Vec<Draft>, Vec<DeviceReport>)> {
+impl<'a> Work<'a> {
+    /// Plans, copies and compares all devices.
+    fn copy_all(&self, devices: &[Given]) -> Result<Vec<Job<'a>>> {
         let trackers = self.session.control().trackers()?;
-        let mut drafts = Vec::new();
-        let mut plans = Vec::new();
-        for device in devices {
+        let mut jobs = Vec::new();
+        for (index, device) in devices.iter().enumerate() {
             let info = trackers
                 .iter()
                 .find(|info| info.device == device.id)
@@ -133,20 +130,29 @@ impl Work<'_> {
             if let (Plan::Full { reason }, true) = (&plan, self.args.incremental) {
                 eprintln!("{}: a full backup is made: {reason}", device.path.display());
             }
-            drafts.push(self.draft(device, info, &plan)?);
-            plans.push((plan, *info));
+            let draft = self.draft(device, info, &plan)?;
+            jobs.push(Job::new(
+                self.session,
+                self.signals,
+                index,
+                *info,
+                plan,
+                draft,
+            )?);
         }
         // From the first change in place on, the old backup is none any more.
-        if let (Some(base), true) = (self.base, drafts.iter().any(Draft::in_place)) {
+        if let (Some(base), true) = (self.base, jobs.iter().any(Job::in_place)) {
             let mut updating = base.clone();
             updating.state = State::Updating;
             updating.write(self.directory.path())?;
         }
-        let mut reports = Vec::new();
-        for (index, (plan, info)) in plans.into_iter().enumerate() {
-            reports.push(self.copy(index, &devices[index], plan, &info, &drafts[index])?);
+        jobs.iter_mut().try_for_each(Job::copy)?;
+        catch_up(&mut jobs, false)?;
+        if self.args.verify {
+            jobs.iter_mut().try_for_each(Job::verify)?;
+            catch_up(&mut jobs, true)?;
         }
-        Ok((drafts, reports))
+        Ok(jobs)
     }
 
     /// Decides how a device is copied.
@@ -169,10 +175,7 @@ impl Work<'_> {
                 reason: "asked for".into(),
             },
             Err(reason) => Plan::Full { reason },
-            Ok(since) => Plan::Incremental {
-                since,
-                map: self.session.control().cbt_map(info)?,
-            },
+            Ok(since) => Plan::Incremental { since },
         })
     }
 
@@ -193,97 +196,22 @@ impl Work<'_> {
             _ => self.directory.create(entry),
         }
     }
+}
 
-    /// Copies one device.
-    fn copy(
-        &self,
-        index: usize,
-        device: &Given,
-        plan: Plan,
-        info: &CbtInfo,
-        draft: &Draft,
-    ) -> Result<DeviceReport> {
-        let image = &self.session.images()[index];
-        let source = Source::open(&image.path)?;
-        if source.size() != info.capacity {
-            bail!(
-                "{} has {} bytes, its image {} has {}",
-                device.path.display(),
-                info.capacity,
-                image.path.display(),
-                source.size()
-            );
+/// Copies again what has changed in the images since, until nothing has.
+fn catch_up(jobs: &mut [Job<'_>], verify: bool) -> Result<()> {
+    loop {
+        let mut done = true;
+        for job in jobs.iter_mut() {
+            let changed = job.copy_again()?;
+            done &= changed.is_empty();
+            if verify && !changed.is_empty() {
+                job.verify_ranges(changed.iter().collect())?;
+            }
         }
-        let path = device.path.display();
-        let mut target = Target::new(draft.path(), draft.file(), draft.zeros());
-        let (kind, reason, since, ranges, changed) = match &plan {
-            Plan::Full { reason } => {
-                let whole = std::iter::once(0..info.capacity).collect();
-                (
-                    Kind::Full,
-                    reason.clone(),
-                    None,
-                    whole,
-                    info.block_count.into(),
-                )
-            }
-            Plan::Incremental { since, map } => {
-                let ranges: Vec<_> = map.changed_since(*since).collect();
-                let changed = map.count_since(*since) as u64;
-                (
-                    Kind::Incremental,
-                    String::new(),
-                    Some(*since),
-                    ranges,
-                    changed,
-                )
-            }
-        };
-        let bytes = ranges.iter().map(|range| range.end - range.start).sum();
-        let what = match since {
-            Some(since) => format!("{path}: copying what changed since snapshot {since}"),
-            None => format!("{path}: copying everything"),
-        };
-        let mut progress = Progress::start(what, bytes);
-        let copied = copy(
-            &source,
-            &mut target,
-            ranges.into_iter(),
-            self.signals,
-            &mut progress,
-        )?;
-        Ok(DeviceReport {
-            device: device.path.clone(),
-            image: image.path.clone(),
-            file: draft.entry.file.clone().into(),
-            kind,
-            reason,
-            since,
-            number: info.number,
-            generation: info.generation.0,
-            size: info.capacity,
-            block_size: info.block_size,
-            blocks: info.block_count.into(),
-            blocks_changed: changed,
-            bytes_copied: copied.read,
-            bytes_written: copied.written,
-            seconds: progress.finish(),
-            verified: false,
-            bytes_not_compared: 0,
-        })
-    }
-
-    /// Compares one device's backup with its image. Gives what was left out, in bytes: the
-    /// difference storage itself.
-    fn verify(&self, index: usize, draft: &Draft) -> Result<u64> {
-        let image = &self.session.images()[index];
-        let source = Source::open(&image.path)?;
-        let what = format!("{}: comparing", draft.entry.path.display());
-        let mut progress = Progress::start(what, source.size());
-        let storage = || self.session.storage_on(image.original);
-        let left_out = compare(&source, draft.path(), storage, self.signals, &mut progress)?;
-        progress.finish();
-        Ok(left_out)
+        if done {
+            return Ok(());
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::args;
 use crate::output;
 use crate::signals::{Interrupted, Signals};
+use crate::size::Size;
 
 /// How often is looked at the command, the snapshot and the signals.
 const PERIOD: Duration = Duration::from_millis(20);
@@ -28,8 +29,7 @@ pub fn run(args: &args::Snapshot) -> Result<ExitCode> {
         .iter()
         .map(DevId::resolve)
         .collect::<Result<Vec<_>, _>>()?;
-    let options = options(&args.storage, Path::new("."));
-    let mut session = Session::create(&devices, options)?;
+    let mut session = open(&devices, &args.storage, Path::new("."))?;
     session.take()?;
     let Some((program, rest)) = args.command.split_first() else {
         return hold(session, &signals);
@@ -59,13 +59,24 @@ fn hold(session: Session, signals: &Signals) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// How a session gets its storage, as the options say.
-pub fn options(args: &args::StorageArgs, default: &Path) -> SessionOptions {
-    SessionOptions {
+/// Creates a snapshot that gets its storage as the options say, and says what was reserved for it.
+pub fn open(devices: &[DevId], args: &args::StorageArgs, default: &Path) -> Result<Session> {
+    let options = SessionOptions {
         place: Place::new(args.storage.as_deref().unwrap_or(default)),
         portion: args.portion.0,
         limit: args.limit.map(|limit| limit.0),
+        reserve: args.reserve,
+    };
+    let place = options.place.directory();
+    let session = Session::create(devices, options)?;
+    if let Some(reserved) = session.reserved_bytes() {
+        eprintln!(
+            "difference storage: {} reserved in {}",
+            Size(reserved),
+            place.display()
+        );
     }
+    Ok(session)
 }
 
 /// How a command ended.

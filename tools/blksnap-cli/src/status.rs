@@ -155,12 +155,12 @@ impl fmt::Display for Status {
             )?;
         }
         for snapshot in &self.snapshots {
-            let state = if snapshot.taken {
-                "taken"
-            } else {
-                "not taken yet"
+            let phase = match snapshot.state.get("state").map(String::as_str) {
+                Some("corrupted") => "lost",
+                _ if snapshot.taken => "taken",
+                _ => "not taken yet",
             };
-            write!(f, "snapshot {}, {state}", snapshot.id)?;
+            write!(f, "snapshot {}, {phase}", snapshot.id)?;
             if let (Some(copied), Some(given)) =
                 (snapshot.copied_to_storage, snapshot.storage_bytes)
             {

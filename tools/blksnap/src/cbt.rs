@@ -109,7 +109,9 @@ impl CbtMap {
         let mut at = 0;
         std::iter::from_fn(move || {
             let start = (at..count).find(|&block| wanted(block))?;
-            at = (start..count).find(|&block| !wanted(block)).unwrap_or(count);
+            at = (start..count)
+                .find(|&block| !wanted(block))
+                .unwrap_or(count);
             Some(place(start)..place(at))
         })
         .filter(|range| !range.is_empty())

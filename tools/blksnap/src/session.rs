@@ -8,6 +8,7 @@
 //! ```
 
 mod feeder;
+mod supply;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,7 +34,14 @@ pub struct SessionOptions {
     /// Bytes appended at a time, at least; the module may ask for more.
     pub portion: u64,
     /// Bytes that are never exceeded; the snapshot is lost when they are not enough.
+    ///
+    /// Where storage has to be reserved (see [`Session`]), this is how much: by default a fifth of
+    /// the captured devices, at least 1 GiB or as much as they can need, at most half of the space
+    /// that is free.
     pub limit: Option<u64>,
+    /// Reserve the storage before the take wherever it is: for when another snapshot may capture
+    /// its file system meanwhile.
+    pub reserve: bool,
 }
 
 impl SessionOptions {
@@ -43,6 +51,7 @@ impl SessionOptions {
             place: Place::new(path.into()),
             portion: 0,
             limit: None,
+            reserve: false,
         }
     }
 }
@@ -79,6 +88,15 @@ pub struct Taken {
 /// A snapshot that feeds itself with storage. Dropping it destroys the snapshot and removes its
 /// files.
 ///
+/// Usually a file is made for each portion of storage when the module asks for it. If the files are
+/// on a captured device, that would destroy old data: a block which belonged, at the instant, to a
+/// file that was deleted since could become storage ([more](crate::storage#storage-on-a-captured-device)).
+/// There, one file of [the limit](SessionOptions::limit) is allocated in [`create`](Self::create),
+/// before anything is captured, and appended portion by portion; when all of it was given, no more
+/// is allocated, and the snapshot may overflow. The image shows that file as one of zeros.
+/// Storage on a device that another snapshot has captured before is refused, and so is storage on
+/// a device that is built on a captured one (a logical volume, a loop device on a file).
+///
 /// The files are removed only after the snapshot has been destroyed: the module may write to their
 /// blocks until then. A process that is killed leaves both behind; destroy the snapshot, and the
 /// next session with the same place removes the files.
@@ -112,7 +130,7 @@ impl Session {
             taken: None,
             destroyed: false,
         };
-        let mut feeder = Feeder::new(feeder_control, id, options, shared);
+        let mut feeder = Feeder::new(feeder_control, id, devices, options, shared)?;
         feeder.first_portion()?;
         let thread = std::thread::Builder::new().name("blksnap-feeder".into());
         let thread = thread
@@ -186,13 +204,28 @@ impl Session {
         self.shared.storage_bytes()
     }
 
+    /// How many portions of storage were given so far: one before the take, the others because the
+    /// module asked for them.
+    pub fn portions(&self) -> usize {
+        self.shared.portions()
+    }
+
+    /// Bytes of difference storage that were allocated before the take, if they had to be: nothing
+    /// is added to them.
+    pub fn reserved_bytes(&self) -> Option<u64> {
+        self.shared.reserved()
+    }
+
     /// What the module shows of the snapshot.
     pub fn state(&self) -> SnapshotState {
         SnapshotState::read(self.id)
     }
 
-    /// Where the difference storage given so far lies on a device, in bytes. It may lie on a
-    /// partition of the device. These blocks have no meaning in the image of the device.
+    /// Where the difference storage given so far lies on a device, in bytes; also if one is a
+    /// partition of the other. These blocks read as zeros in the image of the device, since the
+    /// moment at which they were given, and are marked as changed for the snapshot and the next one.
+    ///
+    /// Does not return while storage is being given: what it does not name is not storage yet.
     pub fn storage_on(&self, device: DevId) -> ByteSet {
         self.shared.storage_on(device)
     }

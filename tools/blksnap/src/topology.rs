@@ -81,8 +81,15 @@ fn below(device: DevId) -> Vec<DevId> {
         .collect();
     // A loop device is on a file, which is on the device of its file system; or on a device.
     let backing = fs::read_to_string(dir.join("loop/backing_file"));
-    if let Some(meta) = backing.ok().and_then(|path| fs::metadata(path.trim_end()).ok()) {
-        let raw = if meta.is_file() { meta.dev() } else { meta.rdev() };
+    if let Some(meta) = backing
+        .ok()
+        .and_then(|path| fs::metadata(path.trim_end()).ok())
+    {
+        let raw = if meta.is_file() {
+            meta.dev()
+        } else {
+            meta.rdev()
+        };
         found.push(DevId::from_raw(raw));
     }
     found
@@ -120,12 +127,12 @@ mod tests {
 
     #[test]
     fn devices_that_are_not_there_are_separate() {
-        let none = |minor| DevId {
-            major: 4095,
-            minor,
-        };
+        let none = |minor| DevId { major: 4095, minor };
         assert_eq!(Relation::of(none(1), &[none(2)]), Relation::Separate);
         assert_eq!(Relation::of(none(1), &[]), Relation::Separate);
-        assert_eq!(Relation::of(none(1), &[none(1)]), Relation::Overlaps(none(1)));
+        assert_eq!(
+            Relation::of(none(1), &[none(1)]),
+            Relation::Overlaps(none(1))
+        );
     }
 }

@@ -236,8 +236,8 @@ impl BdevFile {
 
 impl Drop for BdevFile {
     fn drop(&mut self) {
-        // May run in atomic context, when a bio holds the last reference: `fput()` defers the work.
-        // SAFETY: We hold a reference by the type invariant.
+        // May run in atomic context, when a bio holds the last reference: `fput()` defers the
+        // work. SAFETY: We hold a reference by the type invariant.
         unsafe { bindings::fput(self.0.as_ptr()) };
     }
 }

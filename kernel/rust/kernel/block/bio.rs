@@ -214,8 +214,8 @@ impl Drop for OwnedBio {
 ///
 /// # Invariants
 ///
-/// `head` is null or the first of a null-terminated list of bios that the list owns; `tail` is then
-/// the last one.
+/// `head` is null or the first of a null-terminated list of bios that the list owns; `tail` is
+/// then the last one.
 pub struct BioList {
     head: *mut bindings::bio,
     tail: *mut bindings::bio,

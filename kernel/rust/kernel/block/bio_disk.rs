@@ -2,8 +2,8 @@
 
 //! Disks whose driver takes bios rather than requests.
 //!
-//! A driver implements [`Operations`] and makes a [`BioDisk`] under a [`Major`] of its own. The disk
-//! goes when the `BioDisk` is dropped, open or not: its users then get errors.
+//! A driver implements [`Operations`] and makes a [`BioDisk`] under a [`Major`] of its own. The
+//! disk goes when the `BioDisk` is dropped, open or not: its users then get errors.
 //!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 

@@ -3,8 +3,9 @@
 //! Bios of our own.
 //!
 //! A [`BioSet`] allocates bios that each carry a context of type `T`, in the same allocation and
-//! backed by a reserve, so that I/O makes progress when memory is short. A [`NewBio`] is filled and
-//! then [submitted](NewBio::submit); when it is done, [`EndIo::end_io`] gets the context back.
+//! backed by a reserve, so that I/O makes progress when memory is short. A [`NewBio`] is filled
+//! and then [submitted](NewBio::submit); when it is done, [`EndIo::end_io`] gets the context
+//! back.
 //!
 //! The data of a bio is either a [`Buffer`] of pages, or that of another bio which it
 //! [clones](BioSet::clone_bio). In both cases, and for the block device, the new bio holds what it
@@ -234,7 +235,8 @@ impl<T: EndIo> BioSet<T> {
         let mut left = bytes;
         for page in pages {
             let len = left.min(PAGE_SIZE - start);
-            // SAFETY: The bio is ours and has a segment for each page; the context keeps the pages.
+            // SAFETY: The bio is ours and has a segment for each page; the context keeps the
+            // pages.
             unsafe {
                 bindings::__bio_add_page(
                     bio.as_ptr(),
@@ -260,8 +262,8 @@ impl<T: EndIo> BioSet<T> {
 
     /// Clones `bio` onto `file`'s device, beginning at `sector`.
     ///
-    /// The clone has the operation, the flags and the data of `bio`. May wait for other bios of the
-    /// set to complete.
+    /// The clone has the operation, the flags and the data of `bio`. May wait for other bios of
+    /// the set to complete.
     pub fn clone_bio(
         &self,
         bio: OwnedBio,
@@ -309,8 +311,8 @@ impl<T: EndIo> BioSet<T> {
                 self.inner.get(),
             )
         })?;
-        // SAFETY: Both are ours, and the front has no completion of its own yet. It is freed by the
-        // chain's completion, its context is never initialised.
+        // SAFETY: Both are ours, and the front has no completion of its own yet. It is freed by
+        // the chain's completion, its context is never initialised.
         unsafe { bindings::bio_chain(front, bio.as_raw()) };
         // SAFETY: The front is ours.
         Ok(unsafe { OwnedBio::from_raw(front) })

@@ -2,9 +2,9 @@
 
 //! Block filters: see each bio of a device before its driver does.
 //!
-//! A type that implements [`Filter`] is attached by making a [`Registration`] of it and detached by
-//! dropping that. Each bio that reaches the device is shown as an [`Incoming`], about which the
-//! filter decides: to [pass](Incoming::pass) it, to [end](Incoming::end) it, or to
+//! A type that implements [`Filter`] is attached by making a [`Registration`] of it and detached
+//! by dropping that. Each bio that reaches the device is shown as an [`Incoming`], about which
+//! the filter decides: to [pass](Incoming::pass) it, to [end](Incoming::end) it, or to
 //! [hold](Incoming::hold) it. A [`Held`] bio is let go later by [`Held::resubmit`], and is then
 //! shown again.
 //!
@@ -238,6 +238,12 @@ impl HeldList {
     }
 }
 
+impl Default for HeldList {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Drop for HeldList {
     fn drop(&mut self) {
         while self.pop().is_some() {}
@@ -251,8 +257,8 @@ impl Drop for HeldList {
 ///
 /// # Invariants
 ///
-/// `filter` is initialised, and attached unless its device has gone or [`detach`](Self::detach) was
-/// called.
+/// `filter` is initialised, and attached unless its device has gone or [`detach`](Self::detach)
+/// was called.
 #[pin_data(PinnedDrop)]
 #[repr(C)]
 pub struct Registration<T: Filter> {
@@ -305,7 +311,8 @@ impl<T: Filter> Registration<T> {
     /// Stops the writes of the filtered device, opened as `file`, and waits for those in flight.
     /// May sleep.
     ///
-    /// Fails with `ETIMEDOUT`, or with `ENODEV` if `file` is another device or the device has gone.
+    /// Fails with `ETIMEDOUT`, or with `ENODEV` if `file` is another device or the device has
+    /// gone.
     pub fn gate(&self, file: &Arc<BdevFile>, timeout: Jiffies) -> Result<WriteGate> {
         let bdev = file.bdev().as_raw();
         // SAFETY: The filter is initialised by the type invariant. The field may be cleared beside

@@ -2,11 +2,11 @@
 
 //! Freezing request queues, and data that a frozen queue protects.
 //!
-//! Each bio enters its device's queue before the driver sees it, and a freeze waits until all that
-//! entered have left. For a request based driver that includes the I/O itself. So a frozen queue is
-//! a write lock, and having [entered](Entered) it a read lock that the I/O path holds anyway.
-//! [`QueueCell`] builds on that: its value is read at no cost by whoever is inside the queue, and
-//! replaced by whoever has [frozen](Frozen) it.
+//! Each bio enters its device's queue before the driver sees it, and a freeze waits until all
+//! that entered have left. For a request based driver that includes the I/O itself. So a frozen
+//! queue is a write lock, and having [entered](Entered) it a read lock that the I/O path holds
+//! anyway. [`QueueCell`] builds on that: its value is read at no cost by whoever is inside the
+//! queue, and replaced by whoever has [frozen](Frozen) it.
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
@@ -137,7 +137,8 @@ impl Entered<'_> {
     ///
     /// # Safety
     ///
-    /// The caller must hold a reference on the usage counter of `queue` during the proof's lifetime.
+    /// The caller must hold a reference on the usage counter of `queue` during the proof's
+    /// lifetime.
     pub(super) unsafe fn new(queue: *mut bindings::request_queue) -> Self {
         // INVARIANT: Promised by the caller.
         Self {

@@ -2,7 +2,7 @@
 
 //! Full or incremental: what is known decides.
 
-use blksnap::{CbtInfo, CbtMap};
+use blksnap::CbtInfo;
 
 use crate::manifest;
 
@@ -17,8 +17,6 @@ pub enum Plan {
     Incremental {
         /// Its number.
         since: u8,
-        /// The change map.
-        map: CbtMap,
     },
 }
 

@@ -27,6 +27,10 @@ pub struct Report {
     pub devices: Vec<DeviceReport>,
     /// Bytes of difference storage given.
     pub storage_bytes: u64,
+    /// In how many portions: one before the take, the others because the module asked for them.
+    pub storage_portions: usize,
+    /// Bytes of it that were allocated before the take, if they had to be.
+    pub storage_reserved: Option<u64>,
     /// Bytes of old data copied to it, if the module tells.
     pub copied_to_storage: Option<u64>,
     /// How long the devices were stopped by the take, in nanoseconds, if the module tells.
@@ -109,11 +113,11 @@ pub struct DeviceReport {
     pub bytes_written: u64,
     /// How long the copy took.
     pub seconds: f64,
-    /// Whether the backup was found equal to the image.
+    /// Whether all of the backup was found equal to the image.
     pub verified: bool,
-    /// Bytes of difference storage on the device, which have no meaning in its image and were not
-    /// compared.
-    pub bytes_not_compared: u64,
+    /// Bytes of `bytes_copied` that were copied again, because the image had changed meanwhile:
+    /// where difference storage was added, or the image was written to.
+    pub bytes_copied_again: u64,
 }
 
 impl fmt::Display for Report {
@@ -149,7 +153,11 @@ impl fmt::Display for Report {
         } else {
             write!(f, "difference storage: ")?;
         }
-        writeln!(f, "{} given", Size(self.storage_bytes))?;
+        let portions = match self.storage_portions {
+            1 => "1 portion".to_owned(),
+            count => format!("{count} portions"),
+        };
+        writeln!(f, "{} given in {portions}", Size(self.storage_bytes))?;
         if let Some(stopped) = self.stopped_ns {
             writeln!(f, "devices stopped for {:.3} ms", stopped as f64 / 1e6)?;
         }

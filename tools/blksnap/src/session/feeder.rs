@@ -3,18 +3,19 @@
 //! The thread that listens to a snapshot, appends storage and notes its loss.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
 use super::SessionOptions;
+use super::supply::Supply;
 use crate::control::Control;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::event::EventKind;
 use crate::id::{DevId, SnapshotId};
-use crate::storage::StorageFile;
-use crate::units::{ByteSet, Sectors};
+use crate::storage::{Extents, StorageFile};
+use crate::units::ByteSet;
 
 /// How long one wait for an event is; a bound on how late a stop is seen when the snapshot can't be
 /// destroyed.
@@ -26,55 +27,76 @@ const FALLBACK: u64 = 64 << 20;
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     stop: AtomicBool,
-    state: Mutex<State>,
+    storage: Mutex<Storage>,
+    health: Mutex<Health>,
 }
 
+/// The storage.
 #[derive(Debug, Default)]
-struct State {
+struct Storage {
+    /// The files, from before the module knows of them: they are removed only after the snapshot.
     files: Vec<StorageFile>,
+    /// Bytes allocated before the take, if that was needed.
+    reserved: Option<u64>,
+    /// What was appended.
+    given: Vec<Extents>,
+}
+
+/// How the snapshot is.
+#[derive(Debug, Default)]
+struct Health {
     corrupted: Option<(DevId, Errno)>,
     trouble: Option<String>,
 }
 
-impl Shared {
-    /// The state. A panic elsewhere leaves it whole: each change is one assignment or push.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Locks. A panic elsewhere leaves the values whole: each change is one assignment or push.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
+impl Shared {
     pub(super) fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn corrupted(&self) -> Option<(DevId, Errno)> {
-        self.state().corrupted
+        lock(&self.health).corrupted
     }
 
     pub(super) fn trouble(&self) -> Option<String> {
-        self.state().trouble.clone()
+        lock(&self.health).trouble.clone()
+    }
+
+    pub(super) fn reserved(&self) -> Option<u64> {
+        lock(&self.storage).reserved
     }
 
     pub(super) fn storage_bytes(&self) -> u64 {
-        let state = self.state();
-        let sizes = state.files.iter().map(|file| file.extents().sectors());
-        sizes.map(Sectors::bytes).sum()
+        let storage = lock(&self.storage);
+        let sizes = storage
+            .given
+            .iter()
+            .map(|extents| extents.sectors().bytes());
+        sizes.sum()
+    }
+
+    pub(super) fn portions(&self) -> usize {
+        lock(&self.storage).given.len()
     }
 
     pub(super) fn storage_on(&self, device: DevId) -> ByteSet {
-        let state = self.state();
+        let storage = lock(&self.storage);
         let mut set = ByteSet::default();
-        for extents in state.files.iter().map(StorageFile::extents) {
-            let shift = if extents.device == device {
-                0
-            } else {
-                match extents.device.partition_of() {
-                    Some((disk, start)) if disk == device => start,
-                    _ => continue,
-                }
-            };
+        for extents in &storage.given {
+            let base = |id: DevId| id.partition_of().unwrap_or((id, 0));
+            let ((disk, start), (other, from)) = (base(extents.device), base(device));
+            if disk != other {
+                continue;
+            }
             for range in &extents.ranges {
                 let range = range.bytes();
-                set.insert(range.start + shift..range.end + shift);
+                let place = |byte: u64| (byte + start).saturating_sub(from);
+                set.insert(place(range.start)..place(range.end));
             }
         }
         set
@@ -82,7 +104,7 @@ impl Shared {
 
     /// Removes all files; goes on after an error and gives the first.
     pub(super) fn remove_files(&self) -> Result<()> {
-        let files = std::mem::take(&mut self.state().files);
+        let files = std::mem::take(&mut lock(&self.storage).files);
         let results: Vec<_> = files.into_iter().map(StorageFile::remove).collect();
         results.into_iter().collect()
     }
@@ -93,24 +115,32 @@ pub(super) struct Feeder {
     control: Control,
     id: SnapshotId,
     options: SessionOptions,
-    shared: std::sync::Arc<Shared>,
-    next_file: u32,
+    supply: Supply,
+    shared: Arc<Shared>,
 }
 
 impl Feeder {
+    /// Prepares the storage of a snapshot of `devices`, which was not taken yet.
     pub(super) fn new(
         control: Control,
         id: SnapshotId,
+        devices: &[DevId],
         options: SessionOptions,
-        shared: std::sync::Arc<Shared>,
-    ) -> Self {
-        Self {
+        shared: Arc<Shared>,
+    ) -> Result<Self> {
+        let (supply, file) = Supply::new(&control, id, devices, &options)?;
+        if let Some(file) = file {
+            let mut storage = lock(&shared.storage);
+            storage.reserved = Some(file.extents().sectors().bytes());
+            storage.files.push(file);
+        }
+        Ok(Self {
             control,
             id,
             options,
+            supply,
             shared,
-            next_file: 0,
-        }
+        })
     }
 
     /// Answers the event that a new snapshot has for its first portion.
@@ -146,74 +176,32 @@ impl Feeder {
                     }
                 }
                 EventKind::Corrupted { device, errno } => {
-                    self.shared.state().corrupted.get_or_insert((device, errno));
+                    lock(&self.shared.health)
+                        .corrupted
+                        .get_or_insert((device, errno));
                 }
             }
         }
     }
 
-    /// Makes a file of the size asked for, or a portion if that is more, and appends it; less at
-    /// the limit.
+    /// Appends as much as is asked for, or a portion if that is more; less at the limit.
     fn append(&mut self, requested: u64) -> Result<()> {
-        let given = self.shared.storage_bytes();
-        let size = allowance(
-            requested.max(self.options.portion),
-            given,
-            self.options.limit,
-        );
-        let path = self.options.place.file(self.id, self.next_file);
-        let Some(size) = size else {
-            let limit = self.options.limit.unwrap_or(0) >> 20;
-            return Err(Error::Storage {
-                path,
-                reason: format!("the limit of {limit} MiB is reached"),
-            });
-        };
-        self.next_file += 1;
-        let file = StorageFile::create(&path, size)?;
-        let extents = file.extents().clone();
-        // Kept from before the module knows of it: whatever happens from here on, it is removed
-        // only after the snapshot.
-        self.shared.state().files.push(file);
+        let wanted = requested.max(self.options.portion);
+        let next = self
+            .supply
+            .next(&self.control, self.id, wanted, &self.options);
+        let (extents, file) = next?;
+        // Locked until the module has it: whoever asks where storage is finds it marked as changed.
+        let mut storage = lock(&self.shared.storage);
+        storage.files.extend(file);
         self.control
-            .snapshot_append_storage(self.id, extents.device, &extents.ranges)
+            .snapshot_append_storage(self.id, extents.device, &extents.ranges)?;
+        storage.given.push(extents);
+        Ok(())
     }
 
-    /// Keeps the first thing that went wrong.
+    /// Keeps the last thing that went wrong, which is the one that matters when storage was lacking.
     fn note(&self, trouble: String) {
-        self.shared.state().trouble.get_or_insert(trouble);
-    }
-}
-
-/// How many bytes may be appended when so many are wanted: whole MiB up, none past the limit.
-fn allowance(wanted: u64, given: u64, limit: Option<u64>) -> Option<u64> {
-    const UNIT: u64 = 1 << 20;
-    let wanted = wanted.max(1).checked_next_multiple_of(UNIT)?;
-    let left = limit.map_or(u64::MAX, |limit| limit.saturating_sub(given)) / UNIT * UNIT;
-    Some(wanted.min(left)).filter(|&size| size > 0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::allowance;
-
-    const MIB: u64 = 1 << 20;
-
-    #[test]
-    fn the_limit_is_never_exceeded() {
-        assert_eq!(allowance(16 * MIB, 0, None), Some(16 * MIB));
-        assert_eq!(allowance(16 * MIB - 1, 99, None), Some(16 * MIB));
-        assert_eq!(allowance(0, 0, None), Some(MIB));
-        assert_eq!(
-            allowance(16 * MIB, 16 * MIB, Some(32 * MIB)),
-            Some(16 * MIB)
-        );
-        assert_eq!(
-            allowance(16 * MIB, 20 * MIB, Some(32 * MIB)),
-            Some(12 * MIB)
-        );
-        assert_eq!(allowance(16 * MIB, 32 * MIB, Some(32 * MIB)), None);
-        assert_eq!(allowance(16 * MIB, 40 * MIB, Some(32 * MIB)), None);
-        assert_eq!(allowance(u64::MAX, 0, None), None);
+        lock(&self.shared.health).trouble = Some(trouble);
     }
 }

@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef _BLKSNAP_PARAMS_H
+#define _BLKSNAP_PARAMS_H
+
+/* Defined in params.rs. */
+extern int blksnap_tracking_block_minimum_shift;
+extern int blksnap_tracking_block_maximum_count;
+extern int blksnap_chunk_minimum_shift;
+extern int blksnap_chunk_maximum_count;
+extern int blksnap_chunk_maximum_in_cache;
+extern int blksnap_free_diff_buffer_pool_size;
+extern int blksnap_diff_storage_minimum;
+
+#endif /* _BLKSNAP_PARAMS_H */
