@@ -5,12 +5,14 @@ import math
 import mmap
 import os
 import threading
+from pathlib import Path
 
 from blksnap import size_of
 from tap import note, rng
 
 MIB = 1 << 20
 SECTOR = 512
+PWRITEV2 = 328  # the number of the system call that Device.write() makes, on x86_64
 
 
 class Device:
@@ -148,6 +150,13 @@ class Threads:
         except BaseException:
             if kind is None:
                 raise
+
+
+def waits_in(thread, call):
+    """Whether a thread sleeps, not to be interrupted, in that system call."""
+    task = Path(f"/proc/self/task/{thread.native_id}")
+    return (task / "syscall").read_text().split()[0] == str(call) and \
+        (task / "stat").read_text().rsplit(")", 1)[1].split()[0] == "D"
 
 
 def any_size(random, smallest, largest, unit):

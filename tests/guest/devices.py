@@ -4,10 +4,11 @@
 import contextlib
 import itertools
 import os
+import struct
 import time
 from pathlib import Path
 
-from blksnap import size_of, until
+from blksnap import ioctl, size_of, until
 from tap import sh
 
 _numbers = itertools.count()
@@ -189,3 +190,51 @@ def check_fs(kind, device):
         sh("e2fsck", "-fn", device)
     else:
         sh("xfs_repair", "-n", device)
+
+
+def extents(path):
+    """The ranges of a file on its device, as FIEMAP has them: (first sector, sectors)."""
+    found = []
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        start = 0
+        while True:
+            room = 64
+            request = bytearray(32 + 56 * room)
+            # start, length, flags (FIEMAP_FLAG_SYNC), mapped, room, reserved
+            struct.pack_into("2Q4I", request, 0, start, (1 << 64) - 1 - start, 1, 0, room, 0)
+            ioctl(fd, 0xC020660B, request)
+            count = struct.unpack_from("I", request, 20)[0]
+            for number in range(count):
+                logical, physical, length, _, _, flags = struct.unpack_from("3Q2QI", request, 32 + 56 * number)
+                found.append((physical // 512, length // 512))
+                start = logical + length
+                if flags & 1:  # the last one
+                    return found
+            if not count:
+                return found
+    finally:
+        os.close(fd)
+
+
+def allocated(path, size):
+    """A file with that much space; returns its ranges."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, size)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return extents(path)
+
+
+@contextlib.contextmanager
+def failing(disk, *rules):
+    """Block layer error injection: rules as `op=WRITE,start=8,nr_sectors=8,status=IOERR`."""
+    control = Path(f"/sys/kernel/debug/block/{Path(disk).name}/error_injection")
+    try:
+        for rule in rules:
+            control.write_text(f"add,{rule}")
+        yield
+    finally:
+        control.write_text("removeall")
