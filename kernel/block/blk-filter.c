@@ -26,6 +26,7 @@
 #include <linux/blk-filter.h>
 #include <linux/blk-mq.h>
 #include <linux/mempool.h>
+#include <linux/part_stat.h>
 #include <linux/slab.h>
 #include <linux/sysfs.h>
 #include <linux/workqueue.h>
@@ -40,6 +41,7 @@
  * @filters: list of struct blk_filter
  * @bio_based: count writes, since a queue freeze does not wait for them
  * @writes: writes let through and not completed
+ * @uncounted: writes that began without a filter may be in flight
  * @wait: woken when @writes drops to zero
  * @gates: number of blk_filter_gate() not yet undone
  * @lock: protects @waiting and changes of @gates
@@ -52,6 +54,7 @@ struct blk_filter_disk {
 	struct list_head filters;
 	bool bio_based;
 	atomic_t writes;
+	bool uncounted;
 	wait_queue_head_t wait;
 	unsigned int gates;
 	spinlock_t lock;	/* protects waiting and changes of gates */
@@ -66,7 +69,8 @@ struct blk_filter_write {
 	void *private;
 };
 
-DEFINE_STATIC_KEY_FALSE(blk_filter_enabled);
+/* Patched out late, so that coming and going filters do not patch all the time. */
+DEFINE_STATIC_KEY_DEFERRED_FALSE(blk_filter_enabled, 10 * HZ);
 static DEFINE_MUTEX(blk_filter_mutex);
 static mempool_t *blk_filter_write_pool;
 static struct workqueue_struct *blk_filter_wq;
@@ -253,7 +257,7 @@ int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev)
 		return -EOPNOTSUPP;
 
 	/* Takes cpus_read_lock(), which does not nest into a freeze. */
-	static_branch_inc(&blk_filter_enabled);
+	static_branch_deferred_inc(&blk_filter_enabled);
 
 	/* New partitions inherit BD_FILTERED under open_mutex. */
 	mutex_lock(&disk->open_mutex);
@@ -276,6 +280,8 @@ int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev)
 
 	memflags = blk_mq_freeze_queue(disk->queue);
 	flt->bdev = bdev;
+	if (list_empty(&disk->filters->filters))
+		disk->filters->uncounted = disk->filters->bio_based;
 	list_add_tail(&flt->node, &disk->filters->filters);
 	blk_filter_flag_bdevs(disk, true);
 	blk_mq_unfreeze_queue(disk->queue, memflags);
@@ -283,7 +289,7 @@ unlock:
 	mutex_unlock(&blk_filter_mutex);
 	mutex_unlock(&disk->open_mutex);
 	if (ret)
-		static_branch_dec(&blk_filter_enabled);
+		static_branch_slow_dec_deferred(&blk_filter_enabled);
 	return ret;
 }
 EXPORT_SYMBOL_GPL(blk_filter_attach);
@@ -322,7 +328,7 @@ void blk_filter_detach(struct blk_filter *flt)
 		blk_filter_unlink(flt);
 	mutex_unlock(&blk_filter_mutex);
 	if (attached)
-		static_branch_dec(&blk_filter_enabled);
+		static_branch_slow_dec_deferred(&blk_filter_enabled);
 
 	/* Not inside the freeze: a resubmitted bio has to enter the queue. */
 	wait_event(flt->wait, !atomic_read(&flt->held));
@@ -355,7 +361,7 @@ void blk_filter_del_disk(struct gendisk *disk)
 	}
 	mutex_unlock(&blk_filter_mutex);
 	while (nr--)
-		static_branch_dec(&blk_filter_enabled);
+		static_branch_slow_dec_deferred(&blk_filter_enabled);
 }
 
 /* Called when a partition is removed, with disk->open_mutex held. */
@@ -380,7 +386,7 @@ void blk_filter_del_part(struct block_device *part)
 	}
 	mutex_unlock(&blk_filter_mutex);
 	while (nr--)
-		static_branch_dec(&blk_filter_enabled);
+		static_branch_slow_dec_deferred(&blk_filter_enabled);
 }
 
 /* Called when the last reference on the disk is dropped. */
@@ -455,14 +461,39 @@ void blk_filter_end(struct blk_filter *flt, struct bio *bio,
 }
 EXPORT_SYMBOL_GPL(blk_filter_end);
 
+/*
+ * Writes that entered a bio based driver before there was a filter to count them
+ * are known from the driver's I/O accounting only, which cannot be waited on.
+ */
+static bool blk_filter_wait_uncounted(struct gendisk *disk,
+				      unsigned long deadline)
+{
+	for (;;) {
+		int inflight = 0, cpu;
+
+		for_each_possible_cpu(cpu)
+			inflight += part_stat_local_read_cpu(disk->part0,
+							     in_flight[WRITE],
+							     cpu);
+		if (inflight <= 0)
+			return true;
+		if (time_after(jiffies, deadline))
+			return false;
+		schedule_timeout_uninterruptible(1);
+	}
+}
+
 /**
  * blk_filter_gate - stop the writes of a device and drain them
- * @bdev: a device that has had a filter attached, held open by the caller
+ * @bdev: a device that has a filter attached, held open by the caller
  * @timeout: how long to wait for writes in flight, in jiffies
  *
  * Only bio based disks need this and are affected: on return their new writes
  * wait, and those let through before have been completed by the driver.  For
  * request based ones freezing the queue does the same.
+ *
+ * Writes from before the first filter was attached are found by the driver's
+ * accounting; if that is off ("iostats"), they are not waited for.
  *
  * Context: May sleep; freezes the queue for a moment.
  * Return: 0, or -ETIMEDOUT; then the gate is open again.
@@ -471,6 +502,7 @@ int blk_filter_gate(struct block_device *bdev, unsigned long timeout)
 {
 	struct gendisk *disk = bdev->bd_disk;
 	struct blk_filter_disk *fd = disk->filters;
+	unsigned long deadline = jiffies + timeout;
 	unsigned int memflags;
 
 	if (!fd->bio_based)
@@ -482,8 +514,16 @@ int blk_filter_gate(struct block_device *bdev, unsigned long timeout)
 	spin_unlock(&fd->lock);
 	blk_mq_unfreeze_queue(disk->queue, memflags);
 
-	if (wait_event_timeout(fd->wait, !atomic_read(&fd->writes), timeout))
-		return 0;
+	if (!wait_event_timeout(fd->wait, !atomic_read(&fd->writes), timeout))
+		goto timed_out;
+	if (fd->uncounted) {
+		if (!blk_filter_wait_uncounted(disk, deadline))
+			goto timed_out;
+		fd->uncounted = false;
+	}
+	return 0;
+
+timed_out:
 	blk_filter_ungate(bdev);
 	return -ETIMEDOUT;
 }

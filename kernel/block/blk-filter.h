@@ -3,10 +3,10 @@
 #define _BLK_FILTER_INTERNAL_H
 
 #include <linux/blkdev.h>
-#include <linux/jump_label.h>
+#include <linux/jump_label_ratelimit.h>
 
 #ifdef CONFIG_BLK_FILTER
-DECLARE_STATIC_KEY_FALSE(blk_filter_enabled);
+extern struct static_key_false_deferred blk_filter_enabled;
 
 bool __blk_filter_bio(struct bio *bio);
 void blk_filter_del_disk(struct gendisk *disk);
@@ -20,7 +20,7 @@ extern struct device_attribute dev_attr_filters;
  */
 static inline bool blk_filter_bio(struct bio *bio)
 {
-	return static_branch_unlikely(&blk_filter_enabled) &&
+	return static_branch_unlikely(&blk_filter_enabled.key) &&
 	       bdev_test_flag(bio->bi_bdev, BD_FILTERED) &&
 	       __blk_filter_bio(bio);
 }
