@@ -144,9 +144,11 @@ impl Registry {
         f(&trackers)
     }
 
-    /// Forgets the trackers of devices that have gone.
+    /// Forgets the trackers of devices that have gone, or have another medium.
     fn drop_gone(&self, trackers: &mut KVec<TrackerRef>) {
-        trackers.retain(|tracker| !tracker.is_gone());
+        trackers.retain(|tracker| {
+            !tracker.is_gone() && tracker.disk_seq() == Some(tracker.disk().seq())
+        });
     }
 
     /// Finds the tracker of an open device, and forgets those of devices that had its number.
@@ -244,7 +246,11 @@ impl Registry {
         let snapshot = Snapshot::new(devices, params::diff_storage_minimum())?;
         let id = snapshot.id();
         trackers.reserve(added.len(), GFP_KERNEL)?;
-        self.snapshots.lock().push(snapshot, GFP_KERNEL)?;
+        self.snapshots.lock().push(snapshot.clone(), GFP_KERNEL)?;
+        for device in &snapshot.devices {
+            let storage = snapshot.storage.clone();
+            device.tracker.set_storage(Some(storage));
+        }
         for tracker in added {
             trackers.push(tracker, GFP_KERNEL)?;
         }

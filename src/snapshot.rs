@@ -152,6 +152,9 @@ impl Snapshot {
     /// May sleep for long. To be called once.
     pub(crate) fn destroy(&self) {
         self.storage.close();
+        for device in &self.devices {
+            device.tracker.set_storage(None);
+        }
         let state = core::mem::replace(&mut *self.state.lock(), State::Destroyed);
         let State::Taken(captured) = state else {
             return;

@@ -22,8 +22,10 @@ use kernel::{
             Major,
             Options, //
         },
+        filter::WriteGate,
         queue::{
             Freezing,
+            Frozen,
             NoIoScope, //
         }, //
     },
@@ -52,6 +54,63 @@ use crate::{
 
 /// How long the devices may take to finish their writes.
 const TIMEOUT_MS: u32 = 10_000;
+
+/// How long they may take if they are stopped all at once.
+const SHORT_TIMEOUT_MS: u32 = 500;
+
+/// Guards that are dropped in reverse order: what is stacked on something else was frozen before
+/// it, and thawing may write to it.
+struct Guards<T>(KVec<T>);
+
+impl<T> Drop for Guards<T> {
+    fn drop(&mut self) {
+        while self.0.pop().is_some() {}
+    }
+}
+
+/// Devices that are stopped. Dropped in the order of declaration.
+struct Stopped {
+    frozen: Guards<Frozen>,
+    _gates: Guards<WriteGate>,
+}
+
+/// Stops devices, given in the order in which they can come to rest.
+///
+/// At first `together`: that takes no longer for many than for one, but a device whose driver
+/// writes to another one of them does not come to rest then, and is given little time for it.
+fn stop(order: &[&(&Device, Prepared)], scope: &NoIoScope, together: bool) -> Result<Stopped> {
+    let timeout = msecs_to_jiffies(if together {
+        SHORT_TIMEOUT_MS
+    } else {
+        TIMEOUT_MS
+    });
+    let count = order.len();
+    let mut gates = Guards(KVec::with_capacity(count, GFP_KERNEL)?);
+    let mut frozen = Guards(KVec::with_capacity(count, GFP_KERNEL)?);
+    let mut freezing = KVec::with_capacity(count, GFP_KERNEL)?;
+    for (device, _) in order {
+        let gate = device.tracker.gate(&device.file, timeout)?;
+        gates.0.push_within_capacity(gate).map_err(|_| ENOMEM)?;
+        if !together {
+            let this = Freezing::start(&device.file, scope).wait(timeout)?;
+            frozen.0.push_within_capacity(this).map_err(|_| ENOMEM)?;
+        }
+    }
+    if together {
+        for (device, _) in order {
+            let this = Freezing::start(&device.file, scope);
+            freezing.push_within_capacity(this).map_err(|_| ENOMEM)?;
+        }
+    }
+    for freezing in freezing {
+        let this = freezing.wait(timeout)?;
+        frozen.0.push_within_capacity(this).map_err(|_| ENOMEM)?;
+    }
+    Ok(Stopped {
+        frozen,
+        _gates: gates,
+    })
+}
 
 /// What is allocated for a device before the instant.
 struct Prepared {
@@ -133,7 +192,7 @@ pub(crate) fn take(
 
     // Younger disks first: one that is stacked on another, by a file or a table, was made after
     // it, and can come to rest only as long as the other one runs.
-    let seq = |device: &Device| device.file.bdev().disk_seq();
+    let seq = |device: &Device| device.file.bdev().disk_id().seq();
     let mut order: KVec<&(&Device, Prepared)> = KVec::with_capacity(count, GFP_KERNEL)?;
     for item in &prepared {
         let older = |other: &&(&Device, Prepared)| seq(other.0) < seq(item.0);
@@ -141,35 +200,23 @@ pub(crate) fn take(
         order.insert_within_capacity(at, item).map_err(|_| ENOMEM)?;
     }
 
-    let mut file_systems = KVec::new();
+    let mut file_systems = Guards(KVec::new());
     for (device, _) in &order {
         for file in device.file.with_partitions()? {
-            file_systems.push(FsFreeze::new(&file)?, GFP_KERNEL)?;
+            file_systems.0.push(FsFreeze::new(&file)?, GFP_KERNEL)?;
         }
     }
 
     // Declared before what stops the devices, and so dropped after it on failure.
     let scope = NoIoScope::new();
-    let mut gates = KVec::with_capacity(count, GFP_KERNEL)?;
-    let mut freezing = KVec::with_capacity(count, GFP_KERNEL)?;
-    let mut frozen = KVec::with_capacity(count, GFP_KERNEL)?;
-    let timeout = msecs_to_jiffies(TIMEOUT_MS);
     let start = Instant::<Monotonic>::now();
-    for (device, _) in &order {
-        let gate = device.tracker.gate(&device.file, timeout)?;
-        gates.push_within_capacity(gate).map_err(|_| ENOMEM)?;
-    }
-    for (device, _) in &order {
-        let this = Freezing::start(&device.file, &scope);
-        freezing.push_within_capacity(this).map_err(|_| ENOMEM)?;
-    }
-    for freezing in freezing {
-        let this = freezing.wait(timeout)?;
-        frozen.push_within_capacity(this).map_err(|_| ENOMEM)?;
-    }
+    let stopped = match stop(&order, &scope, true) {
+        Err(err) if err == ETIMEDOUT => stop(&order, &scope, false),
+        result => result,
+    }?;
 
     // The instant.
-    for ((device, this), frozen) in order.into_iter().zip(&frozen) {
+    for ((device, this), frozen) in order.into_iter().zip(&stopped.frozen.0) {
         let Captured { cow, cbt, .. } = &this.captured;
         match device
             .tracker
@@ -182,8 +229,7 @@ pub(crate) fn take(
         }
     }
 
-    drop(frozen);
-    drop(gates);
+    drop(stopped);
     let stopped = start.elapsed();
     drop(scope);
     drop(file_systems);

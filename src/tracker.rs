@@ -32,8 +32,10 @@ use kernel::{
             Relaxed, //
         },
         new_mutex,
+        new_spinlock,
         Arc,
-        Mutex, //
+        Mutex,
+        SpinLock, //
     }, //
 };
 
@@ -41,7 +43,8 @@ use crate::{
     cbt::Cbt,
     cow::Cow,
     params,
-    registry::Registry, //
+    registry::Registry,
+    storage::Storage, //
 };
 
 /// What the submission path needs.
@@ -65,6 +68,9 @@ pub(crate) struct Tracker {
     #[pin]
     cbt: Mutex<Arc<Cbt>>,
     gone: Atomic<bool>,
+    /// That of the snapshot that the device is in. A leaf but for the storage's own locks.
+    #[pin]
+    storage: SpinLock<Option<Arc<Storage>>>,
     registry: Arc<Registry>,
 }
 
@@ -90,6 +96,7 @@ impl Tracker {
             hooked <- hooked,
             cbt <- new_mutex!(cbt),
             gone: Atomic::new(false),
+            storage <- new_spinlock!(None),
             registry,
         }))
     }
@@ -102,6 +109,17 @@ impl Tracker {
     /// Whether the device was removed.
     pub(crate) fn is_gone(&self) -> bool {
         self.gone.load(Relaxed)
+    }
+
+    /// The disk that the device is, or is a partition of.
+    pub(crate) fn disk(&self) -> DiskId {
+        self.disk
+    }
+
+    /// The device is in the snapshot with this storage from now on, or in none.
+    pub(crate) fn set_storage(&self, storage: Option<Arc<Storage>>) {
+        let old = core::mem::replace(&mut *self.storage.lock(), storage);
+        drop(old);
     }
 
     /// Whether this is the tracker of `bdev`, and not of one that had the same number.
@@ -194,6 +212,10 @@ impl Filter for Tracker {
 
     fn gone(&self) {
         self.gone.store(true, Relaxed);
+        // Before writes pass unseen: the image would show them.
+        if let Some(storage) = &*self.storage.lock() {
+            storage.fail(self.id, ENODEV);
+        }
         self.registry.device_gone();
     }
 }

@@ -340,9 +340,9 @@ EXPORT_SYMBOL_GPL(blk_filter_detach);
 
 static void blk_filter_gone(struct blk_filter *flt)
 {
-	blk_filter_unlink(flt);
 	if (flt->ops->gone)
 		flt->ops->gone(flt);
+	blk_filter_unlink(flt);
 }
 
 /* Called by del_gendisk(), after disk_live() became false and with no locks. */
@@ -397,6 +397,28 @@ void blk_filter_release_disk(struct gendisk *disk)
 	cancel_delayed_work_sync(&disk->filters->release_work);
 	kfree(disk->filters);
 }
+
+/**
+ * blk_filter_diskseq - identify the medium of a filtered device
+ * @flt: the filter
+ *
+ * Some drivers (loop, zram) give a disk another medium without removing it.
+ * Its sequence number tells: it changes then.
+ *
+ * Context: May sleep.
+ * Return: the sequence number of the disk, or 0 if the device has gone.
+ */
+u64 blk_filter_diskseq(struct blk_filter *flt)
+{
+	u64 seq = 0;
+
+	mutex_lock(&blk_filter_mutex);
+	if (flt->bdev)
+		seq = flt->bdev->bd_disk->diskseq;
+	mutex_unlock(&blk_filter_mutex);
+	return seq;
+}
+EXPORT_SYMBOL_GPL(blk_filter_diskseq);
 
 /**
  * blk_filter_hold - account for a bio that a filter takes
@@ -493,7 +515,8 @@ static bool blk_filter_wait_uncounted(struct gendisk *disk,
  * request based ones freezing the queue does the same.
  *
  * Writes from before the first filter was attached are found by the driver's
- * accounting; if that is off ("iostats"), they are not waited for.
+ * accounting; if that is off ("iostats") or begins late (dm-crypt, dm-delay),
+ * they are not waited for.
  *
  * Context: May sleep; freezes the queue for a moment.
  * Return: 0, or -ETIMEDOUT; then the gate is open again.

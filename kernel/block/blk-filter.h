@@ -24,7 +24,23 @@ static inline bool blk_filter_bio(struct bio *bio)
 	       bdev_test_flag(bio->bi_bdev, BD_FILTERED) &&
 	       __blk_filter_bio(bio);
 }
+
+/*
+ * Without capacity there is no medium (zram reset): what comes after it is
+ * another one, as its sequence number must tell those who filtered the old one.
+ */
+static inline void blk_filter_set_capacity(struct gendisk *disk,
+					   sector_t sectors)
+{
+	if (!sectors && disk->filters)
+		inc_diskseq(disk);
+}
 #else /* CONFIG_BLK_FILTER */
+static inline void blk_filter_set_capacity(struct gendisk *disk,
+					   sector_t sectors)
+{
+}
+
 static inline bool blk_filter_bio(struct bio *bio)
 {
 	return false;

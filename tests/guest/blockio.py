@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from blksnap import size_of
-from tap import note, rng
+from tap import join, note, rng
 
 MIB = 1 << 20
 SECTOR = 512
@@ -130,9 +130,7 @@ class Threads:
 
     def join(self, seconds=300):
         for thread in self.threads:
-            thread.join(seconds)
-            if thread.is_alive():
-                raise AssertionError("a thread hangs")
+            join(thread, seconds)
         if self.errors:
             raise self.errors[0]
 

@@ -11,6 +11,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -135,30 +136,98 @@ def _unload():
     equal(sorted(map(str, Path("/dev").glob("blksnap*"))), [], "device nodes without module")
 
 
+def within(seconds, function, *arguments):
+    """Calls a function that must not hang; returns what it returns, or raises what it raises."""
+    result = []
+
+    def body():
+        try:
+            result.append((function(*arguments), None))
+        except BaseException as error:
+            result.append((None, error))
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not result:
+        hang(function.__qualname__)
+    value, error = result[0]
+    if error:
+        raise error
+    return value
+
+
+def join(thread, seconds=60):
+    """Waits for a thread that must not hang."""
+    thread.join(seconds)
+    if thread.is_alive():
+        hang(thread.name)
+
+
+class _Run:
+    """The cases of this run: a title and a function each."""
+
+    def __init__(self, chosen, report):
+        self.chosen = chosen
+        self.report = report
+        self.at = 0
+
+    def verdict(self, good, start=None, remark=""):
+        if start:
+            note(f"{time.monotonic() - start:.1f} s")
+        print(f"{'ok' if good else 'not ok'} {self.at + 1} - {self.chosen[self.at][0]}{remark}", flush=True)
+        self.at += 1
+
+    def run(self):
+        failed = False
+        for _, function in self.chosen:
+            start = time.monotonic()
+            try:
+                function()
+            except Skip as reason:
+                self.verdict(True, start, f" # SKIP {reason}")
+            except Exception:
+                failed = True
+                note(traceback.format_exc())
+                self.verdict(False, start)
+            else:
+                self.verdict(True, start)
+        self.end(failed)
+
+    def end(self, failed):
+        os.write(self.report, bytes([failed]))
+
+
+_running = None
+
+
+def hang(what):
+    """Something does not end, in the kernel. Cleaning up would not end either, and what comes
+    after it would mean nothing: the run ends here."""
+    note("".join(traceback.format_stack()))
+    note(f"hangs: {what}; the kernel log has the blocked tasks")
+    _running.verdict(False)
+    while _running.at < len(_running.chosen):
+        _running.verdict(False, remark=": not run after a hang")
+    Path("/proc/sysrq-trigger").write_text("w")
+    _running.end(True)
+    while True:
+        time.sleep(3600)
+
+
 def run():
     """Runs the cases of this file, then unloads the module."""
+    global _running
     wanted = sys.argv[1:]
-    chosen = [item for item in _cases
-              if not wanted or any(word in item[0] for word in wanted)]
+    chosen = [(title, lambda function=function: _run_case(function)) for title, function in _cases
+              if not wanted or any(word in title for word in wanted)]
+    chosen.append(("the module unloads", _unload))
     note(f"seed {SEED}")
-    print(f"1..{len(chosen) + 1}", flush=True)
-    failed = 0
-    for number, (title, function) in enumerate([*chosen, ("the module unloads", None)], 1):
-        start = time.monotonic()
-        verdict, skipped = "ok", ""
-        try:
-            if function:
-                _run_case(function)
-            else:
-                _unload()
-        except Skip as reason:
-            skipped = f" # SKIP {reason}"
-        except Exception:
-            verdict = "not ok"
-            failed += 1
-            note(traceback.format_exc())
-            if module_loaded() and blksnap.DEBUG_FILE.exists():
-                note(blksnap.DEBUG_FILE.read_text())
-        note(f"{time.monotonic() - start:.1f} s")
-        print(f"{verdict} {number} - {title}{skipped}", flush=True)
-    sys.exit(bool(failed))
+    print(f"1..{len(chosen)}", flush=True)
+    # A process with a thread that hangs in the kernel cannot end: that is the child.
+    reader, writer = os.pipe()
+    if not os.fork():
+        _running = _Run(chosen, writer)
+        _running.run()
+        os._exit(0)
+    os.close(writer)
+    sys.exit(os.read(reader, 1) != b"\0")

@@ -35,10 +35,12 @@ struct blk_filter_disk;
  *	remainder of a bio that the driver's limits split, is shown again:
  *	between two passes the queue may have been frozen and the filter's
  *	state changed.  Decisions must therefore be idempotent.
- * @gone: The device was removed; no bio is shown any more, held bios must be
- *	ended as usual.  Called once, in process context, with the filter mutex
- *	held: must not call blk_filter_attach() or blk_filter_detach() nor wait
- *	for somebody who does.  The owner must still call blk_filter_detach().
+ * @gone: The device is being removed.  The last bios may still be shown until
+ *	the filter is taken off right after, and after that pass unseen; held
+ *	bios must be ended as usual.  Called once, in process context, with the
+ *	filter mutex held: must not call blk_filter_attach() or
+ *	blk_filter_detach() nor wait for somebody who does.  The owner must
+ *	still call blk_filter_detach().
  */
 struct blk_filter_operations {
 	const char *name;
@@ -70,6 +72,7 @@ void blk_filter_init(struct blk_filter *flt,
 		     const struct blk_filter_operations *ops);
 int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev);
 void blk_filter_detach(struct blk_filter *flt);
+u64 blk_filter_diskseq(struct blk_filter *flt);
 void blk_filter_hold(struct blk_filter *flt, struct bio *bio);
 void blk_filter_resubmit(struct blk_filter *flt, struct bio *bio);
 void blk_filter_end(struct blk_filter *flt, struct bio *bio,

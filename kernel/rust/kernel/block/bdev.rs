@@ -63,6 +63,14 @@ pub struct DiskId {
     seq: u64,
 }
 
+impl DiskId {
+    /// The sequence number of the disk: of two disks, the one that was made, or got its medium,
+    /// later has the higher one.
+    pub fn seq(self) -> u64 {
+        self.seq
+    }
+}
+
 impl BlockDevice {
     /// Returns the C pointer.
     pub(super) fn as_raw(&self) -> *mut bindings::block_device {
@@ -101,12 +109,6 @@ impl BlockDevice {
             // SAFETY: The disk lives as long as the device.
             seq: unsafe { (*disk).diskseq },
         }
-    }
-
-    /// The sequence number of the disk: of two disks, the one that was made, or got its medium,
-    /// later has the higher one.
-    pub fn disk_seq(&self) -> u64 {
-        self.disk_id().seq
     }
 
     /// Whether the device is a partition.

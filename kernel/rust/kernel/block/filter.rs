@@ -49,7 +49,7 @@ pub trait Filter: Send + Sync + 'static {
     /// lock that is held across I/O or a queue freeze. Bios submitted here are queued.
     fn submit_bio<'a>(&self, bio: Incoming<'a>, entered: &Entered<'_>) -> Verdict<'a>;
 
-    /// The device was removed: no more bios come.
+    /// The device is being removed. The last bios may still come, and some may pass unseen.
     ///
     /// Must not drop the [`Registration`], nor wait for somebody who does or who makes one.
     fn gone(&self);
@@ -300,6 +300,16 @@ impl<T: Filter> Registration<T> {
                 to_result(unsafe { bindings::blk_filter_attach(slot, bdev) })
             }),
         }? Error)
+    }
+
+    /// The sequence number of the device's disk, which changes with the medium. `None` if the
+    /// device has gone. May sleep.
+    pub fn disk_seq(&self) -> Option<u64> {
+        // SAFETY: The filter is initialised by the type invariant.
+        match unsafe { bindings::blk_filter_diskseq(self.filter.get()) } {
+            0 => None,
+            seq => Some(seq),
+        }
     }
 
     /// Detaches the filter. May be called more than once.
