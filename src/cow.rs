@@ -38,8 +38,10 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
+            Acquire,
             Atomic,
-            Relaxed, //
+            Relaxed,
+            Release, //
         },
         new_spinlock,
         new_spinlock_irq,
@@ -107,6 +109,8 @@ pub(crate) struct Cow {
     /// Image reads to be done again, see [`image_io`]. Pushed to in interrupts.
     #[pin]
     retry: SpinLockIrq<BioList>,
+    /// The device has gone, and writes may have been missed.
+    gone: Atomic<bool>,
     inflight: Arc<InFlight>,
     #[pin]
     work: Work<Cow>,
@@ -151,6 +155,7 @@ impl Cow {
                 }),
                 has_excluded: Atomic::new(false),
                 retry <- new_spinlock_irq!(BioList::new()),
+                gone: Atomic::new(false),
                 inflight: InFlight::new()?,
                 work <- new_work!("blksnap::Cow"),
             }),
@@ -188,8 +193,23 @@ impl Cow {
         Busy::new(&self.inflight)
     }
 
+    /// Whether the image is of no use any more. Acquire, see [`Storage::has_failed`].
+    #[inline]
+    pub(crate) fn has_failed(&self) -> bool {
+        self.storage.has_failed() || self.gone.load(Acquire)
+    }
+
+    /// The device is going: ends the use of its image. Does not sleep.
+    pub(crate) fn device_gone(&self) {
+        self.gone.store(true, Release);
+        self.storage.fail_device(self.origin.bdev().id(), ENODEV);
+    }
+
     /// Ends the use of the snapshot's images because of `err`.
     fn fail(&self, err: Error) {
+        if self.has_failed() {
+            return;
+        }
         self.storage.fail(self.origin.bdev().id(), err);
     }
 
@@ -216,7 +236,7 @@ impl Cow {
         end: u64,
     ) -> Verdict<'a> {
         let (from, to) = this.chunks(sector, end);
-        if this.storage.has_failed() || this.map.is_safe(from, to) {
+        if this.has_failed() || this.map.is_safe(from, to) {
             return bio.pass();
         }
         Self::filter_unsafe(this, bio, (sector, end), (from, to))

@@ -51,7 +51,7 @@ impl EndIo for ImageIo {
         if let Some(bio) = cloned {
             let overtaken =
                 untouched.is_some_and(|(from, to)| cow.map().untouched_until(from, to) != to);
-            if cow.storage().has_failed() {
+            if cow.has_failed() {
                 bio.end(Err(EIO));
             } else if result.is_ok() && overtaken {
                 Cow::retry(&cow, bio);
@@ -97,7 +97,7 @@ pub(crate) fn submit(cow: &Arc<Cow>, bio: OwnedBio) {
     let mut todo = BioList::new();
     todo.push(bio);
     while let Some(mut bio) = todo.pop() {
-        if cow.storage().has_failed() {
+        if cow.has_failed() {
             bio.end(Err(EIO));
             continue;
         }

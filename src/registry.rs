@@ -246,11 +246,7 @@ impl Registry {
         let snapshot = Snapshot::new(devices, params::diff_storage_minimum())?;
         let id = snapshot.id();
         trackers.reserve(added.len(), GFP_KERNEL)?;
-        self.snapshots.lock().push(snapshot.clone(), GFP_KERNEL)?;
-        for device in &snapshot.devices {
-            let storage = snapshot.storage.clone();
-            device.tracker.set_storage(Some(storage));
-        }
+        self.snapshots.lock().push(snapshot, GFP_KERNEL)?;
         for tracker in added {
             trackers.push(tracker, GFP_KERNEL)?;
         }
@@ -317,7 +313,7 @@ impl Registry {
         let _serial = self.trackers.lock();
         let snapshot = self.snapshot(id)?;
         let minors = self.free_minors(snapshot.devices.len())?;
-        take::take(
+        let result = take::take(
             &snapshot,
             &self.engine,
             &self.major,
@@ -334,7 +330,13 @@ impl Registry {
                     })
                 })
             },
-        )
+        );
+        if result.is_err() && !snapshot.is_taken() {
+            for device in &snapshot.devices {
+                device.tracker.set_cow(None);
+            }
+        }
+        result
     }
 
     /// The lowest free minor numbers for images.

@@ -31,7 +31,10 @@ use crate::{
     cbt::Cbt,
     cow::Cow,
     image::Image,
-    storage::Storage,
+    storage::{
+        Storage,
+        Told, //
+    },
     tracker::Tracker, //
 };
 
@@ -84,7 +87,7 @@ impl Snapshot {
     pub(crate) fn new(devices: KVec<Device>, portion: u64) -> Result<Arc<Self>> {
         let mut ids = KVec::with_capacity(devices.len(), GFP_KERNEL)?;
         for device in &devices {
-            ids.push(device.tracker.id(), GFP_KERNEL)?;
+            ids.push(Told::new(device.tracker.id()), GFP_KERNEL)?;
         }
         let storage = Storage::new(Uuid::random(), ids, portion)?;
         Arc::pin_init(
@@ -153,7 +156,7 @@ impl Snapshot {
     pub(crate) fn destroy(&self) {
         self.storage.close();
         for device in &self.devices {
-            device.tracker.set_storage(None);
+            device.tracker.set_cow(None);
         }
         let state = core::mem::replace(&mut *self.state.lock(), State::Destroyed);
         let State::Taken(captured) = state else {

@@ -41,6 +41,22 @@ use crate::{
     }, //
 };
 
+/// A device of the snapshot, and whether the client was told that its image is of no use.
+pub(crate) struct Told {
+    id: DevId,
+    told: Atomic<bool>,
+}
+
+impl Told {
+    /// Not told yet.
+    pub(crate) fn new(id: DevId) -> Self {
+        Self {
+            id,
+            told: Atomic::new(false),
+        }
+    }
+}
+
 /// The pool and its accounting.
 struct Space {
     pool: Pool<Arc<BdevFile>>,
@@ -66,7 +82,7 @@ pub(crate) struct Usage {
 #[pin_data]
 pub(crate) struct Storage {
     id: Uuid,
-    devices: KVec<DevId>,
+    devices: KVec<Told>,
     #[pin]
     space: SpinLock<Space>,
     #[pin]
@@ -82,7 +98,7 @@ pub(crate) struct Storage {
 impl Storage {
     /// Makes an empty storage for a snapshot of these devices, and asks for the first portion of
     /// `portion` sectors.
-    pub(crate) fn new(id: Uuid, devices: KVec<DevId>, portion: u64) -> Result<Arc<Self>> {
+    pub(crate) fn new(id: Uuid, devices: KVec<Told>, portion: u64) -> Result<Arc<Self>> {
         let this = Arc::pin_init(
             try_pin_init!(Self {
                 id,
@@ -147,8 +163,30 @@ impl Storage {
             device.major,
             device.minor
         );
-        for &device in &self.devices {
-            self.events.push(Kind::Corrupted(device, err));
+        for device in &self.devices {
+            self.tell(device, err);
+        }
+    }
+
+    /// Declares the image of one device to be of no use, because of `err`; the others go on. Does
+    /// not sleep.
+    pub(crate) fn fail_device(&self, id: DevId, err: Error) {
+        if let Some(device) = self.devices.iter().find(|device| device.id == id) {
+            pr_err!(
+                "snapshot {}: device {}:{} is lost ({:?})\n",
+                self.id,
+                id.major,
+                id.minor,
+                err
+            );
+            self.tell(device, err);
+        }
+    }
+
+    /// Tells the client once that a device's image is of no use.
+    fn tell(&self, device: &Told, err: Error) {
+        if !device.told.xchg(true, Full) {
+            self.events.push(Kind::Corrupted(device.id, err));
         }
     }
 

@@ -185,6 +185,7 @@ pub(crate) fn take(
     for (device, &minor) in devices.iter().zip(minors) {
         let this = Prepared::new(device, snapshot, engine, major, minor)?;
         exclude(device, &this.captured.cow)?;
+        device.tracker.set_cow(Some(this.captured.cow.clone()));
         prepared.push((device, this), GFP_KERNEL)?;
     }
     let mut captured = KVec::with_capacity(count, GFP_KERNEL)?;

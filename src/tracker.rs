@@ -43,8 +43,7 @@ use crate::{
     cbt::Cbt,
     cow::Cow,
     params,
-    registry::Registry,
-    storage::Storage, //
+    registry::Registry, //
 };
 
 /// What the submission path needs.
@@ -68,9 +67,9 @@ pub(crate) struct Tracker {
     #[pin]
     cbt: Mutex<Arc<Cbt>>,
     gone: Atomic<bool>,
-    /// That of the snapshot that the device is in. A leaf but for the storage's own locks.
+    /// The copy engine, from before the instant on. A leaf but for the event queue's lock.
     #[pin]
-    storage: SpinLock<Option<Arc<Storage>>>,
+    cow: SpinLock<Option<Arc<Cow>>>,
     registry: Arc<Registry>,
 }
 
@@ -96,7 +95,7 @@ impl Tracker {
             hooked <- hooked,
             cbt <- new_mutex!(cbt),
             gone: Atomic::new(false),
-            storage <- new_spinlock!(None),
+            cow <- new_spinlock!(None),
             registry,
         }))
     }
@@ -116,9 +115,9 @@ impl Tracker {
         self.disk
     }
 
-    /// The device is in the snapshot with this storage from now on, or in none.
-    pub(crate) fn set_storage(&self, storage: Option<Arc<Storage>>) {
-        let old = core::mem::replace(&mut *self.storage.lock(), storage);
+    /// Which copy engine to tell when the device goes.
+    pub(crate) fn set_cow(&self, cow: Option<Arc<Cow>>) {
+        let old = core::mem::replace(&mut *self.cow.lock(), cow);
         drop(old);
     }
 
@@ -213,8 +212,8 @@ impl Filter for Tracker {
     fn gone(&self) {
         self.gone.store(true, Relaxed);
         // Before writes pass unseen: the image would show them.
-        if let Some(storage) = &*self.storage.lock() {
-            storage.fail(self.id, ENODEV);
+        if let Some(cow) = &*self.cow.lock() {
+            cow.device_gone();
         }
         self.registry.device_gone();
     }

@@ -41,7 +41,7 @@ impl Cow {
         let (first, end) = (flight.first, flight.end);
         flight.ready = true;
         let writers = flight.writers.take();
-        if !self.storage.has_failed() {
+        if !self.has_failed() {
             for chunk in first..end {
                 self.map.set(chunk, Place::InMemory);
             }
@@ -62,7 +62,7 @@ impl Cow {
 
     /// Finds a place for what was read and begins to store it; tells whether that goes on.
     fn store(&self, copy: &Arc<Copy>, sectors: u64) -> Result<bool> {
-        if self.storage.has_failed() {
+        if self.has_failed() {
             return Err(EIO);
         }
         let unit = self.storage.alloc(sectors)?;
@@ -128,7 +128,7 @@ impl Cow {
                 held.sector().saturating_sub(start),
                 held.end_sector().saturating_sub(start),
             );
-            let next = if self.storage.has_failed() {
+            let next = if self.has_failed() {
                 Next::Safe
             } else {
                 self.advance(&mut inner, from, to, true, &mut reads)

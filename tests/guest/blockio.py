@@ -167,8 +167,8 @@ class Writers(Threads):
     """Threads that write random lengths at random places, each in a region of its own, and
     keep `shadow` (a bytearray) as the device should be.
 
-    `targets` are pairs of a node and where it begins in the shadow; `count` writes are made
-    by each thread, or as many as come until stop() if None. Half of the threads write
+    `targets` are pairs of a node and where it begins in the shadow (only so much of a node
+    is written as the shadow has, after that); `count` writes are made by each thread, or as many as come until stop() if None. Half of the threads write
     through the page cache if `direct` is None."""
 
     def __init__(self, targets, shadow, threads=4, count=60, direct=None, smallest=SECTOR,
@@ -186,7 +186,7 @@ class Writers(Threads):
             path, base = targets[number % len(targets)]
             sharing = len(range(number % len(targets), threads, len(targets)))
             part = number // len(targets)
-            size = size_of(path)
+            size = min(size_of(path), len(shadow) - base)
             # Threads that use the page cache and others must not share pages.
             step = size // sharing // 4096 * 4096
             region = (part * step, size if part == sharing - 1 else (part + 1) * step)
