@@ -99,11 +99,19 @@ class Control:
         asked = arguments(0, b"")
         self.call(command, asked)
         count = struct.unpack_from("I", asked, len(head))[0]
-        if room is not None:
-            count = room
-        array = bytearray(b"\xee" * (size * max(count, 1)))
-        asked = arguments(count, array)
-        self.call(command, asked)
+        while True:
+            space = count if room is None else room
+            array = bytearray(b"\xee" * (size * max(space, 1)))
+            asked = arguments(space, array)
+            try:
+                self.call(command, asked)
+                break
+            except OSError as error:
+                # There may be more by now than when it was asked how many; not for ever.
+                more = struct.unpack_from("I", asked, len(head))[0]
+                if room is not None or error.errno not in (errno.ENOBUFS, errno.ENODATA) or more <= count:
+                    raise
+                count = more
         count = struct.unpack_from("I", asked, len(head))[0]
         return [bytes(array[i * size:(i + 1) * size]) for i in range(count)]
 

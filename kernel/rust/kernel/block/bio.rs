@@ -172,14 +172,15 @@ impl OwnedBio {
 
     /// Ends the bio. May be called in any context.
     pub fn end(self, result: Result) {
-        let status = match result {
-            Ok(()) => 0,
-            // SAFETY: A pure function.
-            Err(err) => unsafe { bindings::errno_to_blk_status(err.to_errno()) },
-        };
         let bio = self.into_raw();
-        // SAFETY: We own the bio by the type invariant.
-        unsafe { (*bio).bi_status = status };
+        // Success leaves the status alone: a part that was split off may have set an error there,
+        // which is the submitter's result then.
+        if let Err(err) = result {
+            // SAFETY: A pure function.
+            let status = unsafe { bindings::errno_to_blk_status(err.to_errno()) };
+            // SAFETY: We own the bio by the type invariant.
+            unsafe { (*bio).bi_status = status };
+        }
         // SAFETY: We own the bio by the type invariant and give it up here.
         unsafe { bindings::bio_endio(bio) };
     }
