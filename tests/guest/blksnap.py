@@ -93,7 +93,16 @@ class Control:
         self.call(TRACKER_REMOVE, bytearray(struct.pack("2I", *dev_of(device))))
 
     def _collect(self, command, size, room, head=b""):
-        """Both calls of the protocol: the count, then the array. Returns raw items."""
+        """The count, then the array; again if there have become more. Returns raw items."""
+        while True:
+            try:
+                return self._collect_once(command, size, room, head)
+            except OSError as error:
+                if room is not None or error.errno not in (errno.ENOBUFS, errno.ENODATA):
+                    raise
+
+    def _collect_once(self, command, size, room, head):
+        """Both calls of the protocol. Without `room`, there is as much as the first one tells."""
         def arguments(count, array):
             return bytearray(head + struct.pack("I4xQ", count, address_of(array)))
         asked = arguments(0, b"")

@@ -168,8 +168,9 @@ class Writers(Threads):
     keep `shadow` (a bytearray) as the device should be.
 
     `targets` are pairs of a node and where it begins in the shadow (only so much of a node
-    is written as the shadow has, after that); `count` writes are made by each thread, or as many as come until stop() if None. Half of the threads write
-    through the page cache if `direct` is None."""
+    is written as the shadow has, after that); `count` writes are made by each thread, or as
+    many as come until stop() if None. Half of the threads write through the page cache if
+    `direct` is None."""
 
     def __init__(self, targets, shadow, threads=4, count=60, direct=None, smallest=SECTOR,
                  largest=MIB, unit=SECTOR, name="writers", flags=0):
