@@ -10,7 +10,9 @@ use crate::{
         from_err_ptr,
         to_result, //
     },
+    fmt,
     prelude::*,
+    str::BStr,
     sync::{
         rcu,
         Arc, //
@@ -26,6 +28,13 @@ pub struct DevId {
     pub major: u32,
     /// The minor number.
     pub minor: u32,
+}
+
+/// As in `/sys/dev/block`: `8:1`.
+impl fmt::Display for DevId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_fmt(fmt!("{}:{}", self.major, self.minor))
+    }
 }
 
 impl DevId {
@@ -166,6 +175,24 @@ impl BlockDevice {
     pub fn is_read_only(&self) -> bool {
         // SAFETY: The device is open by the type invariant.
         unsafe { bindings::bdev_read_only(self.as_raw()) }
+    }
+}
+
+/// The name, such as `sda1`.
+impl fmt::Display for BlockDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut name = [0u8; bindings::BDEVNAME_SIZE as usize];
+        // SAFETY: The buffer has that size, and the format takes a pointer to a block device.
+        unsafe {
+            bindings::scnprintf(
+                name.as_mut_ptr().cast(),
+                name.len(),
+                c"%pg".as_char_ptr(),
+                self.as_raw(),
+            )
+        };
+        let len = name.iter().position(|&byte| byte == 0).unwrap_or(0);
+        fmt::Display::fmt(BStr::from_bytes(name.get(..len).unwrap_or(&[])), f)
     }
 }
 

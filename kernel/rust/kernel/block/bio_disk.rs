@@ -32,6 +32,7 @@ use crate::{
         Arc,
         ArcBorrow, //
     },
+    sysfs::Group,
     types::ScopeGuard, //
 };
 use core::ptr::NonNull;
@@ -85,7 +86,7 @@ pub trait Operations: Send + Sync + Sized + 'static {
 }
 
 /// How a disk is to be.
-pub struct Options<'a> {
+pub struct Options<'a, T: 'static> {
     /// Whose major number the disk has. Must outlive the disk.
     pub major: &'a Major,
     /// The minor number.
@@ -94,17 +95,20 @@ pub struct Options<'a> {
     pub sectors: u64,
     /// The device whose block sizes and alignment the disk takes over.
     pub like: &'a BlockDevice,
+    /// The files that the disk has in sysfs beside the usual ones.
+    pub group: &'a Arc<Group<T>>,
 }
 
 /// A disk that was added. Removed when dropped.
 ///
 /// # Invariants
 ///
-/// `disk` was added. Its `private_data` is `data`, borrowed.
+/// `disk` was added. Its `private_data` and its device's driver data are `data`, borrowed.
 pub struct BioDisk<T: Operations> {
     disk: NonNull<bindings::gendisk>,
     data: Arc<T>,
     id: DevId,
+    _group: Arc<Group<T>>,
 }
 
 // SAFETY: A disk may be removed from any thread.
@@ -114,7 +118,7 @@ unsafe impl<T: Operations> Sync for BioDisk<T> {}
 
 impl<T: Operations> BioDisk<T> {
     /// Adds a disk, without partitions, served by `data`. May sleep.
-    pub fn new(name: fmt::Arguments<'_>, options: Options<'_>, data: Arc<T>) -> Result<Self> {
+    pub fn new(name: fmt::Arguments<'_>, options: Options<'_, T>, data: Arc<T>) -> Result<Self> {
         let like = options.like;
         let (io_min, io_opt) = like.io_sizes();
         let mut limits: bindings::queue_limits = pin_init::zeroed();
@@ -166,9 +170,16 @@ impl<T: Operations> BioDisk<T> {
         writer.write_fmt(name)?;
         // SAFETY: The disk is ours.
         unsafe { bindings::set_capacity(disk, options.sectors) };
-        // SAFETY: The disk is complete.
+        // SAFETY: The disk is ours, and nobody else uses its device's driver data.
+        unsafe { bindings::dev_set_drvdata(&raw mut (*raw.part0).bd_device, raw.private_data) };
+        // SAFETY: The disk is complete. The group and `data`, which its files show, are kept until
+        // the disk was removed.
         to_result(unsafe {
-            bindings::device_add_disk(core::ptr::null_mut(), disk, core::ptr::null_mut())
+            bindings::device_add_disk(
+                core::ptr::null_mut(),
+                disk,
+                options.group.as_raw().cast_mut(),
+            )
         })?;
         cleanup.dismiss();
         // INVARIANT: Just added.
@@ -180,6 +191,7 @@ impl<T: Operations> BioDisk<T> {
                 major: options.major.number,
                 minor: options.minor,
             },
+            _group: options.group.clone(),
         })
     }
 

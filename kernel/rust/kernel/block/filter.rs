@@ -312,6 +312,14 @@ impl<T: Filter> Registration<T> {
         }
     }
 
+    /// The number of bios that the filter holds.
+    pub fn held(&self) -> u32 {
+        // SAFETY: The filter is initialised by the type invariant, and the counter is only changed
+        // by atomic operations.
+        let held = unsafe { (&raw const (*self.filter.get()).held.counter).read_volatile() };
+        u32::try_from(held).unwrap_or(0)
+    }
+
     /// Detaches the filter. May be called more than once.
     pub fn detach(&self) {
         // SAFETY: The filter is initialised by the type invariant.

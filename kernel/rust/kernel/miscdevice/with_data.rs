@@ -28,8 +28,15 @@ pub trait SharedDevice: Send + Sync + Sized + 'static {
     /// The module that must stay as long as a file is open: `crate::LocalModule`.
     type OwnerModule: ModuleMetadata;
 
+    /// Whether the current task may open the device; if not, with which error that fails.
+    fn open(&self, file: &File) -> Result;
+
     /// Handles an ioctl. Any number of them run at the same time, on one file too.
     fn ioctl(this: ArcBorrow<'_, Self>, file: &File, cmd: u32, arg: usize) -> Result<isize>;
+
+    /// Handles an ioctl of a 32-bit program.
+    #[cfg(CONFIG_COMPAT)]
+    fn compat_ioctl(this: ArcBorrow<'_, Self>, file: &File, cmd: u32, arg: usize) -> Result<isize>;
 }
 
 /// What makes a [`SharedDevice`] a [`MiscDevice`]. Private, so that each registration of it is
@@ -41,15 +48,21 @@ impl<T: SharedDevice> MiscDevice for Wrapper<T> {
     type OwnerModule = T::OwnerModule;
     type Ptr = Arc<T>;
 
-    fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Arc<T>> {
+    fn open(file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Arc<T>> {
         // SAFETY: `misc` is the first field of a `SharedRegistration<T>`, which is `repr(C)`: only
         // this module can name `Wrapper`.
         let this = unsafe { &*core::ptr::from_ref(misc).cast::<SharedRegistration<T>>() };
+        this.data.open(file)?;
         Ok(this.data.clone())
     }
 
     fn ioctl(this: ArcBorrow<'_, T>, file: &File, cmd: u32, arg: usize) -> Result<isize> {
         T::ioctl(this, file, cmd, arg)
+    }
+
+    #[cfg(CONFIG_COMPAT)]
+    fn compat_ioctl(this: ArcBorrow<'_, T>, file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        T::compat_ioctl(this, file, cmd, arg)
     }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The monotonic clock as a number, for interfaces that give it to user space.
+//! Times as numbers, for interfaces that give them to user space.
 //!
 //! Inside of the kernel [`Instant`](super::Instant) is the right type.
 //!
@@ -12,4 +12,10 @@ use crate::bindings;
 pub fn monotonic_ns() -> i64 {
     // SAFETY: May be called in any context but NMI.
     unsafe { bindings::ktime_get() }
+}
+
+/// The time of day, in seconds since the beginning of 1970.
+pub fn real_seconds() -> i64 {
+    // SAFETY: May be called in any context but NMI.
+    unsafe { bindings::ktime_get_real_seconds() }
 }
