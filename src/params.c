@@ -3,30 +3,41 @@
  * Module parameters that can be changed at run time. The module! macro of Rust
  * cannot declare such; params.rs defines and explains them.
  */
+#include <linux/limits.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
 #include "params.h"
 
-module_param_named(tracking_block_minimum_shift, blksnap_tracking_block_minimum_shift, int, 0644);
-MODULE_PARM_DESC(tracking_block_minimum_shift,
-		 "log2 of the smallest tracking block in bytes");
-module_param_named(tracking_block_maximum_count, blksnap_tracking_block_maximum_count, int, 0644);
-MODULE_PARM_DESC(tracking_block_maximum_count,
-		 "The tracking block grows until a device has no more");
-module_param_named(chunk_minimum_shift, blksnap_chunk_minimum_shift, int, 0644);
-MODULE_PARM_DESC(chunk_minimum_shift,
-		 "log2 of the smallest chunk in bytes; at the most 20");
-module_param_named(chunk_maximum_count, blksnap_chunk_maximum_count, int, 0644);
-MODULE_PARM_DESC(chunk_maximum_count,
-		 "The chunk grows until a device has no more");
-module_param_named(chunk_maximum_in_cache, blksnap_chunk_maximum_in_cache, int, 0644);
-MODULE_PARM_DESC(chunk_maximum_in_cache,
-		 "Copies of a device that are in memory at one time");
-module_param_named(free_diff_buffer_pool_size, blksnap_free_diff_buffer_pool_size, int, 0644);
-MODULE_PARM_DESC(free_diff_buffer_pool_size,
-		 "Without effect: copies keep their buffers");
-module_param_named(diff_storage_minimum, blksnap_diff_storage_minimum, int, 0644);
-MODULE_PARM_DESC(diff_storage_minimum,
-		 "The portion asked for by a low free space event, in sectors");
+/* A parameter from min to max. Other values are refused, also at load. */
+#define BLKSNAP_PARAM(name, min, max, description)			\
+static int blksnap_set_##name(const char *val,				\
+			      const struct kernel_param *kp)		\
+{									\
+	int ret = param_set_uint_minmax(val, kp, min, max);		\
+									\
+	return ret == -ERANGE ? -EINVAL : ret;				\
+}									\
+static const struct kernel_param_ops blksnap_ops_##name = {		\
+	.set = blksnap_set_##name,					\
+	.get = param_get_uint,						\
+};									\
+module_param_cb(name, &blksnap_ops_##name, &blksnap_##name, 0644);	\
+__MODULE_PARM_TYPE(name, "int");					\
+MODULE_PARM_DESC(name, description)
+
+BLKSNAP_PARAM(tracking_block_minimum_shift, 9, 31,
+	      "log2 of the smallest tracking block in bytes, 9 to 31");
+BLKSNAP_PARAM(tracking_block_maximum_count, 1, INT_MAX,
+	      "The tracking block grows until a device has no more");
+BLKSNAP_PARAM(chunk_minimum_shift, 12, 20,
+	      "log2 of the smallest chunk in bytes, 12 to 20");
+BLKSNAP_PARAM(chunk_maximum_count, 1, INT_MAX,
+	      "The chunk grows, up to 1 MiB, until a device has no more");
+BLKSNAP_PARAM(chunk_maximum_in_cache, 1, 4096,
+	      "Copies of a device that are in memory at one time, 1 to 4096");
+BLKSNAP_PARAM(free_diff_buffer_pool_size, 0, INT_MAX,
+	      "Without effect: copies keep their buffers");
+BLKSNAP_PARAM(diff_storage_minimum, 8, INT_MAX,
+	      "The portion asked for by a low free space event, in sectors, 8 or more");
 
 MODULE_VERSION("1.0.0.0");

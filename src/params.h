@@ -3,12 +3,12 @@
 #define _BLKSNAP_PARAMS_H
 
 /* Defined in params.rs. */
-extern int blksnap_tracking_block_minimum_shift;
-extern int blksnap_tracking_block_maximum_count;
-extern int blksnap_chunk_minimum_shift;
-extern int blksnap_chunk_maximum_count;
-extern int blksnap_chunk_maximum_in_cache;
-extern int blksnap_free_diff_buffer_pool_size;
-extern int blksnap_diff_storage_minimum;
+extern unsigned int blksnap_tracking_block_minimum_shift;
+extern unsigned int blksnap_tracking_block_maximum_count;
+extern unsigned int blksnap_chunk_minimum_shift;
+extern unsigned int blksnap_chunk_maximum_count;
+extern unsigned int blksnap_chunk_maximum_in_cache;
+extern unsigned int blksnap_free_diff_buffer_pool_size;
+extern unsigned int blksnap_diff_storage_minimum;
 
 #endif /* _BLKSNAP_PARAMS_H */

@@ -4,7 +4,7 @@
 //!
 //! `params.c` makes them known, since `module!` cannot declare parameters that are seen in sysfs
 //! and changed at run time. A value is read when it is needed: a change is effective for the next
-//! attach, create or take. Senseless values act as the nearest sensible one.
+//! attach, create or take. It is always one that makes sense: others are refused there.
 
 use kernel::sync::atomic::{
     Atomic,
@@ -15,7 +15,7 @@ use kernel::sync::atomic::{
 macro_rules! param {
     ($name:ident, $symbol:literal, $default:literal) => {
         #[export_name = $symbol]
-        static $name: Atomic<i32> = Atomic::new($default);
+        static $name: Atomic<u32> = Atomic::new($default);
     };
 }
 
@@ -51,37 +51,32 @@ param!(
     2097152
 );
 
-/// The value of a parameter, within bounds that are not negative.
-fn get(param: &Atomic<i32>, least: i32, most: i32) -> u32 {
-    param.load(Relaxed).clamp(least, most).unsigned_abs()
-}
-
-/// log2 of the size of the smallest tracking block in bytes.
+/// log2 of the size of the smallest tracking block in bytes, 9 to 31.
 pub(crate) fn tracking_block_minimum_shift() -> u32 {
-    get(&TRACKING_BLOCK_MINIMUM_SHIFT, 9, 31)
+    TRACKING_BLOCK_MINIMUM_SHIFT.load(Relaxed)
 }
 
-/// The largest number of tracking blocks of a device.
+/// The largest number of tracking blocks of a device, not 0.
 pub(crate) fn tracking_block_maximum_count() -> u32 {
-    get(&TRACKING_BLOCK_MAXIMUM_COUNT, 1, i32::MAX)
+    TRACKING_BLOCK_MAXIMUM_COUNT.load(Relaxed)
 }
 
-/// log2 of the size of the smallest chunk in bytes.
+/// log2 of the size of the smallest chunk in bytes, 12 to 20.
 pub(crate) fn chunk_minimum_shift() -> u32 {
-    get(&CHUNK_MINIMUM_SHIFT, 12, 20)
+    CHUNK_MINIMUM_SHIFT.load(Relaxed)
 }
 
-/// The largest number of chunks of a device.
+/// The largest number of chunks of a device, not 0.
 pub(crate) fn chunk_maximum_count() -> u64 {
-    u64::from(get(&CHUNK_MAXIMUM_COUNT, 1, i32::MAX))
+    u64::from(CHUNK_MAXIMUM_COUNT.load(Relaxed))
 }
 
-/// The number of copies of one device that are in memory at one time.
+/// The number of copies of one device that are in memory at one time, 1 to 4096.
 pub(crate) fn chunk_maximum_in_cache() -> usize {
-    get(&CHUNK_MAXIMUM_IN_CACHE, 1, 4096) as usize
+    CHUNK_MAXIMUM_IN_CACHE.load(Relaxed) as usize
 }
 
-/// The portion that a low free space event asks for, in sectors.
+/// The portion that a low free space event asks for, in sectors, 8 or more.
 pub(crate) fn diff_storage_minimum() -> u64 {
-    u64::from(get(&DIFF_STORAGE_MINIMUM, 8, i32::MAX))
+    u64::from(DIFF_STORAGE_MINIMUM.load(Relaxed))
 }
