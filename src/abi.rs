@@ -1,123 +1,318 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The layouts of `include/uapi/linux/blk_snap.h`, as bytes.
+//! The commands and structures of `include/uapi/linux/blk_snap.h`, as bytes.
 //!
-//! Structures are read into and written from arrays of bytes, at the offsets below: so each bit
-//! pattern is valid, nothing is left uninitialised, and padding is zero.
+//! Structures are read into and written from arrays of bytes: so each bit pattern is valid,
+//! nothing is left uninitialised, and padding is zero. Where a field lies is written down nowhere:
+//! it follows from the fields before it and from the program's [`Abi`], as it does in C, because
+//! 32-bit programs lay out the same fields in another way.
 
 use kernel::{
     block::bdev::DevId,
     ioctl::{
-        _IOR,
-        _IOW, //
+        _IOC_DIR,
+        _IOC_NR,
+        _IOC_SIZE,
+        _IOC_TYPE, //
     },
     prelude::*,
     uaccess::{
         UserPtr,
         UserSlice, //
     },
+    uapi,
     uuid::Uuid, //
 };
+
+/// How a program lays out structures.
+#[derive(Clone, Copy)]
+pub(crate) struct Abi {
+    /// The size, and alignment, of pointers.
+    pointer: usize,
+    /// The alignment of 64-bit integers.
+    align: usize,
+}
+
+impl Abi {
+    /// As the kernel does.
+    pub(crate) const NATIVE: Self = Self {
+        pointer: size_of::<usize>(),
+        align: align_of::<u64>(),
+    };
+
+    /// As 32-bit programs do on this 64-bit kernel.
+    #[cfg(CONFIG_COMPAT)]
+    pub(crate) const COMPAT: Self = Self {
+        pointer: 4,
+        align: if cfg!(CONFIG_COMPAT_FOR_U64_ALIGNMENT) {
+            4
+        } else {
+            8
+        },
+    };
+}
+
+/// The kinds of fields.
+#[derive(Clone, Copy)]
+pub(crate) enum Field {
+    /// `__u8`
+    Byte,
+    /// `__u16`
+    Short,
+    /// `__u32`
+    Int,
+    /// `__u64`
+    Long,
+    /// A pointer.
+    Pointer,
+    /// `struct blk_snap_dev_t`
+    Device,
+    /// `struct blk_snap_uuid`
+    Uuid,
+    /// The data of an event, which has structures of its own.
+    Data,
+}
+
+impl Field {
+    /// The size and the alignment in bytes.
+    const fn size(self, abi: Abi) -> (usize, usize) {
+        match self {
+            Self::Byte => (1, 1),
+            Self::Short => (2, 2),
+            Self::Int => (4, 4),
+            Self::Long => (8, abi.align),
+            Self::Pointer => (abi.pointer, abi.pointer),
+            Self::Device => (8, 4),
+            Self::Uuid => (16, 1),
+            Self::Data => (4064, 1),
+        }
+    }
+}
+
+/// The fields of a structure, in order.
+pub(crate) type Layout = &'static [Field];
+
+/// Where the field of that number begins; with the number of fields, the structure's size.
+fn offset(abi: Abi, layout: Layout, number: usize) -> usize {
+    let mut end = 0usize;
+    let mut largest = 1;
+    for (i, field) in layout.iter().enumerate() {
+        let (size, align) = field.size(abi);
+        largest = largest.max(align);
+        let start = end.next_multiple_of(align);
+        if i == number {
+            return start;
+        }
+        end = start + size;
+    }
+    end.next_multiple_of(largest)
+}
+
+/// The size of a structure in bytes.
+fn size(abi: Abi, layout: Layout) -> usize {
+    offset(abi, layout, layout.len())
+}
+
+/// Structures that are not the argument of a command.
+pub(crate) mod layout {
+    use super::{
+        Field::*,
+        Layout, //
+    };
+
+    /// `struct blk_snap_dev_t`
+    pub(crate) const DEVICE: Layout = &[Device];
+    /// `struct blk_snap_uuid`
+    pub(crate) const UUID: Layout = &[Uuid];
+    /// `struct blk_snap_cbt_info`
+    pub(crate) const CBT_INFO: Layout = &[Device, Int, Long, Int, Uuid, Byte];
+    /// `struct blk_snap_block_range`
+    pub(crate) const RANGE: Layout = &[Long, Long];
+    /// `struct blk_snap_image_info`
+    pub(crate) const IMAGE_INFO: Layout = &[Device, Device];
+    /// `struct blk_snap_event_low_free_space`
+    pub(crate) const LOW_FREE_SPACE: Layout = &[Long];
+    /// `struct blk_snap_event_corrupted`
+    pub(crate) const CORRUPTED: Layout = &[Device, Int];
+}
+
+/// A command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub(crate) enum Command {
+    Version,
+    TrackerRemove,
+    TrackerCollect,
+    TrackerReadCbtMap,
+    TrackerMarkDirtyBlocks,
+    SnapshotCreate,
+    SnapshotDestroy,
+    SnapshotAppendStorage,
+    SnapshotTake,
+    SnapshotCollect,
+    SnapshotCollectImages,
+    SnapshotWaitEvent,
+}
 
 /// The magic number of all commands.
 const MAGIC: u32 = b'V' as u32;
 
-/// The commands' words. Their directions are the reverse of what they should be, for ever.
-pub(crate) mod cmd {
-    use super::*;
+/// By number: the commands, the direction in their words, and their argument. The directions are
+/// the reverse of what they should be, for ever.
+const COMMANDS: [(Command, u32, Layout); 12] = {
+    use Command::*;
+    use Field::*;
+    const R: u32 = uapi::_IOC_READ;
+    const W: u32 = uapi::_IOC_WRITE;
+    [
+        (Version, W, &[Short, Short, Short, Short]),
+        (TrackerRemove, W, &[Device]),
+        (TrackerCollect, W, &[Int, Pointer]),
+        (TrackerReadCbtMap, R, &[Device, Int, Int, Pointer]),
+        (TrackerMarkDirtyBlocks, R, &[Device, Int, Pointer]),
+        (SnapshotCreate, W, &[Int, Pointer, Uuid]),
+        (SnapshotDestroy, R, &[Uuid]),
+        (SnapshotAppendStorage, W, &[Uuid, Device, Int, Pointer]),
+        (SnapshotTake, R, &[Uuid]),
+        (SnapshotCollect, W, &[Int, Pointer]),
+        (SnapshotCollectImages, W, &[Uuid, Int, Pointer]),
+        (SnapshotWaitEvent, W, &[Uuid, Int, Int, Long, Data]),
+    ]
+};
 
-    pub(crate) const VERSION: u32 = _IOW::<[u8; 8]>(MAGIC, 0);
-    pub(crate) const TRACKER_REMOVE: u32 = _IOW::<[u8; 8]>(MAGIC, 1);
-    pub(crate) const TRACKER_COLLECT: u32 = _IOW::<[u8; 16]>(MAGIC, 2);
-    pub(crate) const TRACKER_READ_CBT_MAP: u32 = _IOR::<[u8; 24]>(MAGIC, 3);
-    pub(crate) const TRACKER_MARK_DIRTY_BLOCKS: u32 = _IOR::<[u8; 24]>(MAGIC, 4);
-    pub(crate) const SNAPSHOT_CREATE: u32 = _IOW::<[u8; 32]>(MAGIC, 5);
-    pub(crate) const SNAPSHOT_DESTROY: u32 = _IOR::<[u8; 16]>(MAGIC, 6);
-    pub(crate) const SNAPSHOT_APPEND_STORAGE: u32 = _IOW::<[u8; 40]>(MAGIC, 7);
-    pub(crate) const SNAPSHOT_TAKE: u32 = _IOR::<[u8; 16]>(MAGIC, 8);
-    pub(crate) const SNAPSHOT_COLLECT: u32 = _IOW::<[u8; 16]>(MAGIC, 9);
-    pub(crate) const SNAPSHOT_COLLECT_IMAGES: u32 = _IOW::<[u8; 32]>(MAGIC, 10);
-    pub(crate) const SNAPSHOT_WAIT_EVENT: u32 = _IOW::<[u8; 4096]>(MAGIC, 11);
+impl Command {
+    /// The command of that word, if the whole word is right, and its argument's layout but for
+    /// an event's data.
+    pub(crate) fn from_word(word: u32, abi: Abi) -> Option<(Self, Layout)> {
+        let &(command, dir, layout) = COMMANDS.get(_IOC_NR(word) as usize)?;
+        let right = _IOC_TYPE(word) == MAGIC
+            && _IOC_DIR(word) == dir
+            && _IOC_SIZE(word) == size(abi, layout);
+        let layout = match layout {
+            [head @ .., Field::Data] => head,
+            all => all,
+        };
+        right.then_some((command, layout))
+    }
 }
 
-/// A structure of `N` bytes in user space.
-#[derive(Clone, Copy)]
-pub(crate) struct Struct<const N: usize>([u8; N]);
+/// The size of the largest structure that is handled as a whole.
+const MAX: usize = 48;
 
-impl<const N: usize> Struct<N> {
+/// A structure in user space, and our copy of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Struct {
+    abi: Abi,
+    layout: Layout,
+    bytes: [u8; MAX],
+}
+
+impl Struct {
     /// All zeroes.
-    pub(crate) const fn new() -> Self {
-        Self([0; N])
+    pub(crate) const fn new(abi: Abi, layout: Layout) -> Self {
+        Self {
+            abi,
+            layout,
+            bytes: [0; MAX],
+        }
     }
 
     /// Copies the structure from user space. Fails with `EFAULT`.
-    pub(crate) fn read(address: usize) -> Result<Self> {
-        Ok(Self(user(address, N).reader().read()?))
+    pub(crate) fn read(abi: Abi, layout: Layout, address: usize) -> Result<Self> {
+        let mut this = Self::new(abi, layout);
+        let size = this.size();
+        let bytes = this.bytes.get_mut(..size).ok_or(EINVAL)?;
+        user(address, size).reader().read_slice(bytes)?;
+        Ok(this)
     }
 
     /// Copies the structure to user space. Fails with `EFAULT`.
     pub(crate) fn write(&self, address: usize) -> Result {
-        user(address, N).writer().write(&self.0)
+        let bytes = self.bytes.get(..self.size()).ok_or(EINVAL)?;
+        user(address, bytes.len()).writer().write_slice(bytes)
     }
 
-    fn bytes<const M: usize>(&self, offset: usize) -> [u8; M] {
-        let mut bytes = [0; M];
-        if let Some(field) = self.0.get(offset..offset + M) {
-            bytes.copy_from_slice(field);
+    /// The size in bytes.
+    pub(crate) fn size(&self) -> usize {
+        size(self.abi, self.layout)
+    }
+
+    /// Where a field begins, in bytes. Fields are numbered from 0.
+    pub(crate) fn offset(&self, field: usize) -> usize {
+        offset(self.abi, self.layout, field)
+    }
+
+    fn bytes<const N: usize>(&self, field: usize) -> [u8; N] {
+        let mut bytes = [0; N];
+        let at = self.offset(field);
+        if let Some(found) = self.bytes.get(at..at + N) {
+            bytes.copy_from_slice(found);
         }
         bytes
     }
 
-    /// The `u32` at `offset`.
-    pub(crate) fn u32(&self, offset: usize) -> u32 {
-        u32::from_ne_bytes(self.bytes(offset))
+    /// An [`Int`](Field::Int).
+    pub(crate) fn u32(&self, field: usize) -> u32 {
+        u32::from_ne_bytes(self.bytes(field))
     }
 
-    /// The `u64` at `offset`.
-    pub(crate) fn u64(&self, offset: usize) -> u64 {
-        u64::from_ne_bytes(self.bytes(offset))
+    /// A [`Long`](Field::Long).
+    pub(crate) fn u64(&self, field: usize) -> u64 {
+        u64::from_ne_bytes(self.bytes(field))
     }
 
-    /// The pointer at `offset`.
-    pub(crate) fn pointer(&self, offset: usize) -> usize {
-        usize::from_ne_bytes(self.bytes(offset))
-    }
-
-    /// The device number at `offset`.
-    pub(crate) fn device(&self, offset: usize) -> DevId {
-        DevId {
-            major: self.u32(offset),
-            minor: self.u32(offset + 4),
+    /// A [`Pointer`](Field::Pointer).
+    pub(crate) fn pointer(&self, field: usize) -> usize {
+        if self.abi.pointer == 4 {
+            self.u32(field) as usize
+        } else {
+            usize::from_ne_bytes(self.bytes(field))
         }
     }
 
-    /// The UUID at `offset`.
-    pub(crate) fn uuid(&self, offset: usize) -> Uuid {
-        Uuid(self.bytes(offset))
+    /// A [`Device`](Field::Device).
+    pub(crate) fn device(&self, field: usize) -> DevId {
+        let [a, b, c, d, e, f, g, h] = self.bytes(field);
+        DevId {
+            major: u32::from_ne_bytes([a, b, c, d]),
+            minor: u32::from_ne_bytes([e, f, g, h]),
+        }
     }
 
-    /// Sets the bytes from `offset` on.
-    pub(crate) fn set(&mut self, offset: usize, bytes: &[u8]) -> &mut Self {
-        if let Some(field) = self.0.get_mut(offset..offset + bytes.len()) {
-            field.copy_from_slice(bytes);
+    /// A [`Uuid`](Field::Uuid).
+    pub(crate) fn uuid(&self, field: usize) -> Uuid {
+        Uuid(self.bytes(field))
+    }
+
+    /// Sets the bytes from the beginning of a field on.
+    pub(crate) fn set(&mut self, field: usize, bytes: &[u8]) -> &mut Self {
+        let at = self.offset(field);
+        if let Some(found) = self.bytes.get_mut(at..at + bytes.len()) {
+            found.copy_from_slice(bytes);
         }
         self
     }
 
-    /// Sets the `u32` at `offset`.
-    pub(crate) fn set_u32(&mut self, offset: usize, value: u32) -> &mut Self {
-        self.set(offset, &value.to_ne_bytes())
+    /// Sets an [`Int`](Field::Int).
+    pub(crate) fn set_u32(&mut self, field: usize, value: u32) -> &mut Self {
+        self.set(field, &value.to_ne_bytes())
     }
 
-    /// Sets the `u64` at `offset`.
-    pub(crate) fn set_u64(&mut self, offset: usize, value: u64) -> &mut Self {
-        self.set(offset, &value.to_ne_bytes())
+    /// Sets a [`Long`](Field::Long).
+    pub(crate) fn set_u64(&mut self, field: usize, value: u64) -> &mut Self {
+        self.set(field, &value.to_ne_bytes())
     }
 
-    /// Sets the device number at `offset`.
-    pub(crate) fn set_device(&mut self, offset: usize, device: DevId) -> &mut Self {
-        self.set_u32(offset, device.major)
-            .set_u32(offset + 4, device.minor)
+    /// Sets a [`Device`](Field::Device).
+    pub(crate) fn set_device(&mut self, field: usize, device: DevId) -> &mut Self {
+        let [a, b, c, d] = device.major.to_ne_bytes();
+        let [e, f, g, h] = device.minor.to_ne_bytes();
+        self.set(field, &[a, b, c, d, e, f, g, h])
+    }
+
+    /// Sets a [`Uuid`](Field::Uuid).
+    pub(crate) fn set_uuid(&mut self, field: usize, uuid: Uuid) -> &mut Self {
+        self.set(field, &uuid.0)
     }
 }
 
@@ -126,24 +321,27 @@ pub(crate) fn user(address: usize, len: usize) -> UserSlice {
     UserSlice::new(UserPtr::from_addr(address), len)
 }
 
-/// Reads an array of `count` structures of `N` bytes and decodes each. May sleep.
+/// Reads an array of `count` structures and decodes each. May sleep.
 ///
 /// Fails with `EFAULT`, and with `EINVAL` if `count` is more than `most`, before anything is
 /// allocated.
-pub(crate) fn read_array<const N: usize, T>(
+pub(crate) fn read_array<T>(
+    (abi, layout): (Abi, Layout),
     address: usize,
     count: u32,
     most: u32,
-    decode: impl Fn(&Struct<N>) -> T,
+    decode: impl Fn(&Struct) -> T,
 ) -> Result<KVVec<T>> {
     if count > most {
         return Err(EINVAL);
     }
     let count = count as usize;
-    let mut reader = user(address, count * N).reader();
     let mut items = KVVec::with_capacity(count, GFP_KERNEL)?;
+    let mut address = address;
     for _ in 0..count {
-        items.push(decode(&Struct(reader.read()?)), GFP_KERNEL)?;
+        let item = Struct::read(abi, layout, address)?;
+        address = address.wrapping_add(item.size());
+        items.push(decode(&item), GFP_KERNEL)?;
     }
     Ok(items)
 }
@@ -153,48 +351,114 @@ pub(crate) fn read_array<const N: usize, T>(
 mod tests {
     use super::*;
 
+    /// 64-bit programs, and those of i386.
+    const WIDE: Abi = Abi {
+        pointer: 8,
+        align: 8,
+    };
+    const I386: Abi = Abi {
+        pointer: 4,
+        align: 4,
+    };
+
     #[test]
     fn command_words() {
-        assert_eq!(cmd::VERSION, 0x40085600);
-        assert_eq!(cmd::TRACKER_REMOVE, 0x40085601);
-        assert_eq!(cmd::TRACKER_COLLECT, 0x40105602);
-        assert_eq!(cmd::TRACKER_READ_CBT_MAP, 0x80185603);
-        assert_eq!(cmd::TRACKER_MARK_DIRTY_BLOCKS, 0x80185604);
-        assert_eq!(cmd::SNAPSHOT_CREATE, 0x40205605);
-        assert_eq!(cmd::SNAPSHOT_DESTROY, 0x80105606);
-        assert_eq!(cmd::SNAPSHOT_APPEND_STORAGE, 0x40285607);
-        assert_eq!(cmd::SNAPSHOT_TAKE, 0x80105608);
-        assert_eq!(cmd::SNAPSHOT_COLLECT, 0x40105609);
-        assert_eq!(cmd::SNAPSHOT_COLLECT_IMAGES, 0x4020560A);
-        assert_eq!(cmd::SNAPSHOT_WAIT_EVENT, 0x5000560B);
+        for (number, (wide, i386)) in [
+            (0x40085600, 0x40085600),
+            (0x40085601, 0x40085601),
+            (0x40105602, 0x40085602),
+            (0x80185603, 0x80145603),
+            (0x80185604, 0x80105604),
+            (0x40205605, 0x40185605),
+            (0x80105606, 0x80105606),
+            (0x40285607, 0x40205607),
+            (0x80105608, 0x80105608),
+            (0x40105609, 0x40085609),
+            (0x4020560A, 0x4018560A),
+            (0x5000560B, 0x5000560B),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let command = COMMANDS.get(number).map(|entry| entry.0);
+            assert!(command.is_some_and(|command| command as usize == number));
+            for (abi, word, other) in [(WIDE, wide, i386), (I386, i386, wide)] {
+                let found = |word| Command::from_word(word, abi).map(|found| found.0);
+                assert_eq!(found(word), command);
+                assert_eq!(found(word ^ 0x100), None);
+                assert_eq!(found(word ^ 0xc0000000), None);
+                assert_eq!(found(word + 0x10000), None);
+                assert!(word == other || found(other).is_none());
+            }
+        }
+        assert!(Command::from_word(0x4008560C, WIDE).is_none());
+        assert!(Command::from_word(0x400856FF, WIDE).is_none());
+    }
+
+    #[test]
+    fn places() {
+        let places = |abi, layout: Layout, wanted: &[usize]| {
+            for (field, &at) in wanted.iter().enumerate() {
+                assert_eq!(offset(abi, layout, field), at);
+            }
+        };
+        places(WIDE, layout::CBT_INFO, &[0, 8, 16, 24, 28, 44, 48]);
+        places(I386, layout::CBT_INFO, &[0, 8, 12, 20, 24, 40, 44]);
+        places(WIDE, layout::CORRUPTED, &[0, 8, 12]);
+        places(I386, layout::RANGE, &[0, 8, 16]);
+        let argument = |number: usize| COMMANDS.get(number).map_or(&[] as Layout, |entry| entry.2);
+        places(WIDE, argument(7), &[0, 16, 24, 32, 40]);
+        places(I386, argument(7), &[0, 16, 24, 28, 32]);
+        places(WIDE, argument(5), &[0, 8, 16, 32]);
+        places(I386, argument(5), &[0, 4, 8, 24]);
+        places(WIDE, argument(11), &[0, 16, 20, 24, 32, 4096]);
+        places(I386, argument(11), &[0, 16, 20, 24, 32, 4096]);
+        places(WIDE, argument(3), &[0, 8, 12, 16, 24]);
+        places(I386, argument(3), &[0, 8, 12, 16, 20]);
     }
 
     #[test]
     fn fields_round_trip() {
-        let mut s = Struct::<32>::new();
         let device = DevId {
             major: 8,
             minor: 17,
         };
-        s.set_device(0, device)
-            .set_u64(8, u64::MAX - 1)
-            .set_u32(16, 7)
-            .set(20, &[1, 2, 3]);
-        assert_eq!(s.device(0), device);
-        assert_eq!(s.u64(8), u64::MAX - 1);
-        assert_eq!(s.u32(16), 7);
-        assert_eq!(s.u32(20), u32::from_ne_bytes([1, 2, 3, 0]));
-        // Outside: nothing happens.
-        s.set_u64(28, 5);
-        assert_eq!(s.u32(28), 0);
-        assert_eq!(s.u64(28), 0);
+        for abi in [WIDE, I386] {
+            let mut s = Struct::new(abi, layout::CBT_INFO);
+            s.set_device(0, device)
+                .set_u32(1, 7)
+                .set_u64(2, u64::MAX - 1)
+                .set_uuid(4, Uuid([3; 16]))
+                .set(5, &[9]);
+            assert_eq!(s.device(0), device);
+            assert_eq!(s.u32(1), 7);
+            assert_eq!(s.u64(2), u64::MAX - 1);
+            assert_eq!(s.u32(3), 0);
+            assert_eq!(s.uuid(4).0, [3; 16]);
+            assert_eq!(s.bytes::<2>(5), [9, 0]);
+            // Outside: nothing happens.
+            s.set_u64(6, 5);
+            assert_eq!(s.uuid(4).0, [3; 16]);
+        }
+    }
+
+    #[test]
+    fn pointers_have_two_sizes() {
+        const LAYOUT: Layout = &[Field::Pointer, Field::Int];
+        for (abi, wanted) in [(WIDE, usize::MAX), (I386, u32::MAX as usize)] {
+            let mut s = Struct::new(abi, LAYOUT);
+            s.set(0, &usize::MAX.to_ne_bytes());
+            assert_eq!(s.pointer(0), wanted);
+        }
     }
 
     #[test]
     fn too_many_is_an_error_before_anything_else() {
-        let none = read_array::<16, _>(0, u32::MAX, 100, |s| s.u32(0));
-        assert_eq!(none.map(|items| items.len()), Err(EINVAL));
-        let none = read_array::<16, _>(0, 0, 100, |s| s.u32(0));
-        assert_eq!(none.map(|items| items.len()), Ok(0));
+        let read = |count| {
+            read_array((WIDE, layout::RANGE), 0, count, 100, |s| s.u64(0)).map(|items| items.len())
+        };
+        assert_eq!(read(u32::MAX), Err(EINVAL));
+        assert_eq!(read(101), Err(EINVAL));
+        assert_eq!(read(0), Ok(0));
     }
 }

@@ -12,11 +12,10 @@
 //! - A bio that somebody sends to an [`image`]: [`image_io`] looks in the same chunk map where the
 //!   data is, and sends clones to the original device or to the difference storage.
 //! - A command: [`control`] decodes it (see [`abi`]), [`registry`] finds what it is about, and
-//!   [`snapshot`] does it; [`take`] is the instant. [`events`] go the other way.
+//!   [`snapshot`] does it; [`take`] is the instant. [`events`] go the other way, and [`sysfs`]
+//!   shows how things stand.
 
 use kernel::{
-    debugfs,
-    fmt,
     miscdevice::{
         with_data::SharedRegistration,
         MiscDeviceOptions, //
@@ -46,6 +45,7 @@ mod pool;
 mod registry;
 mod snapshot;
 mod storage;
+mod sysfs;
 mod take;
 mod tracker;
 mod units;
@@ -64,16 +64,7 @@ struct Blksnap {
     /// First, so that no command comes any more when the rest goes.
     #[pin]
     control: SharedRegistration<Control>,
-    /// `blksnap/snapshots`: a line per snapshot, for developers.
-    #[pin]
-    snapshots: debugfs::File<Arc<Registry>>,
-    debugfs: debugfs::Dir,
     registry: Arc<Registry>,
-}
-
-/// Shows all snapshots.
-fn show(registry: &Arc<Registry>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    fmt::Display::fmt(&**registry, f)
 }
 
 impl kernel::InPlaceModule for Blksnap {
@@ -82,10 +73,7 @@ impl kernel::InPlaceModule for Blksnap {
         pin_init::pin_init_scope(move || {
             let registry = Registry::new()?;
             let control = Arc::new(Control(registry.clone()), GFP_KERNEL)?;
-            let debugfs = debugfs::Dir::new(c"blksnap");
             Ok(try_pin_init!(Self {
-                snapshots <- debugfs.read_callback_file(c"snapshots", registry.clone(), &show),
-                debugfs,
                 registry,
                 // Last: from here on commands come.
                 control <- SharedRegistration::register(options, control),

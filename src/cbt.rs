@@ -110,6 +110,16 @@ impl Cbt {
         self.sectors
     }
 
+    /// The size of the device in bytes.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.sectors << SECTOR_SHIFT
+    }
+
+    /// The bytes of memory that the map takes.
+    pub(crate) fn memory(&self) -> usize {
+        self.map.len() * size_of::<Atomic<i16>>()
+    }
+
     /// The active number.
     fn active(&self) -> u8 {
         // CAST: Never above `LAST`.

@@ -32,6 +32,7 @@ use kernel::{
         atomic::{
             Acquire,
             Atomic,
+            Relaxed,
             Release, //
         },
         SetOnce, //
@@ -91,6 +92,8 @@ type Segment = KVec<Atomic<u32>>;
 /// The places of all chunks of one device.
 pub(crate) struct ChunkMap {
     segments: VVec<SetOnce<Segment>>,
+    /// How many of them there are.
+    allocated: Atomic<usize>,
 }
 
 impl ChunkMap {
@@ -101,7 +104,16 @@ impl ChunkMap {
         for _ in 0..count {
             segments.push(SetOnce::new(), GFP_KERNEL)?;
         }
-        Ok(Self { segments })
+        Ok(Self {
+            segments,
+            allocated: Atomic::new(0),
+        })
+    }
+
+    /// The bytes of memory that the map takes.
+    pub(crate) fn memory(&self) -> usize {
+        self.segments.len() * size_of::<SetOnce<Segment>>()
+            + self.allocated.load(Relaxed) * SEGMENT as usize * size_of::<Atomic<u32>>()
     }
 
     fn segment(&self, chunk: u64) -> Option<&SetOnce<Segment>> {
@@ -137,7 +149,9 @@ impl ChunkMap {
                     words.push(Atomic::new(0u32), flags)?;
                 }
                 // Somebody else may have been faster, which is as good.
-                slot.populate(words);
+                if slot.populate(words) {
+                    self.allocated.add(1, Relaxed);
+                }
             }
             chunk = (chunk | (SEGMENT - 1)) + 1;
         }

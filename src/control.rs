@@ -3,6 +3,10 @@
 //! The control device: decodes the ioctls, and hands them to the registry.
 
 use kernel::{
+    capability::{
+        capable,
+        Capability, //
+    },
     fs::File,
     miscdevice::with_data::SharedDevice,
     prelude::*,
@@ -14,15 +18,14 @@ use kernel::{
 
 use crate::{
     abi::{
-        cmd,
+        layout,
         read_array,
         user,
+        Abi,
+        Command,
         Struct, //
     },
-    events::{
-        Event,
-        Kind, //
-    },
+    events::Kind,
     registry::Registry, //
 };
 
@@ -44,92 +47,132 @@ pub(crate) struct Control(pub(crate) Arc<Registry>);
 impl SharedDevice for Control {
     type OwnerModule = crate::LocalModule;
 
-    fn ioctl(this: ArcBorrow<'_, Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
-        let done = |()| 0;
-        match cmd {
-            cmd::VERSION => version(arg).map(done),
-            cmd::TRACKER_REMOVE => this.tracker_remove(arg).map(done),
-            cmd::TRACKER_COLLECT => this.tracker_collect(arg).map(done),
-            cmd::TRACKER_READ_CBT_MAP => this.read_cbt_map(arg),
-            cmd::TRACKER_MARK_DIRTY_BLOCKS => this.mark_dirty_blocks(arg).map(done),
-            cmd::SNAPSHOT_CREATE => this.snapshot_create(arg).map(done),
-            cmd::SNAPSHOT_DESTROY => this.snapshot_destroy(arg).map(done),
-            cmd::SNAPSHOT_APPEND_STORAGE => this.append_storage(arg).map(done),
-            cmd::SNAPSHOT_TAKE => this.snapshot_take(arg).map(done),
-            cmd::SNAPSHOT_COLLECT => this.snapshot_collect(arg).map(done),
-            cmd::SNAPSHOT_COLLECT_IMAGES => this.collect_images(arg).map(done),
-            cmd::SNAPSHOT_WAIT_EVENT => this.wait_event(arg).map(done),
-            _ => Err(ENOTTY),
+    fn open(&self, _file: &File) -> Result {
+        // Whatever the node's mode says.
+        if capable(Capability::SysAdmin) {
+            Ok(())
+        } else {
+            Err(EPERM)
         }
     }
+
+    fn ioctl(this: ArcBorrow<'_, Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        this.command(Abi::NATIVE, cmd, arg)
+    }
+
+    #[cfg(CONFIG_COMPAT)]
+    fn compat_ioctl(
+        this: ArcBorrow<'_, Self>,
+        _file: &File,
+        cmd: u32,
+        arg: usize,
+    ) -> Result<isize> {
+        this.command(Abi::COMPAT, cmd, arg)
+    }
 }
 
-fn version(arg: usize) -> Result {
-    let mut out = Struct::<8>::new();
+/// The argument of a command.
+struct Call {
+    abi: Abi,
+    /// Where it is in user space.
+    address: usize,
+    args: Struct,
+}
+
+impl Call {
+    /// Writes `items` to the array at field `array`, of which the field before it says how many
+    /// there is room for, and their number to that field. Without an array only the latter. Fails
+    /// with `full` if there is too little room; then only the number is written.
+    fn write_array(&self, array: usize, items: &[Struct], full: Error) -> Result {
+        let counter = array.saturating_sub(1);
+        let room = self.args.u32(counter) as usize;
+        // CAST: There are less than that.
+        let count = (items.len() as u32).to_ne_bytes();
+        user(self.address.wrapping_add(self.args.offset(counter)), 4)
+            .writer()
+            .write_slice(&count)?;
+        let mut address = self.args.pointer(array);
+        if address == 0 {
+            return Ok(());
+        }
+        if items.len() > room {
+            return Err(full);
+        }
+        for item in items {
+            item.write(address)?;
+            address = address.wrapping_add(item.size());
+        }
+        Ok(())
+    }
+
+    /// Reads the array of ranges at field `array`, of which the field before it says how many
+    /// there are, each as first sector and number of sectors.
+    fn ranges(&self, array: usize) -> Result<KVVec<(u64, u64)>> {
+        read_array(
+            (self.abi, layout::RANGE),
+            self.args.pointer(array),
+            self.args.u32(array.saturating_sub(1)),
+            MAX_RANGES,
+            |range| (range.u64(0), range.u64(1)),
+        )
+    }
+}
+
+fn version(mut call: Call) -> Result {
     for (i, part) in VERSION.iter().enumerate() {
-        out.set(i * 2, &part.to_ne_bytes());
+        call.args.set(i, &part.to_ne_bytes());
     }
-    out.write(arg)
-}
-
-/// Writes `items` to the array at `array`, of which there is room for `room`, and their number to
-/// the `u32` at `counter`. Without an array only the latter. Fails with `full` if there is too
-/// little room; then only the number is written.
-fn write_array<const N: usize>(
-    array: usize,
-    room: u32,
-    counter: usize,
-    items: &[Struct<N>],
-    full: Error,
-) -> Result {
-    // CAST: There are less than that.
-    user(counter, 4).writer().write(&(items.len() as u32))?;
-    if array == 0 {
-        return Ok(());
-    }
-    if items.len() > room as usize {
-        return Err(full);
-    }
-    let mut address = array;
-    for item in items {
-        item.write(address)?;
-        address = address.wrapping_add(N);
-    }
-    Ok(())
+    call.args.write(call.address)
 }
 
 impl Control {
-    fn tracker_remove(&self, arg: usize) -> Result {
-        self.0.remove_tracker(Struct::<8>::read(arg)?.device(0))
+    fn command(&self, abi: Abi, word: u32, address: usize) -> Result<isize> {
+        let (command, layout) = Command::from_word(word, abi).ok_or(ENOTTY)?;
+        let args = Struct::read(abi, layout, address)?;
+        let call = Call { abi, address, args };
+        match command {
+            Command::Version => version(call),
+            Command::TrackerRemove => self.0.remove_tracker(args.device(0)),
+            Command::TrackerCollect => self.tracker_collect(call),
+            Command::TrackerReadCbtMap => return self.read_cbt_map(call),
+            Command::TrackerMarkDirtyBlocks => self.0.mark_dirty(args.device(0), &call.ranges(2)?),
+            Command::SnapshotCreate => self.snapshot_create(call),
+            Command::SnapshotDestroy => self.0.destroy(args.uuid(0)),
+            Command::SnapshotAppendStorage => self.append_storage(call),
+            Command::SnapshotTake => self.0.take(args.uuid(0)),
+            Command::SnapshotCollect => self.snapshot_collect(call),
+            Command::SnapshotCollectImages => self.collect_images(call),
+            Command::SnapshotWaitEvent => self.wait_event(call),
+        }
+        .map(|()| 0)
     }
 
-    fn tracker_collect(&self, arg: usize) -> Result {
-        let args = Struct::<16>::read(arg)?;
+    fn tracker_collect(&self, call: Call) -> Result {
         let infos = self.0.with_trackers(|trackers| -> Result<_> {
             let mut infos = KVVec::with_capacity(trackers.len(), GFP_KERNEL)?;
-            for tracker in trackers {
+            for shown in trackers {
+                let tracker = shown.data();
                 let cbt = tracker.cbt();
-                let mut info = Struct::<48>::new();
+                let mut info = Struct::new(call.abi, layout::CBT_INFO);
                 info.set_device(0, tracker.id())
-                    .set_u32(8, cbt.block_size())
-                    .set_u64(16, cbt.sectors() << crate::units::SECTOR_SHIFT)
-                    .set_u32(24, cbt.block_count())
-                    .set(28, &cbt.generation().0)
-                    .set(44, &[cbt.previous()]);
+                    .set_u32(1, cbt.block_size())
+                    .set_u64(2, cbt.capacity())
+                    .set_u32(3, cbt.block_count())
+                    .set_uuid(4, cbt.generation())
+                    .set(5, &[cbt.previous()]);
                 infos.push(info, GFP_KERNEL)?;
             }
             Ok(infos)
         })?;
-        write_array(args.pointer(8), args.u32(0), arg, &infos, ENOBUFS)
+        call.write_array(1, &infos, ENOBUFS)
     }
 
-    fn read_cbt_map(&self, arg: usize) -> Result<isize> {
-        let args = Struct::<24>::read(arg)?;
-        let cbt = self.0.taken_map(args.device(0))?;
-        let (offset, length, buffer) = (args.u32(8), args.u32(12), args.pointer(16));
+    fn read_cbt_map(&self, call: Call) -> Result<isize> {
+        let cbt = self.0.taken_map(call.args.device(0))?;
+        let (offset, length) = (call.args.u32(1), call.args.u32(2));
         let length = length.min(cbt.block_count().saturating_sub(offset)) as usize;
         let mut piece = KVec::from_elem(0u8, MAP_PIECE.min(length), GFP_KERNEL)?;
-        let mut writer = user(buffer, length).writer();
+        let mut writer = user(call.args.pointer(3), length).writer();
         let mut done = 0;
         while done < length {
             let want = piece.len().min(length - done);
@@ -143,17 +186,16 @@ impl Control {
         Ok(done as isize)
     }
 
-    fn mark_dirty_blocks(&self, arg: usize) -> Result {
-        let args = Struct::<24>::read(arg)?;
-        let ranges = read_ranges(args.pointer(16), args.u32(8))?;
-        self.0.mark_dirty(args.device(0), &ranges)
-    }
-
-    fn snapshot_create(&self, arg: usize) -> Result {
-        let mut args = Struct::<32>::read(arg)?;
-        let ids = read_array::<8, _>(args.pointer(8), args.u32(0), MAX_DEVICES, |s| s.device(0))?;
+    fn snapshot_create(&self, mut call: Call) -> Result {
+        let ids = read_array(
+            (call.abi, layout::DEVICE),
+            call.args.pointer(1),
+            call.args.u32(0),
+            MAX_DEVICES,
+            |device| device.device(0),
+        )?;
         let id = self.0.create(&ids)?;
-        let written = args.set(16, &id.0).write(arg);
+        let written = call.args.set_uuid(2, id).write(call.address);
         if written.is_err() {
             // The client will never know its name.
             self.0.destroy(id)?;
@@ -161,75 +203,59 @@ impl Control {
         written
     }
 
-    fn snapshot_destroy(&self, arg: usize) -> Result {
-        self.0.destroy(Struct::<16>::read(arg)?.uuid(0))
-    }
-
-    fn append_storage(&self, arg: usize) -> Result {
-        let args = Struct::<40>::read(arg)?;
+    fn append_storage(&self, call: Call) -> Result {
         // An unknown snapshot is the first thing to be told.
-        self.0.snapshot(args.uuid(0))?;
-        let ranges = read_ranges(args.pointer(32), args.u32(24))?;
-        self.0.append(args.uuid(0), args.device(16), &ranges)
+        self.0.snapshot(call.args.uuid(0))?;
+        self.0
+            .append(call.args.uuid(0), call.args.device(1), &call.ranges(3)?)
     }
 
-    fn snapshot_take(&self, arg: usize) -> Result {
-        self.0.take(Struct::<16>::read(arg)?.uuid(0))
-    }
-
-    fn snapshot_collect(&self, arg: usize) -> Result {
-        let args = Struct::<16>::read(arg)?;
+    fn snapshot_collect(&self, call: Call) -> Result {
         let mut ids = KVVec::with_capacity(self.0.snapshot_count(), GFP_KERNEL)?;
         self.0.for_each_snapshot(|snapshot| {
-            let mut id = Struct::<16>::new();
-            id.set(0, &snapshot.id().0);
+            let mut id = Struct::new(call.abi, layout::UUID);
+            id.set_uuid(0, snapshot.id());
             Ok(ids.push(id, GFP_KERNEL)?)
         })?;
-        write_array(args.pointer(8), args.u32(0), arg, &ids, ENODATA)
+        call.write_array(1, &ids, ENODATA)
     }
 
-    fn collect_images(&self, arg: usize) -> Result {
-        let args = Struct::<32>::read(arg)?;
-        let snapshot = self.0.snapshot(args.uuid(0))?;
+    fn collect_images(&self, call: Call) -> Result {
+        let snapshot = self.0.snapshot(call.args.uuid(0))?;
         let mut images = KVVec::with_capacity(snapshot.devices.len(), GFP_KERNEL)?;
         snapshot.for_each_captured(|device, captured| {
-            let mut image = Struct::<16>::new();
+            let mut image = Struct::new(call.abi, layout::IMAGE_INFO);
             image
                 .set_device(0, device.tracker.id())
-                .set_device(8, captured.image.id());
+                .set_device(1, captured.image.id());
             // There is room for all devices.
             let _ = images.push_within_capacity(image);
         });
         if images.is_empty() {
             return Err(ENODEV);
         }
-        write_array(args.pointer(24), args.u32(16), arg + 16, &images, ENODATA)
+        call.write_array(2, &images, ENODATA)
     }
 
-    fn wait_event(&self, arg: usize) -> Result {
-        let args = Struct::<24>::read(arg)?;
-        let snapshot = self.0.snapshot(args.uuid(0))?;
-        let event = snapshot.storage.events().wait(args.u32(16))?;
-        write_event(arg, &event)
+    fn wait_event(&self, mut call: Call) -> Result {
+        let snapshot = self.0.snapshot(call.args.uuid(0))?;
+        let event = snapshot.storage.events().wait(call.args.u32(1))?;
+        let mut data = Struct::new(call.abi, layout::CORRUPTED);
+        let code = match event.kind {
+            Kind::LowFreeSpace(sectors) => {
+                data = Struct::new(call.abi, layout::LOW_FREE_SPACE);
+                data.set_u64(0, sectors);
+                0
+            }
+            Kind::Corrupted(device, err) => {
+                data.set_device(0, device)
+                    .set_u32(1, err.to_errno().unsigned_abs());
+                1
+            }
+        };
+        // What is behind the data stays as it was.
+        call.args.set_u32(2, code).set(3, &event.time.to_ne_bytes());
+        call.args.write(call.address)?;
+        data.write(call.address.wrapping_add(call.args.size()))
     }
-}
-
-/// Writes the code, the time and the data of an event; the bytes after the data stay as they were.
-fn write_event(arg: usize, event: &Event) -> Result {
-    // From offset 20 on: the code, the time, the data.
-    let mut out = Struct::<24>::new();
-    match event.kind {
-        Kind::LowFreeSpace(sectors) => out.set_u32(0, 0).set_u64(12, sectors),
-        Kind::Corrupted(device, err) => {
-            let errno = err.to_errno().unsigned_abs();
-            out.set_u32(0, 1).set_device(12, device).set_u32(20, errno)
-        }
-    };
-    out.set(4, &event.time.to_ne_bytes());
-    out.write(arg.wrapping_add(20))
-}
-
-/// Reads an array of ranges, each as first sector and number of sectors.
-fn read_ranges(address: usize, count: u32) -> Result<KVVec<(u64, u64)>> {
-    read_array::<16, _>(address, count, MAX_RANGES, |s| (s.u64(0), s.u64(8)))
 }

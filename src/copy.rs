@@ -126,6 +126,12 @@ impl Copy {
         )
     }
 
+    /// The bytes of memory that it holds.
+    pub(crate) fn memory(&self) -> usize {
+        let state = self.state.lock();
+        state.buffer.as_ref().map_or(0, |buffer| buffer.len())
+    }
+
     /// Gets memory for `bytes` bytes, or at least for `least`. Returns how many. Does not sleep.
     pub(crate) fn reserve(&self, bytes: usize, least: usize) -> Result<usize> {
         let mut state = self.state.lock();

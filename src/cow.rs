@@ -199,6 +199,20 @@ impl Cow {
         self.storage.has_failed() || self.gone.load(Acquire)
     }
 
+    /// The error since which the image is of no use, as a positive errno, or 0.
+    pub(crate) fn error(&self) -> i32 {
+        self.storage.device_error(self.origin.bdev().id())
+    }
+
+    /// How many copies are under way, and how many bytes of memory the map and the copies take.
+    pub(crate) fn usage(&self) -> (usize, usize) {
+        let inner = self.inner.lock();
+        let flying = inner.flights.iter().map(|flight| flight.copy.memory());
+        let free = inner.free.iter().map(|copy| copy.memory());
+        let copies = flying.sum::<usize>() + free.sum::<usize>();
+        (inner.flights.len(), self.map.memory() + copies)
+    }
+
     /// The device is going: ends the use of its image. Does not sleep.
     pub(crate) fn device_gone(&self) {
         self.gone.store(true, Release);

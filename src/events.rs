@@ -18,8 +18,8 @@ use kernel::{
         SpinLock, //
     },
     time::{
-        monotonic::monotonic_ns,
-        msecs_to_jiffies, //
+        msecs_to_jiffies,
+        timekeeping::monotonic_ns, //
     }, //
 };
 
@@ -93,6 +93,11 @@ impl EventQueue {
             kernel::pr_err_once!("event queue overflow: {:?} was lost\n", kind);
         }
         self.changed.notify_all();
+    }
+
+    /// The number of events that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.queue.lock().events.len()
     }
 
     /// Ends the queue: whoever waits or will wait gets `ESRCH`.

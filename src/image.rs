@@ -53,6 +53,11 @@ impl Image {
         )
     }
 
+    /// The copy engine.
+    pub(crate) fn cow(&self) -> &Cow {
+        &self.cow
+    }
+
     /// The instant has come; `cbt` is the original's map.
     pub(crate) fn set_ready(&self, cbt: Arc<Cbt>) {
         let mut bios = {

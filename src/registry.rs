@@ -9,6 +9,9 @@
 //! waiting for events and asking for states do not wait for a take. Below both: the locks of
 //! snapshots and trackers.
 //!
+//! Entries of `trackers` and of `snapshots` have a directory in sysfs. Removing that waits for those
+//! who read its files, which take `snapshots` and what is below, but never `trackers`.
+//!
 //! The callback that tells that a device has gone takes none of them; the work item does what is
 //! to be done then.
 
@@ -21,7 +24,6 @@ use kernel::{
         bio_disk::Major,
         filter::Registration, //
     },
-    fmt,
     impl_has_work,
     new_work,
     prelude::*,
@@ -47,11 +49,21 @@ use crate::{
         Device,
         Snapshot, //
     },
+    sysfs::{
+        Shown,
+        Sysfs, //
+    },
     take,
-    tracker::Tracker, //
+    tracker::{
+        Tracker,
+        TrackerRef,
+        Tracking, //
+    }, //
 };
 
-type TrackerRef = Arc<Registration<Tracker>>;
+/// Tells which work item of the registry is meant.
+const REAP: u64 = 0;
+const ANNOUNCE: u64 = 1;
 
 /// All trackers and snapshots.
 #[pin_data]
@@ -61,32 +73,41 @@ pub(crate) struct Registry {
     major: Major,
     /// In the order in which they were added.
     #[pin]
-    trackers: Mutex<KVec<TrackerRef>>,
+    trackers: Mutex<KVec<Shown<Tracking>>>,
     /// In the order in which they were created.
     #[pin]
     snapshots: Mutex<KVec<Arc<Snapshot>>>,
     /// Forgets the trackers of devices that have gone.
     #[pin]
-    reap: Work<Registry>,
-    /// For `reap` alone, which takes `trackers`: the engine's queue is flushed under that lock.
-    reap_queue: OwnedQueue,
+    reap: Work<Registry, REAP>,
+    /// Tells of events by sysfs and uevents.
+    #[pin]
+    announce: Work<Registry, ANNOUNCE>,
+    /// Not the engine's queue, which is flushed with `trackers` held: `reap` takes that.
+    queue: OwnedQueue,
+    sysfs: Sysfs,
 }
 
 impl_has_work! {
-    impl HasWork<Self> for Registry { self.reap }
+    impl HasWork<Self, REAP> for Registry { self.reap }
+    impl HasWork<Self, ANNOUNCE> for Registry { self.announce }
 }
 
 impl Registry {
     /// Makes an empty registry.
     pub(crate) fn new() -> Result<Arc<Self>> {
+        let major = Major::register(c"blksnap-image")?;
+        let sysfs = Sysfs::new(major.number())?;
         Arc::pin_init(
             try_pin_init!(Self {
                 engine: Engine::new()?,
-                major: Major::register(c"blksnap-image")?,
+                major,
                 trackers <- new_mutex!(KVec::new()),
                 snapshots <- new_mutex!(KVec::new()),
-                reap <- new_work!("blksnap::Registry"),
-                reap_queue: OwnedQueue::new_mem_reclaim(c"blksnap_reap")?,
+                reap <- new_work!("blksnap::Registry::reap"),
+                announce <- new_work!("blksnap::Registry::announce"),
+                queue: OwnedQueue::new_mem_reclaim(c"blksnap_registry")?,
+                sysfs,
             }),
             GFP_KERNEL,
         )
@@ -95,7 +116,13 @@ impl Registry {
     /// A device has gone. Takes no locks.
     pub(crate) fn device_gone(self: &Arc<Self>) {
         // If it is queued already, it has not looked yet.
-        let _ = self.reap_queue.enqueue(self.clone());
+        let _ = self.queue.enqueue::<_, REAP>(self.clone());
+    }
+
+    /// A snapshot has something to tell. Does not sleep.
+    pub(crate) fn announce(self: &Arc<Self>) {
+        // As above.
+        let _ = self.queue.enqueue::<_, ANNOUNCE>(self.clone());
     }
 
     /// The major number of the images.
@@ -119,7 +146,7 @@ impl Registry {
     }
 
     /// The snapshot, taken or not, that a tracker is in.
-    fn snapshot_of(&self, tracker: &TrackerRef) -> Option<Arc<Snapshot>> {
+    pub(crate) fn snapshot_of(&self, tracker: &Tracker) -> Option<Arc<Snapshot>> {
         self.find_snapshot(|snapshot| snapshot.has(tracker).then(|| snapshot.clone()))
     }
 
@@ -138,29 +165,31 @@ impl Registry {
 
     /// Calls `f` with the trackers of devices that are there, in the order in which they were
     /// added.
-    pub(crate) fn with_trackers<R>(&self, f: impl FnOnce(&[TrackerRef]) -> R) -> R {
+    pub(crate) fn with_trackers<R>(&self, f: impl FnOnce(&[Shown<Tracking>]) -> R) -> R {
         let mut trackers = self.trackers.lock();
         self.drop_gone(&mut trackers);
         f(&trackers)
     }
 
     /// Forgets the trackers of devices that have gone, or have another medium.
-    fn drop_gone(&self, trackers: &mut KVec<TrackerRef>) {
-        trackers.retain(|tracker| {
+    fn drop_gone(&self, trackers: &mut KVec<Shown<Tracking>>) {
+        trackers.retain(|shown| {
+            let tracker = shown.data();
             !tracker.is_gone() && tracker.disk_seq() == Some(tracker.disk().seq())
         });
     }
 
     /// Finds the tracker of an open device, and forgets those of devices that had its number.
-    fn find(&self, trackers: &mut KVec<TrackerRef>, file: &BdevFile) -> Option<TrackerRef> {
+    fn find(&self, trackers: &mut KVec<Shown<Tracking>>, file: &BdevFile) -> Option<TrackerRef> {
         let bdev = file.bdev();
-        trackers.retain(|tracker| tracker.id() != bdev.id() || tracker.is_of(bdev));
-        trackers.iter().find(|tracker| tracker.is_of(bdev)).cloned()
+        trackers.retain(|shown| shown.data().id() != bdev.id() || shown.data().is_of(bdev));
+        let mut trackers = trackers.iter().map(Shown::data);
+        trackers.find(|tracker| tracker.is_of(bdev)).cloned()
     }
 
     /// Finds the tracker of a device by number, without opening one that is not tracked.
-    fn find_by_id(&self, trackers: &mut KVec<TrackerRef>, id: DevId) -> Option<TrackerRef> {
-        if !trackers.iter().any(|tracker| tracker.id() == id) {
+    fn find_by_id(&self, trackers: &mut KVec<Shown<Tracking>>, id: DevId) -> Option<TrackerRef> {
+        if !trackers.iter().any(|shown| shown.data().id() == id) {
             return None;
         }
         let file = BdevFile::open(id).ok()?;
@@ -178,7 +207,7 @@ impl Registry {
         if self.snapshot_of(&tracker).is_some() {
             return Err(EBUSY);
         }
-        trackers.retain(|other| !Arc::ptr_eq(other, &tracker));
+        trackers.retain(|shown| !Arc::ptr_eq(shown.data(), &tracker));
         tracker.detach();
         Ok(())
     }
@@ -217,7 +246,8 @@ impl Registry {
     /// Creates a snapshot of devices, which are tracked from then on if they were not before.
     ///
     /// Fails with `EINVAL` if there is none or one is given twice, `EBUSY` if one is in a
-    /// snapshot, or with the error of opening or attaching to one.
+    /// snapshot, `EOPNOTSUPP` if one is an image, whose clones would need more of the bios that
+    /// they come from, or with the error of opening or attaching to one.
     pub(crate) fn create(self: &Arc<Self>, ids: &[DevId]) -> Result<Uuid> {
         let mut trackers = self.trackers.lock();
         if ids.is_empty() {
@@ -229,6 +259,10 @@ impl Registry {
             if ids.iter().take(i).any(|&other| other == id) {
                 return Err(EINVAL);
             }
+            if id.major == self.major() {
+                kernel::pr_warn_once!("device {id} is an image, and cannot be captured\n");
+                return Err(EOPNOTSUPP);
+            }
             let file = BdevFile::open(id)?;
             let tracker = match self.find(&mut trackers, &file) {
                 Some(tracker) if self.snapshot_of(&tracker).is_some() => return Err(EBUSY),
@@ -236,20 +270,25 @@ impl Registry {
                 None => {
                     let data = Tracker::new(&file, self)?;
                     let new = Arc::pin_init(Registration::new(&file, data), GFP_KERNEL)?;
-                    added.push(new.clone(), GFP_KERNEL)?;
+                    added.push(self.sysfs.tracker(new.clone())?, GFP_KERNEL)?;
                     new
                 }
             };
             devices.push(Device { tracker, file }, GFP_KERNEL)?;
         }
         // On failure the new trackers are dropped, and so detached.
-        let snapshot = Snapshot::new(devices, params::diff_storage_minimum())?;
+        let snapshot = Snapshot::new(devices, params::diff_storage_minimum(), self)?;
         let id = snapshot.id();
         trackers.reserve(added.len(), GFP_KERNEL)?;
-        self.snapshots.lock().push(snapshot, GFP_KERNEL)?;
+        self.snapshots.lock().reserve(1, GFP_KERNEL)?;
+        // The last that can fail: from here on there is room for all.
+        snapshot.show(&self.sysfs)?;
+        drop(self.snapshots.lock().push_within_capacity(snapshot));
         for tracker in added {
-            trackers.push(tracker, GFP_KERNEL)?;
+            drop(trackers.push_within_capacity(tracker));
         }
+        // It could not be found when its first event came.
+        self.announce();
         Ok(id)
     }
 
@@ -294,9 +333,7 @@ impl Registry {
             |device: &Device| device.file.bdev().logical_block_size() < bdev.logical_block_size();
         if device.major == self.major() || snapshot.devices.iter().any(smaller) {
             kernel::pr_warn_once!(
-                "device {}:{} cannot be difference storage: an image, or too large blocks\n",
-                device.major,
-                device.minor
+                "device {device} cannot be difference storage: an image, or too large blocks\n"
             );
             return Err(EINVAL);
         }
@@ -318,6 +355,7 @@ impl Registry {
             &self.engine,
             &self.major,
             &minors,
+            self.sysfs.images(),
             |device, cow| {
                 self.for_each_snapshot(|other| {
                     let mut list = KVVec::with_capacity(other.storage.range_count(), GFP_KERNEL)?;
@@ -372,12 +410,12 @@ impl Registry {
             }
             core::mem::take(&mut *trackers)
         };
-        for tracker in &trackers {
-            tracker.detach();
+        for shown in &trackers {
+            shown.data().detach();
         }
         drop(trackers);
         // No work of ours may run when the module's code goes.
-        self.reap_queue.flush();
+        self.queue.flush();
         self.engine.queue.flush();
     }
 }
@@ -395,7 +433,7 @@ fn check_ranges(ranges: &[(u64, u64)], sectors: u64) -> Result {
     }
 }
 
-impl WorkItem for Registry {
+impl WorkItem<REAP> for Registry {
     type Pointer = Arc<Registry>;
 
     fn run(this: Arc<Registry>) {
@@ -403,11 +441,12 @@ impl WorkItem for Registry {
     }
 }
 
-impl fmt::Display for Registry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.snapshots
-            .lock()
-            .iter()
-            .try_for_each(|snapshot| snapshot.fmt(f))
+impl WorkItem<ANNOUNCE> for Registry {
+    type Pointer = Arc<Registry>;
+
+    fn run(this: Arc<Registry>) {
+        for snapshot in &*this.snapshots.lock() {
+            snapshot.announce();
+        }
     }
 }

@@ -9,21 +9,21 @@ use kernel::{
             DevId, //
         },
         bio_disk::BioDisk,
-        filter::Registration,
         queue::{
             Freezing,
             NoIoScope, //
         }, //
     },
-    fmt,
     prelude::*,
     sync::{
-        atomic::Relaxed,
         new_mutex,
         Arc,
         Mutex, //
     },
-    time::Delta,
+    time::{
+        timekeeping::real_seconds,
+        Delta, //
+    },
     uuid::Uuid, //
 };
 
@@ -31,17 +31,26 @@ use crate::{
     cbt::Cbt,
     cow::Cow,
     image::Image,
+    registry::Registry,
     storage::{
         Storage,
         Told, //
     },
-    tracker::Tracker, //
+    sysfs::{
+        self,
+        Shown,
+        Sysfs, //
+    },
+    tracker::{
+        Tracker,
+        TrackerRef, //
+    }, //
 };
 
 /// A device of a snapshot.
 pub(crate) struct Device {
     /// Its filter.
-    pub(crate) tracker: Arc<Registration<Tracker>>,
+    pub(crate) tracker: TrackerRef,
     /// Keeps it open as long as the snapshot is held.
     pub(crate) file: Arc<BdevFile>,
 }
@@ -66,9 +75,17 @@ pub(crate) enum State {
     Destroyed,
 }
 
+/// When a snapshot was taken.
+pub(crate) struct Taken {
+    /// In seconds since 1970; 0 before that.
+    pub(crate) at: i64,
+    /// How long the devices were stopped.
+    pub(crate) stopped: Delta,
+}
+
 /// A snapshot.
 ///
-/// `state` is taken below the registry's locks.
+/// `state`, `taken` and `shown` are taken below the registry's locks, each by itself.
 #[pin_data]
 pub(crate) struct Snapshot {
     /// What it shares with its copy engines.
@@ -77,25 +94,38 @@ pub(crate) struct Snapshot {
     pub(crate) devices: KVec<Device>,
     #[pin]
     pub(crate) state: Mutex<State>,
-    /// How long the devices were stopped.
+    /// When it was created, in seconds since 1970.
+    pub(crate) created: i64,
     #[pin]
-    pub(crate) stopped: Mutex<Delta>,
+    pub(crate) taken: Mutex<Taken>,
+    /// Its directory in sysfs.
+    #[pin]
+    shown: Mutex<Option<Shown<Snapshot>>>,
 }
 
 impl Snapshot {
     /// Makes a snapshot that is not taken; events ask for portions of `portion` sectors.
-    pub(crate) fn new(devices: KVec<Device>, portion: u64) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        devices: KVec<Device>,
+        portion: u64,
+        registry: &Arc<Registry>,
+    ) -> Result<Arc<Self>> {
         let mut ids = KVec::with_capacity(devices.len(), GFP_KERNEL)?;
         for device in &devices {
             ids.push(Told::new(device.tracker.id()), GFP_KERNEL)?;
         }
-        let storage = Storage::new(Uuid::random(), ids, portion)?;
+        let storage = Storage::new(Uuid::random(), ids, portion, registry)?;
         Arc::pin_init(
             pin_init!(Self {
                 storage,
                 devices,
                 state <- new_mutex!(State::Created),
-                stopped <- new_mutex!(Delta::ZERO),
+                created: real_seconds(),
+                taken <- new_mutex!(Taken {
+                    at: 0,
+                    stopped: Delta::ZERO,
+                }),
+                shown <- new_mutex!(None),
             }),
             GFP_KERNEL,
         )
@@ -106,11 +136,43 @@ impl Snapshot {
         self.storage.id()
     }
 
+    /// Gives it a directory in sysfs.
+    pub(crate) fn show(self: &Arc<Self>, sysfs: &Sysfs) -> Result {
+        *self.shown.lock() = Some(sysfs.snapshot(self)?);
+        Ok(())
+    }
+
+    /// Tells by sysfs and uevents what its events have told since the last call. May sleep.
+    pub(crate) fn announce(&self) {
+        let (low, corrupted) = self.storage.take_news();
+        let shown = self.shown.lock();
+        let Some(shown) = &*shown else { return };
+        if low || corrupted {
+            shown.notify(sysfs::EVENTS);
+        }
+        // Lost if memory is short; the events in the queue are not.
+        if low {
+            let _ = shown.changed(c"BLKSNAP_EVENT=low_free_space");
+        }
+        if corrupted {
+            let _ = shown.changed(c"BLKSNAP_EVENT=corrupted");
+        }
+    }
+
+    /// Removes its directory, and wakes who polls for events.
+    fn hide(&self) {
+        let shown = self.shown.lock().take();
+        if let Some(shown) = shown {
+            shown.notify(sysfs::EVENTS);
+        }
+    }
+
     /// Whether it has a device with this tracker.
-    pub(crate) fn has(&self, tracker: &Arc<Registration<Tracker>>) -> bool {
-        self.devices
-            .iter()
-            .any(|device| Arc::ptr_eq(&device.tracker, tracker))
+    pub(crate) fn has(&self, tracker: &Tracker) -> bool {
+        self.devices.iter().any(|device| {
+            let other: &Tracker = &device.tracker;
+            core::ptr::eq(other, tracker)
+        })
     }
 
     /// Whether it was taken, and not destroyed.
@@ -128,7 +190,7 @@ impl Snapshot {
     }
 
     /// The tracker of the device that `image` shows.
-    pub(crate) fn tracker_of_image(&self, image: DevId) -> Option<Arc<Registration<Tracker>>> {
+    pub(crate) fn tracker_of_image(&self, image: DevId) -> Option<TrackerRef> {
         let mut found = None;
         self.for_each_captured(|device, captured| {
             if captured.image.id() == image {
@@ -155,6 +217,7 @@ impl Snapshot {
     /// May sleep for long. To be called once.
     pub(crate) fn destroy(&self) {
         self.storage.close();
+        self.hide();
         for device in &self.devices {
             device.tracker.set_cow(None);
         }
@@ -201,30 +264,4 @@ pub(crate) fn exclude(
         return Ok(());
     }
     cow.exclude(&common)
-}
-
-impl fmt::Display for Snapshot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let usage = self.storage.usage();
-        let state = match &*self.state.lock() {
-            State::Created => "created",
-            State::Taken(_) if self.storage.has_failed() => "corrupted",
-            State::Taken(_) => "taken",
-            State::Destroyed => "destroyed",
-        };
-        f.write_fmt(fmt!(
-            "id={} state={} error={} devices={} stopped_us={} capacity={} filled={} requested={} \
-             copied={} retried={}\n",
-            self.id(),
-            state,
-            self.storage.error(),
-            self.devices.len(),
-            self.stopped.lock().as_nanos() / 1000,
-            usage.capacity,
-            usage.filled,
-            usage.requested,
-            self.storage.copied.load(Relaxed),
-            self.storage.retried.load(Relaxed),
-        ))
-    }
 }

@@ -35,6 +35,7 @@ use crate::{
         Pool,
         Range, //
     },
+    registry::Registry,
     units::{
         UNIT_SECTORS,
         UNIT_SECTORS_SHIFT, //
@@ -44,7 +45,8 @@ use crate::{
 /// A device of the snapshot, and whether the client was told that its image is of no use.
 pub(crate) struct Told {
     id: DevId,
-    told: Atomic<bool>,
+    /// Why, as a positive errno; or 0.
+    error: Atomic<i32>,
 }
 
 impl Told {
@@ -52,7 +54,7 @@ impl Told {
     pub(crate) fn new(id: DevId) -> Self {
         Self {
             id,
-            told: Atomic::new(false),
+            error: Atomic::new(0),
         }
     }
 }
@@ -87,6 +89,9 @@ pub(crate) struct Storage {
     space: SpinLock<Space>,
     #[pin]
     events: EventQueue,
+    /// There is a request for storage, or a corruption, that is to be announced.
+    news: [Atomic<bool>; 2],
+    registry: Arc<Registry>,
     /// A positive errno once the images are of no use: the snapshot is corrupted, or is going.
     error: Atomic<i32>,
     /// Sectors copied from original devices.
@@ -98,7 +103,12 @@ pub(crate) struct Storage {
 impl Storage {
     /// Makes an empty storage for a snapshot of these devices, and asks for the first portion of
     /// `portion` sectors.
-    pub(crate) fn new(id: Uuid, devices: KVec<Told>, portion: u64) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        id: Uuid,
+        devices: KVec<Told>,
+        portion: u64,
+        registry: &Arc<Registry>,
+    ) -> Result<Arc<Self>> {
         let this = Arc::pin_init(
             try_pin_init!(Self {
                 id,
@@ -108,19 +118,39 @@ impl Storage {
                     pool: Pool::new(),
                     low: LowSpace::new(portion),
                 }),
+                news: [Atomic::new(false), Atomic::new(false)],
+                registry: registry.clone(),
                 error: Atomic::new(0),
                 copied: Atomic::new(0),
                 retried: Atomic::new(0),
             }),
             GFP_KERNEL,
         )?;
-        this.events.push(Kind::LowFreeSpace(portion));
+        this.push(Kind::LowFreeSpace(portion));
         Ok(this)
     }
 
     /// The snapshot's name.
     pub(crate) fn id(&self) -> Uuid {
         self.id
+    }
+
+    /// Puts an event into the queue and has it announced. Does not sleep.
+    fn push(&self, kind: Kind) {
+        self.events.push(kind);
+        let [low, corrupted] = &self.news;
+        // Ordered before the work by its queueing.
+        match kind {
+            Kind::LowFreeSpace(_) => low.store(true, Relaxed),
+            Kind::Corrupted(..) => corrupted.store(true, Relaxed),
+        }
+        self.registry.announce();
+    }
+
+    /// Whether storage was asked for, and whether an image was lost, since the last call.
+    pub(crate) fn take_news(&self) -> (bool, bool) {
+        let [low, corrupted] = &self.news;
+        (low.xchg(false, Full), corrupted.xchg(false, Full))
     }
 
     /// What the snapshot has to tell.
@@ -137,9 +167,16 @@ impl Storage {
         self.error.load(Acquire) != 0
     }
 
-    /// The error that ended the images' use, as a positive errno, or 0.
+    /// The error since which the image of a device is of no use, as a positive errno, or 0.
+    pub(crate) fn device_error(&self, id: DevId) -> i32 {
+        let device = self.devices.iter().find(|device| device.id == id);
+        device.map_or(0, |device| device.error.load(Relaxed))
+    }
+
+    /// The same for the first device whose image is of no use.
     pub(crate) fn error(&self) -> i32 {
-        self.error.load(Relaxed)
+        let mut errors = self.devices.iter().map(|d| d.error.load(Relaxed));
+        errors.find(|&error| error != 0).unwrap_or(0)
     }
 
     /// Sets the error unless there is one; tells whether it did.
@@ -157,11 +194,10 @@ impl Storage {
             return;
         }
         pr_err!(
-            "snapshot {}: corrupted ({:?}) while serving device {}:{}; the device is unharmed\n",
+            "snapshot {}: corrupted ({:?}) while serving device {}; the device is unharmed\n",
             self.id,
             err,
-            device.major,
-            device.minor
+            device
         );
         for device in &self.devices {
             self.tell(device, err);
@@ -172,21 +208,15 @@ impl Storage {
     /// not sleep.
     pub(crate) fn fail_device(&self, id: DevId, err: Error) {
         if let Some(device) = self.devices.iter().find(|device| device.id == id) {
-            pr_err!(
-                "snapshot {}: device {}:{} is lost ({:?})\n",
-                self.id,
-                id.major,
-                id.minor,
-                err
-            );
+            pr_err!("snapshot {}: device {} is lost ({:?})\n", self.id, id, err);
             self.tell(device, err);
         }
     }
 
     /// Tells the client once that a device's image is of no use.
     fn tell(&self, device: &Told, err: Error) {
-        if !device.told.xchg(true, Full) {
-            self.events.push(Kind::Corrupted(device.id, err));
+        if device.error.cmpxchg(0, -err.to_errno(), Full).is_ok() {
+            self.push(Kind::Corrupted(device.id, err));
         }
     }
 
@@ -242,7 +272,7 @@ impl Storage {
 
     fn ask_for_more(&self, space: &mut Space) {
         if space.low.ask(space.pool.filled() << UNIT_SECTORS_SHIFT) {
-            self.events.push(Kind::LowFreeSpace(space.low.portion()));
+            self.push(Kind::LowFreeSpace(space.low.portion()));
         }
     }
 

@@ -31,8 +31,10 @@ use kernel::{
     },
     prelude::*,
     sync::Arc,
+    sysfs::Group,
     time::{
         msecs_to_jiffies,
+        timekeeping::real_seconds,
         Instant,
         Monotonic, //
     }, //
@@ -47,7 +49,8 @@ use crate::{
         Captured,
         Device,
         Snapshot,
-        State, //
+        State,
+        Taken, //
     },
     units::Geometry, //
 };
@@ -126,6 +129,7 @@ impl Prepared {
         engine: &Arc<Engine>,
         major: &Major,
         minor: u32,
+        group: &Arc<Group<Image>>,
     ) -> Result<Self> {
         let bdev = device.file.bdev();
         if bdev.sectors() == 0 {
@@ -142,6 +146,7 @@ impl Prepared {
             minor,
             sectors: bdev.sectors(),
             like: bdev,
+            group,
         };
         let image = BioDisk::new(fmt!("blksnap-image{minor}"), options, Image::new(&cow)?)?;
         Ok(Self {
@@ -156,7 +161,7 @@ impl Prepared {
 }
 
 /// Takes `snapshot`. The images get the minor numbers `minors`, of which there are as many as
-/// devices. `exclude` is called with each device's engine before the instant.
+/// devices, and the files of `group`. `exclude` is called with each device's engine before the instant.
 ///
 /// Calls must not overlap in time. Fails with `EALREADY` if it was taken, `ENODEV` if it has no
 /// devices, `EFAULT` if it has no storage, `ETIMEDOUT` if a device does not come to rest.
@@ -165,6 +170,7 @@ pub(crate) fn take(
     engine: &Arc<Engine>,
     major: &Major,
     minors: &[u32],
+    group: &Arc<Group<Image>>,
     exclude: impl Fn(&Device, &Cow) -> Result,
 ) -> Result {
     match &*snapshot.state.lock() {
@@ -183,7 +189,7 @@ pub(crate) fn take(
 
     let mut prepared = KVec::with_capacity(count, GFP_KERNEL)?;
     for (device, &minor) in devices.iter().zip(minors) {
-        let this = Prepared::new(device, snapshot, engine, major, minor)?;
+        let this = Prepared::new(device, snapshot, engine, major, minor, group)?;
         exclude(device, &this.captured.cow)?;
         device.tracker.set_cow(Some(this.captured.cow.clone()));
         prepared.push((device, this), GFP_KERNEL)?;
@@ -230,6 +236,7 @@ pub(crate) fn take(
         }
     }
 
+    let at = real_seconds();
     drop(stopped);
     let stopped = start.elapsed();
     drop(scope);
@@ -244,7 +251,7 @@ pub(crate) fn take(
         // There is room for all.
         drop(captured.push_within_capacity(this));
     }
-    *snapshot.stopped.lock() = stopped;
+    *snapshot.taken.lock() = Taken { at, stopped };
     *snapshot.state.lock() = State::Taken(captured);
     pr_info!(
         "snapshot {}: {} device(s) were stopped for {} us\n",

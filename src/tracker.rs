@@ -17,6 +17,7 @@ use kernel::{
         filter::{
             Filter,
             Incoming,
+            Registration,
             Verdict, //
         },
         queue::{
@@ -26,6 +27,7 @@ use kernel::{
         }, //
     },
     prelude::*,
+    str::CString,
     sync::{
         atomic::{
             Atomic,
@@ -36,7 +38,8 @@ use kernel::{
         Arc,
         Mutex,
         SpinLock, //
-    }, //
+    },
+    time::timekeeping::real_seconds, //
 };
 
 use crate::{
@@ -45,6 +48,12 @@ use crate::{
     params,
     registry::Registry, //
 };
+
+/// A tracker that is, or was, attached to its device.
+pub(crate) type Tracking = Registration<Tracker>;
+
+/// One of its owners' references.
+pub(crate) type TrackerRef = Arc<Tracking>;
 
 /// What the submission path needs.
 pub(crate) struct Hooked {
@@ -66,6 +75,10 @@ pub(crate) struct Tracker {
     /// locks, never in the submission path.
     #[pin]
     cbt: Mutex<Arc<Cbt>>,
+    /// The device's name when tracking began.
+    name: CString,
+    /// When that was, in seconds since 1970.
+    since: i64,
     gone: Atomic<bool>,
     /// The copy engine, from before the instant on. A leaf but for the event queue's lock.
     #[pin]
@@ -81,6 +94,7 @@ impl Tracker {
     ) -> Result<impl PinInit<Self, Error>> {
         let bdev = file.bdev();
         let cbt = Arc::new(new_map(bdev)?, GFP_KERNEL)?;
+        let name = CString::try_from_fmt(fmt!("{}", bdev))?;
         let (id, disk, start) = (bdev.id(), bdev.disk_id(), bdev.start_sector());
         let hooked = Hooked {
             cbt: cbt.clone(),
@@ -94,6 +108,8 @@ impl Tracker {
             start,
             hooked <- hooked,
             cbt <- new_mutex!(cbt),
+            name,
+            since: real_seconds(),
             gone: Atomic::new(false),
             cow <- new_spinlock!(None),
             registry,
@@ -103,6 +119,21 @@ impl Tracker {
     /// The device number.
     pub(crate) fn id(&self) -> DevId {
         self.id
+    }
+
+    /// The device's name when tracking began.
+    pub(crate) fn name(&self) -> &CStr {
+        &self.name
+    }
+
+    /// When tracking began, in seconds since 1970.
+    pub(crate) fn since(&self) -> i64 {
+        self.since
+    }
+
+    /// Where it is registered.
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// Whether the device was removed.

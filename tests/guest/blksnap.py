@@ -15,7 +15,7 @@ from pathlib import Path
 
 CONTROL = "/dev/blksnap"
 PARAMETERS = Path("/sys/module/blksnap/parameters")
-DEBUG_FILE = Path("/sys/kernel/debug/blksnap/snapshots")
+SYSFS = Path("/sys/class/blksnap")
 
 VERSION = 0x40085600
 TRACKER_REMOVE = 0x40085601
@@ -268,16 +268,28 @@ class Snapshot:
         return self.control.wait_event(self.id, timeout_ms)
 
     def state(self):
-        """The line of this snapshot in debugfs, as a dictionary."""
-        for line in DEBUG_FILE.read_text().splitlines():
-            pairs = dict(word.split("=", 1) for word in line.split())
-            if uuid.UUID(pairs["id"]) == self.id:
-                return {key: value if key in ("id", "state") else int(value)
-                        for key, value in pairs.items()}
-        raise AssertionError("debugfs does not know the snapshot")
+        """What sysfs shows of this snapshot."""
+        return state_of(self.id)
 
     def is_good(self):
         return self.state()["state"] == "taken"
+
+
+def state_of(snapshot):
+    """What sysfs shows of a snapshot, as a dictionary; sizes are in sectors, as in commands."""
+    def show(name):
+        return (SYSFS / f"snapshot-{snapshot}" / name).read_text().strip()
+    sizes = {"capacity": "storage_size", "filled": "storage_used", "copied": "bytes_copied",
+             "requested": "storage_requested"}
+    return {"state": show("state"), "error": int(show("error")),
+            "retried": int(show("reads_retried")),
+            **{key: int(show(name)) // 512 for key, name in sizes.items()}}
+
+
+def states():
+    """The same of all snapshots."""
+    return {path.name: state_of(path.name.removeprefix("snapshot-"))
+            for path in SYSFS.glob("snapshot-*")}
 
 
 class Feeder(threading.Thread):

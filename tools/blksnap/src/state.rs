@@ -2,18 +2,17 @@
 
 //! What the module shows of its snapshots, for people and measurements.
 //!
-//! This is the one place that knows where and how: a line for each snapshot, of words `name=value`,
-//! in a file of debugfs. Without debugfs, or with an older module, there is none, so everything
-//! here is optional.
+//! This is the one place that knows where and how: in the directory of the snapshot in sysfs, with
+//! one value a file. An older module has none, so everything here is optional.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 use crate::id::SnapshotId;
-use crate::units::Sectors;
 
-/// Where the lines are.
-const SNAPSHOTS: &str = "/sys/kernel/debug/blksnap/snapshots";
+/// Where the snapshots' directories are.
+const CLASS: &str = "/sys/class/blksnap";
 
 /// The values the module shows of a snapshot, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,19 +21,19 @@ pub struct SnapshotState(BTreeMap<String, String>);
 impl SnapshotState {
     /// Reads what there is now; empty if the module shows nothing.
     pub fn read(id: SnapshotId) -> Self {
-        let text = fs::read_to_string(SNAPSHOTS).unwrap_or_default();
-        Self::find(&text, id).unwrap_or_default()
+        Self::read_from(&Path::new(CLASS).join(format!("snapshot-{id}")))
     }
 
-    /// Finds the line of a snapshot.
-    fn find(text: &str, id: SnapshotId) -> Option<Self> {
-        let id = id.to_string();
-        let mut states = text.lines().map(|line| {
-            let words = line.split_whitespace();
-            let pairs = words.filter_map(|word| word.split_once('='));
-            Self(pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect())
+    /// Reads the files of a directory, but for what all devices have in sysfs.
+    fn read_from(directory: &Path) -> Self {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        let files = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+        let pairs = files.filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let text = fs::read_to_string(entry.path()).ok()?;
+            (name != "uevent").then(|| (name, text.trim_end().to_owned()))
         });
-        states.find(|state| state.0.get("id") == Some(&id))
+        Self(pairs.collect())
     }
 
     /// All values: names and texts.
@@ -45,11 +44,6 @@ impl SnapshotState {
     /// A value that is a number.
     fn number(&self, name: &str) -> Option<u64> {
         self.0.get(name)?.parse().ok()
-    }
-
-    /// A value that is a number of sectors, in bytes.
-    fn bytes(&self, name: &str) -> Option<u64> {
-        self.number(name).map(|count| Sectors(count).bytes())
     }
 
     /// In words: created, taken, corrupted.
@@ -64,46 +58,49 @@ impl SnapshotState {
 
     /// Bytes of old data that were copied from the devices to the difference storage.
     pub fn copied_bytes(&self) -> Option<u64> {
-        self.bytes("copied")
+        self.number("bytes_copied")
     }
 
     /// Bytes of difference storage in use: what was copied, rounded up, and what was written to
     /// images.
     pub fn filled_bytes(&self) -> Option<u64> {
-        self.bytes("filled")
+        self.number("storage_used")
     }
 
     /// Bytes of difference storage that were given.
     pub fn storage_bytes(&self) -> Option<u64> {
-        self.bytes("capacity")
+        self.number("storage_size")
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
 
     #[test]
-    fn the_line_of_a_snapshot_is_found() {
-        let id = |number| SnapshotId(Uuid::from_u128(number));
-        let line = |number| {
-            format!(
-                "id={} state=taken error=0 devices=2 stopped_us={number} capacity=65536 filled=16 \
-                 requested=65536 copied=9 retried=0\n",
-                id(number)
-            )
-        };
-        let text = line(1) + &line(2);
-        let state = SnapshotState::find(&text, id(2)).unwrap();
+    fn the_files_of_a_directory_are_the_state() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, text) in [
+            ("state", "taken\n"),
+            ("stopped_us", "2\n"),
+            ("storage_size", "33554432\n"),
+            ("storage_used", "8192\n"),
+            ("bytes_copied", "4608\n"),
+            ("images", "\n"),
+            ("uevent", "X=1\n"),
+        ] {
+            fs::write(directory.path().join(name), text).unwrap();
+        }
+        fs::create_dir(directory.path().join("power")).unwrap();
+        let state = SnapshotState::read_from(directory.path());
         assert_eq!(state.phase(), Some("taken"));
         assert_eq!(state.stopped_ns(), Some(2000));
         assert_eq!(state.storage_bytes(), Some(32 << 20));
         assert_eq!(state.filled_bytes(), Some(8192));
-        assert_eq!(state.copied_bytes(), Some(9 * 512));
-        assert_eq!(state.iter().count(), 10);
-        assert_eq!(SnapshotState::find(&text, id(3)), None);
-        assert_eq!(SnapshotState::default().stopped_ns(), None);
+        assert_eq!(state.copied_bytes(), Some(4608));
+        assert_eq!(state.iter().count(), 6);
+        let none = SnapshotState::read_from(&directory.path().join("nothing"));
+        assert_eq!(none, SnapshotState::default());
+        assert_eq!(none.stopped_ns(), None);
     }
 }

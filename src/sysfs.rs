@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What `/sys/class/blksnap` and the images' own directories show.
+//!
+//! `Documentation/ABI/testing/sysfs-class-blksnap` describes each file.
+//!
+//! # Locking
+//!
+//! Removing a directory waits for those who read its files. That happens with the registry's
+//! `trackers` held, so none of the functions here may take that lock.
+
+use core::fmt::Write;
+use kernel::{
+    block::bdev::DevId,
+    device::class::{
+        Class,
+        ClassDevice, //
+    },
+    fmt,
+    prelude::*,
+    sync::{
+        atomic::Relaxed,
+        Arc, //
+    },
+    sysfs::{
+        Attribute,
+        BinaryAttribute,
+        Group,
+        Output, //
+    }, //
+};
+
+use crate::{
+    image::Image,
+    snapshot::Snapshot,
+    tracker::{
+        Tracker,
+        TrackerRef,
+        Tracking, //
+    },
+    units::SECTOR_SHIFT, //
+};
+
+/// A `T` that has a directory.
+pub(crate) type Shown<T> = ClassDevice<T, u32>;
+
+/// The file that is polled for events.
+pub(crate) const EVENTS: &CStr = c"events";
+
+/// The class and what its directories have in them.
+pub(crate) struct Sysfs {
+    class: Arc<Class<u32>>,
+    trackers: Arc<Group<Tracking>>,
+    snapshots: Arc<Group<Snapshot>>,
+    images: Arc<Group<Image>>,
+}
+
+impl Sysfs {
+    /// Makes the class. `major` is that of the images.
+    pub(crate) fn new(major: u32) -> Result<Self> {
+        Ok(Self {
+            class: Class::new(c"blksnap", c"major", major, |major, out| value(out, major))?,
+            trackers: Group::new(None, &TRACKER, &CBT_MAP)?,
+            snapshots: Group::new(None, &SNAPSHOT, &[])?,
+            images: Group::new(Some(c"blksnap"), &IMAGE, &[])?,
+        })
+    }
+
+    /// Shows a tracker. There must be no other one with its device number.
+    pub(crate) fn tracker(&self, tracker: TrackerRef) -> Result<Shown<Tracking>> {
+        let name = fmt!("tracker-{}", tracker.id());
+        Shown::new(&self.class, name, &self.trackers, tracker.clone())
+    }
+
+    /// Shows a snapshot.
+    pub(crate) fn snapshot(&self, snapshot: &Arc<Snapshot>) -> Result<Shown<Snapshot>> {
+        let name = fmt!("snapshot-{}", snapshot.id());
+        Shown::new(&self.class, name, &self.snapshots, snapshot.clone())
+    }
+
+    /// What images show.
+    pub(crate) fn images(&self) -> &Arc<Group<Image>> {
+        &self.images
+    }
+}
+
+/// Writes a value.
+fn value(out: &mut Output<'_>, value: impl fmt::Display) -> Result {
+    Ok(out.write_fmt(fmt!("{}", value))?)
+}
+
+/// Writes a number of sectors in bytes.
+fn bytes(out: &mut Output<'_>, sectors: u64) -> Result {
+    value(out, sectors << SECTOR_SHIFT)
+}
+
+/// Writes device numbers in one line.
+fn list(out: &mut Output<'_>, devices: impl Iterator<Item = DevId>) -> Result {
+    for (i, device) in devices.enumerate() {
+        let space = if i > 0 { " " } else { "" };
+        out.write_fmt(fmt!("{space}{device}"))?;
+    }
+    Ok(())
+}
+
+static TRACKER: [Attribute<Tracking>; 9] = [
+    Attribute::new(c"name", |t, out| value(out, t.name())),
+    Attribute::new(c"since", |t, out| value(out, t.since())),
+    Attribute::new(c"capacity", |t, out| value(out, t.cbt().capacity())),
+    Attribute::new(c"block_size", |t, out| value(out, t.cbt().block_size())),
+    Attribute::new(c"block_count", |t, out| value(out, t.cbt().block_count())),
+    Attribute::new(c"generation", |t, out| value(out, t.cbt().generation())),
+    Attribute::new(c"snap_number", |t, out| value(out, t.cbt().previous())),
+    Attribute::new(c"map_memory", |t, out| value(out, t.cbt().memory())),
+    Attribute::new(c"snapshot", |t, out| match snapshot_of(t) {
+        Some(snapshot) => value(out, snapshot.id()),
+        None => value(out, "none"),
+    }),
+];
+
+static CBT_MAP: [BinaryAttribute<Tracking>; 1] = [BinaryAttribute::new(
+    c"cbt_map",
+    |tracker, offset, out| match snapshot_of(tracker) {
+        Some(snapshot) if snapshot.is_taken() => match u32::try_from(offset) {
+            Ok(offset) => Ok(tracker.cbt().read(offset, out)),
+            Err(_) => Ok(0),
+        },
+        _ => Err(EPERM),
+    },
+)];
+
+fn snapshot_of(tracker: &Tracking) -> Option<Arc<Snapshot>> {
+    let tracker: &Tracker = tracker;
+    tracker.registry().snapshot_of(tracker)
+}
+
+static SNAPSHOT: [Attribute<Snapshot>; 16] = [
+    Attribute::new(c"state", |s, out| {
+        value(
+            out,
+            match (s.storage.error(), s.is_taken()) {
+                (0, false) => "created",
+                (0, true) => "taken",
+                _ => "corrupted",
+            },
+        )
+    }),
+    Attribute::new(c"error", |s, out| value(out, s.storage.error())),
+    Attribute::new(c"originals", |s, out| {
+        list(out, s.devices.iter().map(|device| device.tracker.id()))
+    }),
+    Attribute::new(c"images", |s, out| {
+        let mut images = KVec::with_capacity(s.devices.len(), GFP_KERNEL)?;
+        s.for_each_captured(|_, captured| {
+            // There is room for all.
+            let _ = images.push_within_capacity(captured.image.id());
+        });
+        list(out, images.into_iter())
+    }),
+    Attribute::new(EVENTS, |s, out| value(out, s.storage.events().len())),
+    Attribute::new(c"created", |s, out| value(out, s.created)),
+    Attribute::new(c"taken", |s, out| value(out, s.taken.lock().at)),
+    Attribute::new(c"stopped_us", |s, out| {
+        value(out, s.taken.lock().stopped.as_nanos() / 1000)
+    }),
+    Attribute::new(c"storage_size", |s, out| {
+        bytes(out, s.storage.usage().capacity)
+    }),
+    Attribute::new(c"storage_used", |s, out| {
+        bytes(out, s.storage.usage().filled)
+    }),
+    Attribute::new(c"storage_requested", |s, out| {
+        bytes(out, s.storage.usage().requested)
+    }),
+    Attribute::new(c"bytes_copied", |s, out| {
+        bytes(out, s.storage.copied.load(Relaxed))
+    }),
+    Attribute::new(c"copies_in_flight", |s, out| {
+        let mut all = 0;
+        s.for_each_captured(|_, captured| all += captured.cow.usage().0);
+        value(out, all)
+    }),
+    Attribute::new(c"memory", |s, out| {
+        let mut all = 0;
+        s.for_each_captured(|_, captured| all += captured.cow.usage().1);
+        value(out, all)
+    }),
+    Attribute::new(c"writes_held", |s, out| {
+        value(
+            out,
+            s.devices
+                .iter()
+                .map(|device| u64::from(device.tracker.held()))
+                .sum::<u64>(),
+        )
+    }),
+    Attribute::new(c"reads_retried", |s, out| {
+        value(out, s.storage.retried.load(Relaxed))
+    }),
+];
+
+static IMAGE: [Attribute<Image>; 3] = [
+    Attribute::new(c"original", |image, out| {
+        value(out, image.cow().origin().bdev().id())
+    }),
+    Attribute::new(c"snapshot", |image, out| {
+        value(out, image.cow().storage().id())
+    }),
+    Attribute::new(c"error", |image, out| value(out, image.cow().error())),
+];
