@@ -7,13 +7,14 @@ DEBUG ?= 0
 variant := $(if $(filter-out 0 n no,$(DEBUG)),debug,release)
 export KDIR
 
-.PHONY: help deps kernel tools vm check lint bench demo install-tree modules clean
+.PHONY: help deps kernel tools vm check soak lint bench demo install-tree modules clean
 
 help:
 	@sed -n 's/^## //p' Makefile
 
 ## make demo                 see it work, in a virtual machine
 ## make check                all tests   (TESTS='10-fidelity lint' for some, DEBUG=0|1 for one kernel)
+## make soak                 tests that take an hour or more   (TESTS=… and DEBUG=0|1 as above)
 ## make vm CMD='…'           run a command in a virtual machine with the module at hand
 ##         [DEBUG=1] [MEM=4G] [CPUS=2] [DISKS='512M 2G'] [APPEND='kernel parameters'] [LIMIT=seconds]
 ## make bench                measurements
@@ -46,6 +47,9 @@ vm: kernel tools
 
 check: deps tools
 	@tests/check $(TESTS)
+
+soak: deps tools
+	@tests/check --soak $(TESTS)
 
 lint: deps
 	@scripts/lint
