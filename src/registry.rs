@@ -187,13 +187,21 @@ impl Registry {
         trackers.find(|tracker| tracker.is_of(bdev)).cloned()
     }
 
-    /// Finds the tracker of a device by number, without opening one that is not tracked.
-    fn find_by_id(&self, trackers: &mut KVec<Shown<Tracking>>, id: DevId) -> Option<TrackerRef> {
+    /// Finds the tracker of a device by number, without opening one that is not tracked. Fails
+    /// with the error of opening one that is, unless it has gone.
+    fn find_by_id(
+        &self,
+        trackers: &mut KVec<Shown<Tracking>>,
+        id: DevId,
+    ) -> Result<Option<TrackerRef>> {
         if !trackers.iter().any(|shown| shown.data().id() == id) {
-            return None;
+            return Ok(None);
         }
-        let file = BdevFile::open(id).ok()?;
-        self.find(trackers, &file)
+        match BdevFile::open(id) {
+            Ok(file) => Ok(self.find(trackers, &file)),
+            Err(err) if err == ENXIO || err == ENODEV => Ok(None),
+            Err(err) => Err(err),
+        }
     }
 
     /// Ends tracking of a device.
@@ -216,7 +224,7 @@ impl Registry {
     /// `EPERM` if it is in no taken snapshot.
     pub(crate) fn taken_map(&self, id: DevId) -> Result<Arc<Cbt>> {
         let mut trackers = self.trackers.lock();
-        let tracker = self.find_by_id(&mut trackers, id).ok_or(ENODATA)?;
+        let tracker = self.find_by_id(&mut trackers, id)?.ok_or(ENODATA)?;
         match self.snapshot_of(&tracker) {
             Some(snapshot) if snapshot.is_taken() => Ok(tracker.cbt()),
             _ => Err(EPERM),
@@ -233,7 +241,7 @@ impl Registry {
         let tracker = if id.major == self.major() {
             self.find_snapshot(|snapshot| snapshot.tracker_of_image(id))
         } else {
-            self.find_by_id(&mut trackers, id)
+            self.find_by_id(&mut trackers, id)?
         };
         let cbt = tracker.ok_or(ENODEV)?.cbt();
         check_ranges(ranges, cbt.sectors())?;
