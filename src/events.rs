@@ -95,9 +95,13 @@ impl EventQueue {
         self.changed.notify_all();
     }
 
-    /// The number of events that wait.
-    pub(crate) fn len(&self) -> usize {
-        self.queue.lock().events.len()
+    /// The number of events that wait. Fails with `ENODEV` when the queue has ended.
+    pub(crate) fn len(&self) -> Result<usize> {
+        let queue = self.queue.lock();
+        if queue.closed {
+            return Err(ENODEV);
+        }
+        Ok(queue.events.len())
     }
 
     /// Ends the queue: whoever waits or will wait gets `ESRCH`.

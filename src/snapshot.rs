@@ -159,7 +159,8 @@ impl Snapshot {
         }
     }
 
-    /// Removes its directory, and wakes who polls for events.
+    /// Removes its directory, and wakes who polls for events: the queue has ended before, so that
+    /// they read an error, even if the file is still there.
     fn hide(&self) {
         let shown = self.shown.lock().take();
         if let Some(shown) = shown {

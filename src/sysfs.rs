@@ -157,7 +157,7 @@ static SNAPSHOT: [Attribute<Snapshot>; 16] = [
         });
         list(out, images.into_iter())
     }),
-    Attribute::new(EVENTS, |s, out| value(out, s.storage.events().len())),
+    Attribute::new(EVENTS, |s, out| value(out, s.storage.events().len()?)),
     Attribute::new(c"created", |s, out| value(out, s.created)),
     Attribute::new(c"taken", |s, out| value(out, s.taken.lock().at)),
     Attribute::new(c"stopped_us", |s, out| {
