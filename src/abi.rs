@@ -99,13 +99,18 @@ fn offset(abi: Abi, layout: Layout, number: usize) -> usize {
     for (i, field) in layout.iter().enumerate() {
         let (size, align) = field.size(abi);
         largest = largest.max(align);
-        let start = end.next_multiple_of(align);
+        let start = align_up(end, align);
         if i == number {
             return start;
         }
         end = start + size;
     }
-    end.next_multiple_of(largest)
+    align_up(end, largest)
+}
+
+/// `offset` or the next higher multiple of `align`, a power of two.
+fn align_up(offset: usize, align: usize) -> usize {
+    offset.wrapping_add(align - 1) & !(align - 1)
 }
 
 /// The size of a structure in bytes.

@@ -30,6 +30,7 @@ use crate::{
 };
 
 mod abi;
+mod ahead;
 mod cbt;
 mod chunk_map;
 mod control;

@@ -10,6 +10,7 @@
 //!
 //! ```text
 //! Untouched --claim--> Reading --read--> InMemory --stored--> Stored(unit)
+//!     ^-----failed-------'
 //! ```
 //!
 //! Only the holder of the copy engine's lock changes states, in that direction. They are looked at
@@ -20,7 +21,12 @@
 //!   overwritten.
 //! - A reader of the original that sees `Untouched` *after* its read has completed got old data:
 //!   `Reading` is stored before the copier's own read is submitted, hence before the overwriting
-//!   write is, and a read that returned the new data was completed by the device after that.
+//!   write is, and a read that returned the new data was completed by the device after that. A
+//!   chunk from which nothing could be read becomes `Untouched` again before any write was let
+//!   through.
+//!
+//! A chunk that is copied although nobody overwrites it yet, see [`ahead`](crate::ahead), has one
+//! bit more in its word until somebody does, who takes it away without a lock.
 
 use kernel::{
     alloc::{
@@ -38,6 +44,9 @@ use kernel::{
         SetOnce, //
     }, //
 };
+
+/// The chunk was copied ahead, and has not been overwritten since.
+const AHEAD: u32 = 1 << 31;
 
 /// log2 of the number of chunks in a segment: a page of words.
 const SEGMENT_SHIFT: u32 = 10;
@@ -60,10 +69,10 @@ pub(crate) enum Place {
 
 impl Place {
     /// The largest number of a unit.
-    pub(crate) const MAX_UNIT: u32 = u32::MAX - 3;
+    pub(crate) const MAX_UNIT: u32 = AHEAD - 1 - 3;
 
     fn from_word(word: u32) -> Self {
-        match word {
+        match word & !AHEAD {
             0 => Self::Untouched,
             1 => Self::Reading,
             2 => Self::InMemory,
@@ -158,17 +167,68 @@ impl ChunkMap {
         Ok(())
     }
 
-    /// Moves a chunk, for which there is room, to a new place.
-    pub(crate) fn set(&self, chunk: u64, place: Place) {
+    /// Moves an untouched chunk, for which there is room, to [`Place::Reading`].
+    pub(crate) fn claim(&self, chunk: u64, ahead: bool) {
         if let Some(word) = self.word(chunk) {
-            word.store(place.to_word(), Release);
+            let ahead = if ahead { AHEAD } else { 0 };
+            word.store(Place::Reading.to_word() | ahead, Release);
         }
     }
 
-    /// Whether all chunks from `from` to before `to` may be overwritten.
+    /// Moves a chunk that was claimed back to [`Place::Untouched`].
+    pub(crate) fn unclaim(&self, chunk: u64) {
+        if let Some(word) = self.word(chunk) {
+            word.store(Place::Untouched.to_word(), Release);
+        }
+    }
+
+    /// Moves a chunk that was claimed to a new place.
+    pub(crate) fn set(&self, chunk: u64, place: Place) {
+        let Some(word) = self.word(chunk) else { return };
+        let mut old = word.load(Relaxed);
+        // The bit may be taken away beside us, and nothing else may change.
+        while old & AHEAD != 0 {
+            match word.cmpxchg(old, place.to_word() | AHEAD, Release) {
+                Ok(_) => return,
+                Err(now) => old = now,
+            }
+        }
+        word.store(place.to_word(), Release);
+    }
+
+    /// Looks whether all chunks from `from` to before `to` may be overwritten, and takes it that
+    /// they are now. Returns how many of them had been copied ahead and not overwritten since, or
+    /// `None` if not all of them are safe.
     #[inline]
-    pub(crate) fn is_safe(&self, from: u64, to: u64) -> bool {
-        (from..to).all(|chunk| self.get(chunk).is_safe())
+    pub(crate) fn overwrite(&self, from: u64, to: u64) -> Option<u64> {
+        let mut all = 0;
+        for chunk in from..to {
+            let word = self.word(chunk)?.load(Acquire);
+            if !Place::from_word(word).is_safe() {
+                return None;
+            }
+            all |= word;
+        }
+        if all & AHEAD == 0 {
+            return Some(0);
+        }
+        Some((from..to).filter(|&chunk| self.take_ahead(chunk)).count() as u64)
+    }
+
+    /// Takes away the bit of a chunk that was copied ahead; tells whether it had it.
+    fn take_ahead(&self, chunk: u64) -> bool {
+        let Some(word) = self.word(chunk) else {
+            return false;
+        };
+        let mut old = word.load(Relaxed);
+        while old & AHEAD != 0 {
+            // Relaxed: the state, which stays, is what others go by.
+            match word.cmpxchg(old, old & !AHEAD, Relaxed) {
+                Ok(_) => return true,
+                Err(now) => old = now,
+            }
+        }
+        false
     }
 
     /// The end of the run of untouched chunks that begins at `from`, at the most `to`.
@@ -176,6 +236,14 @@ impl ChunkMap {
         (from..to)
             .find(|&chunk| self.get(chunk) != Place::Untouched)
             .unwrap_or(to.max(from))
+    }
+
+    /// The beginning, at the least `from`, of the run of untouched chunks that ends before `to`.
+    pub(crate) fn untouched_since(&self, from: u64, to: u64) -> u64 {
+        (from..to)
+            .rev()
+            .find(|&chunk| self.get(chunk) != Place::Untouched)
+            .map_or(from.min(to), |chunk| chunk + 1)
     }
 
     /// The first run of untouched chunks between `from` and `to`, of at most `most` chunks:
@@ -224,8 +292,8 @@ mod tests {
         assert_eq!(map.get(0), Place::Untouched);
         assert_eq!(map.get((1 << 20) - 1), Place::Untouched);
         assert_eq!(map.get(u64::MAX), Place::Untouched);
-        assert!(!map.is_safe(0, 1));
-        assert!(map.is_safe(5, 5));
+        assert_eq!(map.overwrite(0, 1), None);
+        assert_eq!(map.overwrite(5, 5), Some(0));
         assert_eq!(
             map.segments.iter().filter(|s| s.as_ref().is_some()).count(),
             0
@@ -242,11 +310,37 @@ mod tests {
     fn only_copied_chunks_are_safe() -> Result {
         use Place::*;
         let map = map(&[InMemory, Stored(7), Reading, Stored(9), Untouched])?;
-        assert!(map.is_safe(START, START + 2));
-        assert!(!map.is_safe(START, START + 3));
-        assert!(map.is_safe(START + 3, START + 4));
-        assert!(!map.is_safe(START + 3, START + 5));
+        assert_eq!(map.overwrite(START, START + 2), Some(0));
+        assert_eq!(map.overwrite(START, START + 3), None);
+        assert_eq!(map.overwrite(START + 3, START + 4), Some(0));
+        assert_eq!(map.overwrite(START + 3, START + 5), None);
         assert_eq!(map.get(START + 1), Stored(7));
+        Ok(())
+    }
+
+    #[test]
+    fn what_was_copied_ahead_is_counted_once() -> Result {
+        let map = map(&[Place::Untouched; 4])?;
+        for (chunk, ahead) in [(START, true), (START + 1, false), (START + 2, true)] {
+            map.claim(chunk, ahead);
+            assert_eq!(map.get(chunk), Place::Reading);
+        }
+        assert_eq!(map.overwrite(START, START + 1), None);
+        for chunk in START..START + 3 {
+            map.set(chunk, Place::InMemory);
+        }
+        assert_eq!(map.overwrite(START, START + 4), None);
+        assert_eq!(map.overwrite(START, START + 2), Some(1));
+        assert_eq!(map.overwrite(START, START + 2), Some(0));
+        for chunk in START..START + 3 {
+            map.set(chunk, Place::Stored(9));
+            assert_eq!(map.get(chunk), Place::Stored(9));
+        }
+        assert_eq!(map.overwrite(START, START + 3), Some(1));
+        assert_eq!(map.overwrite(START, START + 3), Some(0));
+        map.claim(START + 3, true);
+        map.unclaim(START + 3);
+        assert_eq!(map.get(START + 3), Place::Untouched);
         Ok(())
     }
 

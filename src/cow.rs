@@ -53,6 +53,7 @@ use kernel::{
 };
 
 use crate::{
+    ahead::Account,
     cbt::Cbt,
     chunk_map::{
         ChunkMap,
@@ -92,6 +93,7 @@ struct Inner {
     /// Parts of image bios that wait for a copy.
     images: BioList,
     excluded: Excluded,
+    account: Account,
 }
 
 /// The copy engine of one captured device.
@@ -104,6 +106,8 @@ pub(crate) struct Cow {
     map: ChunkMap,
     #[pin]
     inner: SpinLock<Inner>,
+    /// Chunks that were copied ahead and overwritten since.
+    hits: Atomic<u64>,
     /// Whether anything is excluded. Set before the storage that it tells of is in use.
     has_excluded: Atomic<bool>,
     /// Image reads to be done again, see [`image_io`]. Pushed to in interrupts.
@@ -121,13 +125,15 @@ impl_has_work! {
 }
 
 impl Cow {
-    /// Makes an engine with `copies` copies. May sleep.
+    /// Makes an engine with `copies` copies, that copies at the most `ratio` times of what is
+    /// overwritten. May sleep.
     pub(crate) fn new(
         engine: &Arc<Engine>,
         storage: &Arc<Storage>,
         origin: &Arc<BdevFile>,
         geometry: Geometry,
         copies: usize,
+        ratio: u64,
     ) -> Result<Arc<Self>> {
         let copies = copies.max(RESERVED);
         let mut free = KVec::with_capacity(copies, GFP_KERNEL)?;
@@ -152,7 +158,9 @@ impl Cow {
                     writers: HeldList::new(),
                     images: BioList::new(),
                     excluded: Excluded::new(),
+                    account: Account::new(ratio),
                 }),
+                hits: Atomic::new(0),
                 has_excluded: Atomic::new(false),
                 retry <- new_spinlock_irq!(BioList::new()),
                 gone: Atomic::new(false),
@@ -250,7 +258,13 @@ impl Cow {
         end: u64,
     ) -> Verdict<'a> {
         let (from, to) = this.chunks(sector, end);
-        if this.has_failed() || this.map.is_safe(from, to) {
+        if this.has_failed() {
+            return bio.pass();
+        }
+        if let Some(hits) = this.map.overwrite(from, to) {
+            if hits > 0 {
+                this.hits.fetch_add(hits, Relaxed);
+            }
             return bio.pass();
         }
         Self::filter_unsafe(this, bio, (sector, end), (from, to))

@@ -35,6 +35,8 @@ BLKSNAP_PARAM(chunk_maximum_count, 1, INT_MAX,
 	      "The chunk grows, up to 1 MiB, until a device has no more");
 BLKSNAP_PARAM(chunk_maximum_in_cache, 1, 4096,
 	      "Copies of a device that are in memory at one time, 1 to 4096");
+BLKSNAP_PARAM(copy_ahead_maximum_ratio, 1, 64,
+	      "Bytes that may be copied for one that is overwritten, 1 to 64");
 BLKSNAP_PARAM(free_diff_buffer_pool_size, 0, INT_MAX,
 	      "Without effect: copies keep their buffers");
 BLKSNAP_PARAM(diff_storage_minimum, 8, INT_MAX,

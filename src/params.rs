@@ -29,7 +29,7 @@ param!(
     "blksnap_tracking_block_maximum_count",
     2097152
 );
-param!(CHUNK_MINIMUM_SHIFT, "blksnap_chunk_minimum_shift", 14);
+param!(CHUNK_MINIMUM_SHIFT, "blksnap_chunk_minimum_shift", 12);
 param!(
     CHUNK_MAXIMUM_COUNT,
     "blksnap_chunk_maximum_count",
@@ -39,6 +39,11 @@ param!(
     CHUNK_MAXIMUM_IN_CACHE,
     "blksnap_chunk_maximum_in_cache",
     128
+);
+param!(
+    COPY_AHEAD_MAXIMUM_RATIO,
+    "blksnap_copy_ahead_maximum_ratio",
+    4
 );
 param!(
     FREE_DIFF_BUFFER_POOL_SIZE,
@@ -74,6 +79,11 @@ pub(crate) fn chunk_maximum_count() -> u64 {
 /// The number of copies of one device that are in memory at one time, 1 to 4096.
 pub(crate) fn chunk_maximum_in_cache() -> usize {
     CHUNK_MAXIMUM_IN_CACHE.load(Relaxed) as usize
+}
+
+/// How many bytes of a device may be copied for one that is overwritten, 1 to 64.
+pub(crate) fn copy_ahead_maximum_ratio() -> u64 {
+    u64::from(COPY_AHEAD_MAXIMUM_RATIO.load(Relaxed))
 }
 
 /// The portion that a low free space event asks for, in sectors, 8 or more.

@@ -289,6 +289,15 @@ impl Storage {
         Ok(unit)
     }
 
+    /// How many sectors may be used for what is not needed yet: what is free, less half of all, or
+    /// less half of the portion that clients give at a time if that is less.
+    pub(crate) fn spare(&self) -> u64 {
+        let space = self.space.lock();
+        let capacity = space.pool.capacity() << UNIT_SECTORS_SHIFT;
+        let free = capacity.saturating_sub(space.pool.filled() << UNIT_SECTORS_SHIFT);
+        free.saturating_sub(capacity.min(space.low.portion()) / 2)
+    }
+
     /// Where the `sectors` sectors are that begin `skip` sectors into `unit`, as far as they lie
     /// side by side on one device.
     pub(crate) fn locate(

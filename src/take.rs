@@ -137,8 +137,14 @@ impl Prepared {
         }
         let (min_shift, max_count) = (params::chunk_minimum_shift(), params::chunk_maximum_count());
         let geometry = Geometry::new(bdev.sectors(), min_shift, max_count);
-        let copies = params::chunk_maximum_in_cache();
-        let cow = Cow::new(engine, &snapshot.storage, &device.file, geometry, copies)?;
+        let cow = Cow::new(
+            engine,
+            &snapshot.storage,
+            &device.file,
+            geometry,
+            params::chunk_maximum_in_cache(),
+            params::copy_ahead_maximum_ratio(),
+        )?;
         let next = device.tracker.next_map(bdev)?;
         let fresh = next.is_some();
         let options = Options {

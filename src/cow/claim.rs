@@ -13,7 +13,10 @@ use kernel::{
         filter::HeldList, //
     },
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::Relaxed,
+        Arc, //
+    }, //
 };
 
 use super::{
@@ -21,16 +24,13 @@ use super::{
     Inner, //
 };
 use crate::{
-    chunk_map::Place,
+    ahead::WINDOW,
     copy::{
         Copy,
         CopyIo, //
     },
     units::SECTOR_SHIFT, //
 };
-
-/// The largest run that is copied at once, in bytes, if chunks are smaller.
-const MAX_RUN: u64 = 256 << 10;
 
 /// Runs that one write claims at a time.
 const MAX_CLAIMS: usize = 4;
@@ -39,6 +39,8 @@ const MAX_CLAIMS: usize = 4;
 pub(super) struct Flight {
     pub(super) first: u64,
     pub(super) end: u64,
+    /// How many of them were needed; the others are copied ahead.
+    pub(super) needed: u64,
     pub(super) copy: Arc<Copy>,
     /// The old data is in memory.
     pub(super) ready: bool,
@@ -77,7 +79,7 @@ impl Cow {
         may_claim: bool,
         reads: &mut Reads,
     ) -> Next {
-        let most = (MAX_RUN >> (self.geometry.chunk_shift + SECTOR_SHIFT)).max(1);
+        let most = (WINDOW >> (self.geometry.chunk_shift + SECTOR_SHIFT)).max(1);
         let mut at = from;
         let mut short = false;
         for slot in reads {
@@ -108,8 +110,9 @@ impl Cow {
         }
     }
 
-    /// Begins a copy of `count` untouched chunks from `first` on, or of as many as there is memory
-    /// for. Returns the bio to submit and the end of the run.
+    /// Begins a copy of `count` untouched chunks from `first` on, with neighbours that are copied
+    /// ahead; or of as many of them as there is memory for. Returns the bio to submit and the end
+    /// of the run.
     fn claim(
         self: &Arc<Self>,
         inner: &mut Inner,
@@ -119,12 +122,26 @@ impl Cow {
         let chunk = self.geometry.chunk_bytes();
         let shift = self.geometry.chunk_shift + SECTOR_SHIFT;
         let copy = inner.free.pop().ok_or(EBUSY)?;
-        let start = |copy: &Arc<Copy>| -> Result<(NewBio<CopyIo>, u64)> {
-            // CAST: At most `MAX_RUN` or a chunk.
-            let bytes = copy.reserve((count << shift) as usize, chunk)?;
-            let count = count.min((bytes >> shift) as u64);
+        let flights = &inner.flights;
+        let spare = || {
+            // What is under way has no place in the storage yet.
+            let flying = flights.iter().map(|flight| flight.end - flight.first);
+            (self.storage.spare() >> self.geometry.chunk_shift).saturating_sub(flying.sum())
+        };
+        let hits = self.hits.load(Relaxed);
+        let (ahead, all) =
+            inner
+                .account
+                .extend(&self.map, &self.geometry, first, count, hits, spare);
+        let start = |copy: &Arc<Copy>| -> Result<(NewBio<CopyIo>, u64, u64)> {
+            // CAST: At most `WINDOW` or a chunk.
+            let room = copy.reserve((all << shift) as usize, chunk)? >> shift;
+            let (first, count) = match room as u64 {
+                room if room < all => (first, count.min(room)),
+                _ => (ahead, all),
+            };
             self.map.prepare(first, count, GFP_ATOMIC | __GFP_NOWARN)?;
-            Ok((Copy::start(copy, self, first, count)?, first + count))
+            Ok((Copy::start(copy, self, first, count)?, first, first + count))
         };
         let (copy, started) = match start(&copy) {
             Err(_) => {
@@ -144,16 +161,20 @@ impl Cow {
             }
             ok => (copy, ok),
         };
-        let (bio, end) = match started {
+        let needed = first..first + count;
+        let (bio, first, end) = match started {
             Ok(started) => started,
             Err(err) => {
                 let _ = inner.free.push_within_capacity(copy);
                 return Err(err);
             }
         };
+        let needs = needed.end.min(end) - needed.start;
+        inner.account.add(end - first, needs);
         let flight = Flight {
             first,
             end,
+            needed: needs,
             copy,
             ready: false,
             writers: HeldList::new(),
@@ -166,7 +187,7 @@ impl Cow {
             .map_err(|_| ENOMEM)?;
         // Before the bio is submitted: see `chunk_map`.
         for chunk in first..end {
-            self.map.set(chunk, Place::Reading);
+            self.map.claim(chunk, !needed.contains(&chunk));
         }
         Ok((bio, end))
     }

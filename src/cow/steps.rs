@@ -29,16 +29,26 @@ use crate::{
 impl Cow {
     /// A copy was read, or failed to be.
     pub(crate) fn read_done(self: &Arc<Self>, copy: &Arc<Copy>) {
-        if let Err(err) = copy.result() {
-            self.fail(err);
-        }
-        let mut inner = self.inner.lock();
+        let mut guard = self.inner.lock();
+        let inner = &mut *guard;
         let flight = inner
             .flights
             .iter_mut()
             .find(|flight| Arc::ptr_eq(&flight.copy, copy));
         let Some(flight) = flight else { return };
-        let (first, end) = (flight.first, flight.end);
+        let (first, end, needed) = (flight.first, flight.end, flight.needed);
+        if let Err(err) = copy.result() {
+            if needed < end - first && !self.has_failed() {
+                // What could not be read may be what nobody needs: once more, without that.
+                inner.account.give_up(end - first, needed);
+                for chunk in first..end {
+                    self.map.unclaim(chunk);
+                }
+                drop(guard);
+                return self.finish(copy);
+            }
+            self.fail(err);
+        }
         flight.ready = true;
         let writers = flight.writers.take();
         if !self.has_failed() {
@@ -46,7 +56,7 @@ impl Cow {
                 self.map.set(chunk, Place::InMemory);
             }
         }
-        drop(inner);
+        drop(guard);
         writers.resubmit();
 
         let sectors = self.geometry.sectors_in(first, end - first);
@@ -67,7 +77,7 @@ impl Cow {
         }
         let unit = self.storage.alloc(sectors)?;
         self.storage.copied.fetch_add(sectors, Relaxed);
-        // CAST: At most `MAX_RUN` or a chunk.
+        // CAST: At most `WINDOW` or a chunk.
         Copy::store(copy, self, unit, (sectors << SECTOR_SHIFT) as usize)
     }
 

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How much to copy at once: the chunks that a write needs, or some of their neighbours, too.
+//!
+//! Chunks are small, so that a write here and there has no more than itself copied. But where
+//! writes are dense, a copy of each chunk by itself costs as many reads and writes as there are
+//! chunks. So a copy takes the untouched neighbours along, up to [`WINDOW`] bytes, if
+//!
+//! - there are signs of dense writing: something else in the window was copied already; and
+//! - it stays within the budget: all that was copied of the device is never more than `ratio`
+//!   times what was overwritten; and
+//! - the storage has room to spare, see [`Storage::spare`]: the rest of it is for what is needed.
+//!
+//! A chunk that was copied ahead and is overwritten later counts as overwritten from then on, see
+//! [`ChunkMap::overwrite`], and so adds to the budget: where copying ahead pays, copies grow from
+//! one to the next, until the window bounds them; where it does not, the budget is soon used up.
+
+#[cfg(doc)]
+use crate::storage::Storage;
+use crate::{
+    chunk_map::ChunkMap,
+    units::{
+        Geometry,
+        SECTOR_SHIFT, //
+    }, //
+};
+
+/// What is copied at once at the most, in bytes, if chunks are smaller; a power of two.
+pub(crate) const WINDOW: u64 = 256 << 10;
+
+/// The account of one device. All numbers are chunks.
+pub(crate) struct Account {
+    /// How many may be copied for one that is overwritten.
+    ratio: u64,
+    /// Copied because they were about to be overwritten.
+    needed: u64,
+    /// Copied, needed or not.
+    copied: u64,
+}
+
+impl Account {
+    /// Nothing was copied. With a ratio of 1 nothing is ever copied ahead.
+    pub(crate) fn new(ratio: u64) -> Self {
+        Self {
+            ratio,
+            needed: 0,
+            copied: 0,
+        }
+    }
+
+    /// The first chunk and the number of chunks to copy, if the run of `count` untouched chunks
+    /// from `first` on is needed. `hits` of those that were copied ahead were overwritten since;
+    /// `spare` tells for how many more there is room.
+    pub(crate) fn extend(
+        &self,
+        map: &ChunkMap,
+        geometry: &Geometry,
+        first: u64,
+        count: u64,
+        hits: u64,
+        spare: impl FnOnce() -> u64,
+    ) -> (u64, u64) {
+        let allowed = (self.needed + hits + count).saturating_mul(self.ratio);
+        let budget = allowed.saturating_sub(self.copied);
+        let mut size = WINDOW >> (geometry.chunk_shift + SECTOR_SHIFT);
+        let window = |size: u64| {
+            let start = first & !(size - 1);
+            (start, (start + size).min(geometry.chunks()))
+        };
+        if self.ratio <= 1 || size <= count || budget <= count {
+            return (first, count);
+        }
+        let (start, end) = window(size);
+        if map.untouched_until(start, end) == end {
+            return (first, count);
+        }
+        let budget = budget.min(count.saturating_add(spare()));
+        // The largest part of the window that the budget allows for.
+        while size > count {
+            let (start, end) = window(size);
+            if first + count <= end {
+                let from = map.untouched_since(start, first);
+                let to = map.untouched_until(first + count, end);
+                if to - from <= budget {
+                    return (from, to - from);
+                }
+            }
+            size /= 2;
+        }
+        (first, count)
+    }
+
+    /// `copied` chunks are being copied, `needed` of them because they are about to be
+    /// overwritten.
+    pub(crate) fn add(&mut self, copied: u64, needed: u64) {
+        self.copied += copied;
+        self.needed += needed;
+    }
+
+    /// Takes [`add`](Self::add) back, since the device could not be read; from now on nothing is
+    /// copied ahead, which might have been the reason.
+    pub(crate) fn give_up(&mut self, copied: u64, needed: u64) {
+        self.copied = self.copied.saturating_sub(copied);
+        self.needed = self.needed.saturating_sub(needed);
+        self.ratio = 1;
+    }
+}
+
+#[cfg(CONFIG_BLK_SNAP_KUNIT_TEST)]
+#[kernel::macros::kunit_tests(blksnap_ahead)]
+mod tests {
+    use super::*;
+    use crate::chunk_map::Place;
+    use kernel::{
+        alloc::flags::GFP_KERNEL,
+        prelude::*, //
+    };
+
+    /// What came of writing single chunks.
+    struct Outcome {
+        overwritten: u64,
+        copied: u64,
+        copies: u64,
+    }
+
+    /// Writes chunks of a device of `chunks` chunks of 4 KiB, in this order, and checks the bound
+    /// after each.
+    fn write(ratio: u64, chunks: u64, order: impl Iterator<Item = u64>) -> Result<Outcome> {
+        let geometry = Geometry::new(chunks << 3, 12, u64::MAX);
+        let map = ChunkMap::new(chunks)?;
+        let mut account = Account::new(ratio);
+        let mut hits = 0;
+        let mut outcome = Outcome {
+            overwritten: 0,
+            copied: 0,
+            copies: 0,
+        };
+        for chunk in order {
+            if let Some(found) = map.overwrite(chunk, chunk + 1) {
+                hits += found;
+                outcome.overwritten += found;
+                continue;
+            }
+            let (first, count) = account.extend(&map, &geometry, chunk, 1, hits, || u64::MAX);
+            assert!(first <= chunk && chunk < first + count && first + count <= chunks);
+            account.add(count, 1);
+            map.prepare(first, count, GFP_KERNEL)?;
+            for other in first..first + count {
+                assert_eq!(map.get(other), Place::Untouched);
+                map.claim(other, other != chunk);
+                map.set(other, Place::Stored(0));
+            }
+            outcome.overwritten += 1;
+            outcome.copied += count;
+            outcome.copies += 1;
+            assert!(outcome.copied <= ratio * outcome.overwritten);
+        }
+        Ok(outcome)
+    }
+
+    /// All numbers below `count`, a power of two, in an order that looks random.
+    fn shuffled(count: u64) -> impl Iterator<Item = u64> {
+        (0..count).scan(1u64, move |at, _| {
+            *at = (*at * 5 + 12345) & (count - 1);
+            // The low bits of such a sequence are too regular.
+            Some((*at ^ (*at >> 5)) & (count - 1))
+        })
+    }
+
+    #[test]
+    fn sparse_writes_copy_only_themselves() -> Result {
+        let outcome = write(4, 1 << 14, (0..256).map(|i| i * 64 + i % 64))?;
+        assert_eq!(outcome.copied, 256);
+        Ok(())
+    }
+
+    #[test]
+    fn sequential_writes_grow() -> Result {
+        let outcome = write(4, 1 << 14, 0..1 << 14)?;
+        assert_eq!(outcome.copied, 1 << 14);
+        assert!(outcome.copies < (1 << 14) / 16);
+        Ok(())
+    }
+
+    #[test]
+    fn random_writes_of_all_are_copied_in_few_pieces() -> Result {
+        let outcome = write(4, 1 << 14, shuffled(1 << 14))?;
+        assert_eq!(outcome.copied, outcome.overwritten);
+        assert!(outcome.copies < (1 << 14) / 5);
+        Ok(())
+    }
+
+    #[test]
+    fn the_bound_holds_wherever_writing_ends() -> Result {
+        for part in [1, 10, 100, 1000, 5000] {
+            write(4, 1 << 14, shuffled(1 << 14).take(part))?;
+        }
+        // Clusters of two, in windows far apart: what looks dense, and is not.
+        let pairs = (0..512).map(|i| (i / 2) * 64 + (i % 2) * 40);
+        let outcome = write(4, 1 << 14, pairs)?;
+        assert_eq!(outcome.overwritten, 512);
+        assert!(outcome.copied <= 4 * 512);
+        Ok(())
+    }
+
+    #[test]
+    fn a_ratio_of_one_is_off() -> Result {
+        let outcome = write(1, 1 << 10, 0..1 << 10)?;
+        assert_eq!(outcome.copies, 1 << 10);
+        Ok(())
+    }
+
+    #[test]
+    fn no_room_to_spare_and_giving_up() -> Result {
+        let geometry = Geometry::new(64 << 3, 12, u64::MAX);
+        let map = ChunkMap::new(64)?;
+        let mut account = Account::new(4);
+        account.add(1, 1);
+        map.prepare(0, 64, GFP_KERNEL)?;
+        map.claim(0, false);
+        assert_eq!(account.extend(&map, &geometry, 1, 1, 0, || 100), (1, 7));
+        assert_eq!(account.extend(&map, &geometry, 1, 1, 0, || 5), (1, 3));
+        assert_eq!(account.extend(&map, &geometry, 1, 1, 0, || 0), (1, 1));
+        account.give_up(1, 1);
+        assert_eq!(account.extend(&map, &geometry, 1, 1, 1000, || 100), (1, 1));
+        Ok(())
+    }
+}
