@@ -7,7 +7,7 @@ DEBUG ?= 0
 variant := $(if $(filter-out 0 n no,$(DEBUG)),debug,release)
 export KDIR
 
-.PHONY: help deps kernel tools vm check soak lint bench demo install-tree modules clean
+.PHONY: help deps kernel tools vm check soak lint matrix bench demo install-tree modules clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -21,6 +21,7 @@ help:
 ## make kernel [DEBUG=1]     build the test kernel
 ## make tools                build the blksnap command
 ## make lint                 format, clippy, checkpatch, documentation
+## make matrix               build the driver built in, without modules, without sysfs, …
 ## make deps                 install and fetch what building needs (the others do it too)
 ## make install-tree KDIR=…  put the files and patches into your own kernel tree
 ## make modules KDIR=…       build the module there
@@ -53,6 +54,9 @@ soak: deps tools
 
 lint: deps
 	@scripts/lint
+
+matrix: deps
+	@scripts/matrix
 
 bench: kernel tools
 	@tests/bench/run
