@@ -9,8 +9,8 @@
 //! waiting for events and asking for states do not wait for a take. Below both: the locks of
 //! snapshots and trackers.
 //!
-//! Entries of `trackers` and of `snapshots` have a directory in sysfs. Removing that waits for those
-//! who read its files, which take `snapshots` and what is below, but never `trackers`.
+//! Entries of `trackers` and of `snapshots` have a directory in sysfs. Removing that waits for
+//! those who read its files, which take `snapshots` and what is below, but never `trackers`.
 //!
 //! The callback that tells that a device has gone takes none of them; the work item does what is
 //! to be done then.

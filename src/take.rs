@@ -167,7 +167,8 @@ impl Prepared {
 }
 
 /// Takes `snapshot`. The images get the minor numbers `minors`, of which there are as many as
-/// devices, and the files of `group`. `exclude` is called with each device's engine before the instant.
+/// devices, and the files of `group`. `exclude` is called with each device's engine before the
+/// instant.
 ///
 /// Calls must not overlap in time. Fails with `EALREADY` if it was taken, `ENODEV` if it has no
 /// devices, `EFAULT` if it has no storage, `ETIMEDOUT` if a device does not come to rest.

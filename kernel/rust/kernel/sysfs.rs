@@ -46,14 +46,15 @@ pub(crate) unsafe fn show_page(
 
 /// The part of an attribute that all kinds have.
 pub(crate) fn attribute(name: &'static CStr, mode: u16) -> bindings::attribute {
-    bindings::attribute {
-        name: crate::str::as_char_ptr_in_const_context(name),
-        mode,
-        // It is allocated, and lockdep wants a key that is not.
-        #[cfg(CONFIG_DEBUG_LOCK_ALLOC)]
-        key: crate::static_lock_class!().as_ptr(),
-        ..pin_init::zeroed()
+    let mut attribute: bindings::attribute = pin_init::zeroed();
+    attribute.name = crate::str::as_char_ptr_in_const_context(name);
+    attribute.mode = mode;
+    // It is allocated, and lockdep wants a key that is not.
+    #[cfg(CONFIG_DEBUG_LOCK_ALLOC)]
+    {
+        attribute.key = crate::static_lock_class!().as_ptr();
     }
+    attribute
 }
 
 /// A file that shows something of a `T`.
