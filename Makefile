@@ -13,7 +13,7 @@ help:
 	@sed -n 's/^## //p' Makefile
 
 ## make demo                 see it work, in a virtual machine
-## make check                all tests   (TESTS='10-fidelity lint' for some, DEBUG=0|1 for one kernel)
+## make check                all tests   (TESTS='20-fidelity lint' for some, DEBUG=0|1 for one kernel)
 ## make soak                 the long tests   (TESTS=… and DEBUG=0|1 as above)
 ## make vm CMD='…'           run a command in a virtual machine with the module at hand
 ##         [DEBUG=1] [MEM=4G] [CPUS=2] [DISKS='512M 2G'] [APPEND='kernel parameters'] [LIMIT=seconds]
