@@ -76,6 +76,7 @@ impl Bio {
     /// # Safety
     ///
     /// `ptr` must point at a valid bio that is neither completed nor passed on during `'a`.
+    #[cfg(CONFIG_BLK_FILTER)]
     pub(super) unsafe fn from_raw<'a>(ptr: *mut bindings::bio) -> &'a Self {
         // SAFETY: The caller promises validity, and `Bio` is transparent.
         unsafe { &*ptr.cast() }

@@ -139,6 +139,7 @@ impl Entered<'_> {
     ///
     /// The caller must hold a reference on the usage counter of `queue` during the proof's
     /// lifetime.
+    #[cfg(CONFIG_BLK_FILTER)]
     pub(super) unsafe fn new(queue: *mut bindings::request_queue) -> Self {
         // INVARIANT: Promised by the caller.
         Self {
