@@ -43,7 +43,8 @@ def ioctl(fd, command, argument):
     """Calls ioctl() with an address, or with a buffer that is changed in place. Other
     threads run meanwhile (fcntl.ioctl() would not let them)."""
     if isinstance(argument, bytearray):
-        argument = ctypes.addressof((ctypes.c_char * len(argument)).from_buffer(argument))
+        buffer = (ctypes.c_char * len(argument)).from_buffer(argument)  # keeps it alive
+        argument = ctypes.addressof(buffer)
     result = _libc.ioctl(fd, command, argument)
     if result < 0:
         number = ctypes.get_errno()
