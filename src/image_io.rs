@@ -94,9 +94,9 @@ pub(crate) fn submit(cow: &Arc<Cow>, bio: OwnedBio) {
     if bio.sectors() == 0 {
         return bio.end(Ok(()));
     }
-    let mut todo = BioList::new();
-    todo.push(bio);
-    while let Some(mut bio) = todo.pop() {
+    let mut parts = BioList::new();
+    parts.push(bio);
+    while let Some(mut bio) = parts.pop() {
         if cow.has_failed() {
             bio.end(Err(EIO));
             continue;
@@ -107,7 +107,7 @@ pub(crate) fn submit(cow: &Arc<Cow>, bio: OwnedBio) {
         };
         if sectors < bio.sectors() {
             match cow.engine().splits.split(&mut bio, sectors) {
-                Ok(part) => todo.push(core::mem::replace(&mut bio, part)),
+                Ok(part) => parts.push(core::mem::replace(&mut bio, part)),
                 Err(err) => {
                     bio.end(Err(err));
                     continue;
@@ -115,7 +115,7 @@ pub(crate) fn submit(cow: &Arc<Cow>, bio: OwnedBio) {
             }
         }
         if let Some(again) = send(cow, bio, target, write) {
-            todo.push(again);
+            parts.push(again);
         }
     }
 }

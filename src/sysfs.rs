@@ -94,11 +94,11 @@ fn bytes(out: &mut Output<'_>, sectors: u64) -> Result {
     value(out, sectors << SECTOR_SHIFT)
 }
 
-/// Writes device numbers in one line.
+/// Writes device numbers in one line. Fails with `EFBIG` if they do not fit into a page.
 fn list(out: &mut Output<'_>, devices: impl Iterator<Item = DevId>) -> Result {
     for (i, device) in devices.enumerate() {
         let space = if i > 0 { " " } else { "" };
-        out.write_fmt(fmt!("{space}{device}"))?;
+        out.write_fmt(fmt!("{space}{device}")).map_err(|_| EFBIG)?;
     }
     Ok(())
 }
