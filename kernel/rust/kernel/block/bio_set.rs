@@ -7,7 +7,7 @@
 //! and then [submitted](NewBio::submit); when it is done, [`EndIo::end_io`] gets the context
 //! back.
 //!
-//! The data of a bio is either a [`Buffer`] of pages, or that of another bio which it
+//! The data of a bio is either a [`Buffer`], or that of another bio which it
 //! [clones](BioSet::clone_bio). In both cases, and for the block device, the new bio holds what it
 //! refers to until it has completed.
 //!
@@ -22,12 +22,14 @@ use super::{
     SECTOR_SHIFT, //
 };
 use crate::{
-    alloc::Flags,
+    alloc::{
+        flags::__GFP_NOWARN,
+        Flags, //
+    },
     bindings,
     container_of,
     error::to_result,
     page::{
-        Page,
         PAGE_SHIFT,
         PAGE_SIZE, //
     },
@@ -66,47 +68,129 @@ impl Wait {
     }
 }
 
-/// Pages that bios read into and write from.
+/// log2 of the largest number of pages that are allocated at once. Larger blocks are hard to get
+/// when memory is fragmented.
+const MAX_ORDER: u32 = bindings::PAGE_ALLOC_COSTLY_ORDER;
+
+/// Adjacent pages of memory.
 ///
-/// The memory is only ever accessed by devices and by [`Buffer::zero`], never through references.
-pub struct Buffer {
-    pages: KVec<Page>,
+/// # Invariants
+///
+/// `page` is the first of `1 << order` pages that were allocated together and are ours.
+struct Block {
+    page: NonNull<bindings::page>,
+    order: u32,
 }
+
+impl Block {
+    fn new(order: u32, flags: Flags) -> Result<Self> {
+        // One folio, as those who look at a bio's pages expect.
+        let folio = if order > 0 {
+            1 << bindings::___GFP_COMP_BIT
+        } else {
+            0
+        };
+        // SAFETY: No requirements.
+        let page = unsafe { bindings::alloc_pages(flags.as_raw() | folio, order) };
+        // INVARIANT: Just allocated.
+        Ok(Self {
+            page: NonNull::new(page).ok_or(ENOMEM)?,
+            order,
+        })
+    }
+
+    fn len(&self) -> usize {
+        PAGE_SIZE << self.order
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: Ours by the type invariant, and not used afterwards.
+        unsafe { bindings::__free_pages(self.page.as_ptr(), self.order) };
+    }
+}
+
+/// Memory that bios read into and write from, in blocks of one or more pages.
+///
+/// It is only ever accessed by devices and by [`Buffer::zero`], never through references.
+pub struct Buffer {
+    blocks: KVec<Block>,
+    len: usize,
+}
+
+// SAFETY: Pages may be freed by any thread.
+unsafe impl Send for Buffer {}
+// SAFETY: `&Buffer` does not give access to the memory, but for `zero()`, see there.
+unsafe impl Sync for Buffer {}
 
 impl Buffer {
     /// Allocates a buffer of at least `bytes` bytes.
     pub fn new(bytes: usize, flags: Flags) -> Result<Arc<Self>> {
-        let count = bytes.div_ceil(PAGE_SIZE);
-        let mut pages = KVec::with_capacity(count, flags)?;
-        for _ in 0..count {
-            pages.push(Page::alloc_page(flags)?, flags)?;
+        let len = bytes.next_multiple_of(PAGE_SIZE);
+        let mut largest = MAX_ORDER;
+        let mut blocks = KVec::with_capacity(len.div_ceil(PAGE_SIZE << largest), flags)?;
+        let mut left = len >> PAGE_SHIFT;
+        while left > 0 {
+            let order = left.ilog2().min(largest);
+            let block = match Block::new(order, flags | __GFP_NOWARN) {
+                Err(_) if order > 0 => {
+                    // Then as single pages.
+                    largest = 0;
+                    continue;
+                }
+                block => block?,
+            };
+            blocks.push(block, flags)?;
+            left -= 1 << order;
         }
-        Ok(Arc::new(Self { pages }, flags)?)
+        Ok(Arc::new(Self { blocks, len }, flags)?)
     }
 
     /// The size in bytes.
     pub fn len(&self) -> usize {
-        self.pages.len() << PAGE_SHIFT
+        self.len
     }
 
     /// Whether the buffer has no memory.
     pub fn is_empty(&self) -> bool {
-        self.pages.is_empty()
+        self.len == 0
+    }
+
+    /// What lies at `offset`: a block, and the offset there.
+    fn find(&self, offset: usize) -> Option<(usize, usize)> {
+        let mut rest = offset;
+        for (i, block) in self.blocks.iter().enumerate() {
+            if rest < block.len() {
+                return Some((i, rest));
+            }
+            rest -= block.len();
+        }
+        None
     }
 
     /// Fills the bytes from `from` up to `to` with zeroes.
     pub fn zero(&self, from: usize, to: usize) {
         let mut pos = from;
         while pos < to {
-            let Some(page) = self.pages.get(pos >> PAGE_SHIFT) else {
+            let Some((i, offset)) = self.find(pos) else {
                 return;
             };
-            let offset = pos & (PAGE_SIZE - 1);
-            let len = (PAGE_SIZE - offset).min(to - pos);
-            // SAFETY: There are no references to the memory, and a device that accesses it at the
-            // same time is no data race in the language's sense.
-            if unsafe { page.fill_zero_raw(offset, len) }.is_err() {
+            let Some(block) = self.blocks.get(i) else {
                 return;
+            };
+            let in_page = offset & (PAGE_SIZE - 1);
+            let len = (PAGE_SIZE - in_page).min(to - pos);
+            // SAFETY: The block has that page, as `offset` lies within it, and its pages are
+            // adjacent in the memory map.
+            let page = unsafe { block.page.as_ptr().add(offset >> PAGE_SHIFT) };
+            // SAFETY: The page is ours, is mapped just for this, and the bytes lie within it.
+            // There are no references to the memory, and a device that accesses it at the same
+            // time is no data race in the language's sense.
+            unsafe {
+                let address = bindings::kmap_local_page(page).cast::<u8>();
+                address.add(in_page).write_bytes(0, len);
+                bindings::kunmap_local(address.cast());
             }
             pos += len;
         }
@@ -213,34 +297,41 @@ impl<T: EndIo> BioSet<T> {
         data: T,
         wait: Wait,
     ) -> Result<NewBio<T>, T> {
-        let end = offset.saturating_add(bytes).div_ceil(PAGE_SIZE);
-        let Some(pages) = buffer.pages.get(offset >> PAGE_SHIFT..end) else {
+        if bytes == 0 || offset.saturating_add(bytes) > buffer.len {
+            return Err(data);
+        }
+        let (Some((first, start)), Some((last, _))) =
+            (buffer.find(offset), buffer.find(offset + bytes - 1))
+        else {
             return Err(data);
         };
-        if pages.len() > bindings::BIO_MAX_VECS as usize {
+        let Some(blocks) = buffer.blocks.get(first..=last) else {
+            return Err(data);
+        };
+        if blocks.len() > bindings::BIO_MAX_VECS as usize {
             return Err(data);
         }
         // SAFETY: The set is initialised by the type invariant, and the device is open.
         let bio = NonNull::new(unsafe {
             bindings::bio_alloc_bioset(
                 file.bdev().as_raw(),
-                pages.len() as c_ushort,
+                blocks.len() as c_ushort,
                 op.as_raw(),
                 wait.gfp(),
                 self.inner.get(),
             )
         });
         let Some(bio) = bio else { return Err(data) };
-        let mut start = offset & (PAGE_SIZE - 1);
+        let mut start = start;
         let mut left = bytes;
-        for page in pages {
-            let len = left.min(PAGE_SIZE - start);
-            // SAFETY: The bio is ours and has a segment for each page; the context keeps the
-            // pages.
+        for block in blocks {
+            let len = left.min(block.len() - start);
+            // SAFETY: The bio is ours and has a segment for each block; the context keeps the
+            // blocks.
             unsafe {
                 bindings::__bio_add_page(
                     bio.as_ptr(),
-                    page.as_ptr(),
+                    block.page.as_ptr(),
                     len as c_uint,
                     start as c_uint,
                 )
