@@ -12,8 +12,10 @@
 //! - the storage has room to spare, see [`Storage::spare`]: the rest of it is for what is needed.
 //!
 //! A chunk that was copied ahead and is overwritten later counts as overwritten from then on, see
-//! [`ChunkMap::overwrite`], and so adds to the budget: where copying ahead pays, copies grow from
+//! [`ChunkMap::take_ahead`], and so adds to the budget: where copying ahead pays, copies grow from
 //! one to the next, until the window bounds them; where it does not, the budget is soon used up.
+
+use core::ops::Range;
 
 #[cfg(doc)]
 use crate::storage::Storage;
@@ -32,7 +34,7 @@ pub(crate) const WINDOW: u64 = 256 << 10;
 pub(crate) struct Account {
     /// How many may be copied for one that is overwritten.
     ratio: u64,
-    /// Copied because they were about to be overwritten.
+    /// Copied because they were about to be overwritten, or copied ahead and overwritten since.
     needed: u64,
     /// Copied, needed or not.
     copied: u64,
@@ -48,19 +50,17 @@ impl Account {
         }
     }
 
-    /// The first chunk and the number of chunks to copy, if the run of `count` untouched chunks
-    /// from `first` on is needed. `hits` of those that were copied ahead were overwritten since;
-    /// `spare` tells for how many more there is room.
+    /// The chunks to copy, if those of the untouched `run` are needed; `spare` tells for how many
+    /// more there is room.
     pub(crate) fn extend(
         &self,
         map: &ChunkMap,
         geometry: &Geometry,
-        first: u64,
-        count: u64,
-        hits: u64,
+        run: Range<u64>,
         spare: impl FnOnce() -> u64,
-    ) -> (u64, u64) {
-        let allowed = (self.needed + hits + count).saturating_mul(self.ratio);
+    ) -> Range<u64> {
+        let (first, count) = (run.start, run.end - run.start);
+        let allowed = (self.needed + count).saturating_mul(self.ratio);
         let budget = allowed.saturating_sub(self.copied);
         let mut size = WINDOW >> (geometry.chunk_shift + SECTOR_SHIFT);
         let window = |size: u64| {
@@ -68,26 +68,27 @@ impl Account {
             (start, (start + size).min(geometry.chunks()))
         };
         if self.ratio <= 1 || size <= count || budget <= count {
-            return (first, count);
+            return run;
         }
         let (start, end) = window(size);
         if map.untouched_until(start, end) == end {
-            return (first, count);
+            return run;
         }
         let budget = budget.min(count.saturating_add(spare()));
+        let since = map.untouched_since(start, first);
+        let until = map.untouched_until(first + count, end);
         // The largest part of the window that the budget allows for.
         while size > count {
             let (start, end) = window(size);
             if first + count <= end {
-                let from = map.untouched_since(start, first);
-                let to = map.untouched_until(first + count, end);
+                let (from, to) = (since.max(start), until.min(end));
                 if to - from <= budget {
-                    return (from, to - from);
+                    return from..to;
                 }
             }
             size /= 2;
         }
-        (first, count)
+        run
     }
 
     /// `copied` chunks are being copied, `needed` of them because they are about to be
@@ -95,6 +96,11 @@ impl Account {
     pub(crate) fn add(&mut self, copied: u64, needed: u64) {
         self.copied += copied;
         self.needed += needed;
+    }
+
+    /// `hits` chunks that were copied ahead are being overwritten.
+    pub(crate) fn hit(&mut self, hits: u64) {
+        self.needed += hits;
     }
 
     /// Takes [`add`](Self::add) back, since the device could not be read; from now on nothing is
@@ -110,7 +116,11 @@ impl Account {
 #[kernel::macros::kunit_tests(blksnap_ahead)]
 mod tests {
     use super::*;
-    use crate::chunk_map::Place;
+    use crate::chunk_map::{
+        OldWindow,
+        Overwrite,
+        Place, //
+    };
     use kernel::{
         alloc::flags::GFP_KERNEL,
         prelude::*, //
@@ -129,32 +139,41 @@ mod tests {
         let geometry = Geometry::new(chunks << 3, 12, u64::MAX);
         let map = ChunkMap::new(chunks)?;
         let mut account = Account::new(ratio);
-        let mut hits = 0;
+        let mut old = KVec::new();
         let mut outcome = Outcome {
             overwritten: 0,
             copied: 0,
             copies: 0,
         };
         for chunk in order {
-            if let Some(found) = map.overwrite(chunk, chunk + 1) {
-                hits += found;
-                outcome.overwritten += found;
+            if map.overwrite(chunk, chunk + 1) != Overwrite::No {
+                let hits = map.take_ahead(chunk, chunk + 1);
+                account.hit(hits);
+                outcome.overwritten += hits;
                 continue;
             }
-            let (first, count) = account.extend(&map, &geometry, chunk, 1, hits, || u64::MAX);
-            assert!(first <= chunk && chunk < first + count && first + count <= chunks);
-            account.add(count, 1);
-            map.prepare(first, count, GFP_KERNEL)?;
-            for other in first..first + count {
+            let needed = chunk..chunk + 1;
+            let run = account.extend(&map, &geometry, needed.clone(), || u64::MAX);
+            assert!(run.contains(&chunk) && run.end <= chunks);
+            for other in run.clone() {
                 assert_eq!(map.get(other), Place::Untouched);
-                map.claim(other, other != chunk);
-                map.set(other, Place::Stored(0));
             }
+            let count = run.end - run.start;
+            account.add(count, 1);
+            for window in map
+                .claim(map.prepare(run.clone(), &needed)?)
+                .into_iter()
+                .flatten()
+            {
+                old.push(window, GFP_KERNEL)?;
+            }
+            map.set(run, |_| Place::Stored(0));
             outcome.overwritten += 1;
             outcome.copied += count;
             outcome.copies += 1;
             assert!(outcome.copied <= ratio * outcome.overwritten);
         }
+        OldWindow::free_all(old.drain_all());
         Ok(outcome)
     }
 
@@ -216,13 +235,13 @@ mod tests {
         let map = ChunkMap::new(64)?;
         let mut account = Account::new(4);
         account.add(1, 1);
-        map.prepare(0, 64, GFP_KERNEL)?;
-        map.claim(0, false);
-        assert_eq!(account.extend(&map, &geometry, 1, 1, 0, || 100), (1, 7));
-        assert_eq!(account.extend(&map, &geometry, 1, 1, 0, || 5), (1, 3));
-        assert_eq!(account.extend(&map, &geometry, 1, 1, 0, || 0), (1, 1));
+        map.claim(map.prepare(0..1, &(0..1))?);
+        assert_eq!(account.extend(&map, &geometry, 1..2, || 100), 1..8);
+        assert_eq!(account.extend(&map, &geometry, 1..2, || 5), 1..4);
+        assert_eq!(account.extend(&map, &geometry, 1..2, || 0), 1..2);
         account.give_up(1, 1);
-        assert_eq!(account.extend(&map, &geometry, 1, 1, 1000, || 100), (1, 1));
+        account.hit(1000);
+        assert_eq!(account.extend(&map, &geometry, 1..2, || 100), 1..2);
         Ok(())
     }
 }

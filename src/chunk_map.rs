@@ -2,9 +2,10 @@
 
 //! Where is the data of each chunk, as of the snapshot's instant?
 //!
-//! One word per chunk, in segments that are allocated when their first chunk is touched: an
-//! untouched chunk costs a fraction of a bit, a copied one four bytes, and a snapshot of any size
-//! begins with a small table.
+//! One word per chunk that was ever touched. The words of 64 adjacent chunks, a *window*, lie in a
+//! sparse array; the slots of 512 windows, a *group*, in a page. Either is allocated when its
+//! first chunk is touched. So the map takes less than 10 bytes for a copied chunk and 2 bits for
+//! another one, however these are spread, and a snapshot of any size begins with a small table.
 //!
 //! A chunk's life:
 //!
@@ -13,25 +14,28 @@
 //!     ^-----failed-------'
 //! ```
 //!
-//! Only the holder of the copy engine's lock changes states, in that direction. They are looked at
-//! without a lock. What the orderings guarantee:
+//! Only the holder of the copy engine's lock changes anything, and states in that direction. They
+//! are looked at without a lock, under RCU, as a window is replaced when more of its chunks are
+//! touched; its words are copied then, and an old window does not change any more. What the
+//! orderings guarantee:
 //!
-//! - A writer that sees `InMemory` or `Stored` ([`is_safe`](ChunkMap::is_safe), acquire) sees all
+//! - A writer that sees `InMemory` or `Stored` ([`is_safe`](Place::is_safe), acquire) sees all
 //!   that the copier did before (release): the old data has left the device, it may be
-//!   overwritten.
+//!   overwritten. That stays true, so an old window may say so, too.
 //! - A reader of the original that sees `Untouched` *after* its read has completed got old data:
-//!   `Reading` is stored before the copier's own read is submitted, hence before the overwriting
-//!   write is, and a read that returned the new data was completed by the device after that. A
-//!   chunk from which nothing could be read becomes `Untouched` again before any write was let
-//!   through.
+//!   `Reading` is published before the copier's own read is submitted, hence before the
+//!   overwriting write is, and a read that returned the new data was completed by the device after
+//!   that; a window that is found then is the one that was published, or a later one. A chunk from
+//!   which nothing could be read becomes `Untouched` again before any write was let through.
 //!
 //! A chunk that is copied although nobody overwrites it yet, see [`ahead`](crate::ahead), has one
-//! bit more in its word until somebody does, who takes it away without a lock.
+//! bit more in its word until somebody does.
 
 use kernel::{
-    alloc::{
-        flags::GFP_KERNEL,
-        Flags, //
+    alloc::flags::{
+        __GFP_NOWARN,
+        GFP_ATOMIC,
+        GFP_KERNEL, //
     },
     prelude::*,
     sync::{
@@ -41,18 +45,36 @@ use kernel::{
             Relaxed,
             Release, //
         },
+        rcu,
+        sparse::{
+            Items,
+            RcuSlot,
+            Retired,
+            SparseArray, //
+        },
         SetOnce, //
     }, //
 };
 
+use core::ops::Range;
+
 /// The chunk was copied ahead, and has not been overwritten since.
 const AHEAD: u32 = 1 << 31;
 
-/// log2 of the number of chunks in a segment: a page of words.
-const SEGMENT_SHIFT: u32 = 10;
+/// log2 of the number of chunks in a window.
+const WINDOW_SHIFT: u32 = 6;
 
-/// Chunks in a segment.
-const SEGMENT: u64 = 1 << SEGMENT_SHIFT;
+/// Chunks in a window.
+const WINDOW: u64 = 1 << WINDOW_SHIFT;
+
+/// log2 of the number of windows in a group: a page of slots.
+const GROUP_SHIFT: u32 = 9;
+
+/// Windows in a group.
+const GROUP: usize = 1 << GROUP_SHIFT;
+
+/// The largest number of chunks that are claimed at once.
+pub(crate) const MAX_RUN: u64 = WINDOW;
 
 /// Where a chunk's data is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,163 +117,333 @@ impl Place {
     }
 }
 
-/// The words of the chunks of one segment.
-type Segment = KVec<Atomic<u32>>;
+type Word = Atomic<u32>;
+
+/// A window that was replaced.
+pub(crate) type OldWindow = Retired<Word>;
+
+/// The windows that a run of chunks needs to be claimed.
+pub(crate) struct Prepared {
+    run: Range<u64>,
+    windows: [Option<SparseArray<Word>>; 2],
+}
+
+/// Whether chunks may be overwritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Overwrite {
+    /// Not all of them.
+    No,
+    /// All of them.
+    Yes,
+    /// All of them, and some had been copied ahead; see [`ChunkMap::take_ahead`].
+    Ahead,
+}
 
 /// The places of all chunks of one device.
 pub(crate) struct ChunkMap {
-    segments: VVec<SetOnce<Segment>>,
-    /// How many of them there are.
-    allocated: Atomic<usize>,
+    groups: VVec<SetOnce<KVec<RcuSlot<Word>>>>,
+    /// The bytes of memory of groups and windows.
+    memory: Atomic<usize>,
 }
 
 impl ChunkMap {
     /// Makes a map of `chunks` untouched chunks. May sleep.
     pub(crate) fn new(chunks: u64) -> Result<Self> {
-        let count = usize::try_from(chunks.div_ceil(SEGMENT))?;
-        let mut segments = VVec::with_capacity(count, GFP_KERNEL)?;
+        let count = usize::try_from(chunks.div_ceil(1 << (GROUP_SHIFT + WINDOW_SHIFT)))?;
+        let mut groups = VVec::with_capacity(count, GFP_KERNEL)?;
         for _ in 0..count {
-            segments.push(SetOnce::new(), GFP_KERNEL)?;
+            groups.push(SetOnce::new(), GFP_KERNEL)?;
         }
         Ok(Self {
-            segments,
-            allocated: Atomic::new(0),
+            groups,
+            memory: Atomic::new(0),
         })
     }
 
     /// The bytes of memory that the map takes.
     pub(crate) fn memory(&self) -> usize {
-        self.segments.len() * size_of::<SetOnce<Segment>>()
-            + self.allocated.load(Relaxed) * SEGMENT as usize * size_of::<Atomic<u32>>()
+        size_of_val(self.groups.as_slice()) + self.memory.load(Relaxed)
     }
 
-    fn segment(&self, chunk: u64) -> Option<&SetOnce<Segment>> {
-        self.segments
-            .get(usize::try_from(chunk >> SEGMENT_SHIFT).ok()?)
+    fn group(&self, chunk: u64) -> Option<&SetOnce<KVec<RcuSlot<Word>>>> {
+        let group = usize::try_from(chunk >> (GROUP_SHIFT + WINDOW_SHIFT)).ok()?;
+        self.groups.get(group)
     }
 
-    fn word(&self, chunk: u64) -> Option<&Atomic<u32>> {
-        // CAST: Less than `SEGMENT`.
-        self.segment(chunk)?
-            .as_ref()?
-            .get((chunk & (SEGMENT - 1)) as usize)
+    #[inline]
+    fn slot(&self, chunk: u64) -> Option<&RcuSlot<Word>> {
+        // CAST: Masked.
+        let window = (chunk >> WINDOW_SHIFT) as usize & (GROUP - 1);
+        self.group(chunk)?.as_ref()?.get(window)
+    }
+
+    /// Looks at the chunks from `from` to before `to`, window by window, until `look` returns
+    /// something. It gets the range of chunks, and the words of those that were ever touched.
+    #[inline]
+    fn scan<R>(
+        &self,
+        from: u64,
+        to: u64,
+        mut look: impl FnMut(Range<u64>, Option<Items<'_, Word>>) -> Option<R>,
+    ) -> Option<R> {
+        let guard = rcu::read_lock();
+        let mut at = from;
+        while at < to {
+            let base = at & !(WINDOW - 1);
+            let end = base.saturating_add(WINDOW).min(to);
+            let items = self.slot(at).and_then(|slot| slot.get(&guard));
+            // CAST: At most `WINDOW`.
+            let part = items.map(|items| items.between((at - base) as u32, (end - base) as u32));
+            let found = look(at..end, part);
+            if found.is_some() {
+                return found;
+            }
+            at = end;
+        }
+        None
+    }
+
+    /// Calls `change` for each chunk of `run` that was ever touched.
+    #[inline]
+    fn for_each(&self, run: Range<u64>, mut change: impl FnMut(u64, &Word)) {
+        if run.end.wrapping_sub(run.start) == 1 {
+            if let Some(word) = self.word(run.start, &rcu::read_lock()) {
+                change(run.start, word);
+            }
+            return;
+        }
+        let _: Option<()> = self.scan(run.start, run.end, |chunks, items| {
+            for (index, word) in items?.iter() {
+                change((chunks.start & !(WINDOW - 1)) + u64::from(index), word);
+            }
+            None
+        });
+    }
+
+    /// The word of a chunk, if it was ever touched.
+    #[inline]
+    fn word<'a>(&'a self, chunk: u64, guard: &'a rcu::Guard) -> Option<&'a Word> {
+        // CAST: Masked.
+        self.slot(chunk)?
+            .get(guard)?
+            .get((chunk & (WINDOW - 1)) as u32)
     }
 
     /// The place of a chunk.
     #[inline]
     pub(crate) fn get(&self, chunk: u64) -> Place {
-        self.word(chunk).map_or(Place::Untouched, |word| {
+        let guard = rcu::read_lock();
+        self.word(chunk, &guard).map_or(Place::Untouched, |word| {
             Place::from_word(word.load(Acquire))
         })
     }
 
-    /// Makes room for the states of `count` chunks from `first` on, as far as they exist.
-    pub(crate) fn prepare(&self, first: u64, count: u64, flags: Flags) -> Result {
-        let mut chunk = first;
-        while chunk < first.saturating_add(count) {
-            let Some(slot) = self.segment(chunk) else {
+    /// Makes what it takes to claim the chunks of `run`, at the most [`MAX_RUN`], of which some are
+    /// `needed` and the others are copied ahead. Does not sleep.
+    ///
+    /// Between this and [`claim`](Self::claim) nothing may change.
+    pub(crate) fn prepare(&self, run: Range<u64>, needed: &Range<u64>) -> Result<Prepared> {
+        let flags = GFP_ATOMIC | __GFP_NOWARN;
+        let mut windows = [const { None }; 2];
+        let mut at = run.start;
+        for window in &mut windows {
+            if at >= run.end {
                 break;
+            }
+            let group = self.group(at).ok_or(EINVAL)?;
+            if group.as_ref().is_none() {
+                let mut slots = KVec::with_capacity(GROUP, flags)?;
+                for _ in 0..GROUP {
+                    slots.push(RcuSlot::new(), flags)?;
+                }
+                if group.populate(slots) {
+                    self.memory
+                        .add(size_of::<[RcuSlot<Word>; GROUP]>(), Relaxed);
+                }
+            }
+            let base = at & !(WINDOW - 1);
+            let end = base.saturating_add(WINDOW).min(run.end);
+            let claimed = (u64::MAX << (at - base)) & (u64::MAX >> (WINDOW - (end - base)));
+            let guard = rcu::read_lock();
+            let old = self.slot(at).and_then(|slot| slot.get(&guard));
+            let present = old.as_ref().map_or(0, Items::present);
+            let mut kept = old.iter().flat_map(Items::iter).peekable();
+            let word = |index: u32| {
+                let kept = kept.next_if(|(at, _)| *at == index);
+                if claimed >> index & 1 == 0 {
+                    return Atomic::new(kept.map_or(0, |(_, word)| word.load(Relaxed)));
+                }
+                let ahead = if needed.contains(&(base + u64::from(index))) {
+                    0
+                } else {
+                    AHEAD
+                };
+                Atomic::new(Place::Reading.to_word() | ahead)
             };
-            if slot.as_ref().is_none() {
-                let mut words = Segment::with_capacity(SEGMENT as usize, flags)?;
-                for _ in 0..SEGMENT {
-                    words.push(Atomic::new(0u32), flags)?;
-                }
-                // Somebody else may have been faster, which is as good.
-                if slot.populate(words) {
-                    self.allocated.add(1, Relaxed);
-                }
-            }
-            chunk = (chunk | (SEGMENT - 1)) + 1;
+            *window = Some(SparseArray::new(present | claimed, word, flags)?);
+            at = end;
         }
-        Ok(())
+        if at < run.end {
+            return Err(EINVAL);
+        }
+        Ok(Prepared { run, windows })
     }
 
-    /// Moves an untouched chunk, for which there is room, to [`Place::Reading`].
-    pub(crate) fn claim(&self, chunk: u64, ahead: bool) {
-        if let Some(word) = self.word(chunk) {
-            let ahead = if ahead { AHEAD } else { 0 };
-            word.store(Place::Reading.to_word() | ahead, Release);
-        }
+    /// Moves the untouched chunks that were prepared to [`Place::Reading`]. Returns the windows
+    /// that were replaced.
+    pub(crate) fn claim(&self, prepared: Prepared) -> [Option<OldWindow>; 2] {
+        let mut at = prepared.run.start;
+        prepared.windows.map(|window| {
+            let slot = self.slot(at)?;
+            at = (at | (WINDOW - 1)) + 1;
+            let window = window?;
+            self.memory.add(window.memory(), Relaxed);
+            let old = slot.replace(window)?;
+            self.memory.fetch_sub(old.memory(), Relaxed);
+            Some(old)
+        })
     }
 
-    /// Moves a chunk that was claimed back to [`Place::Untouched`].
-    pub(crate) fn unclaim(&self, chunk: u64) {
-        if let Some(word) = self.word(chunk) {
-            word.store(Place::Untouched.to_word(), Release);
-        }
+    /// Moves chunks that were claimed back to [`Place::Untouched`].
+    pub(crate) fn unclaim(&self, run: Range<u64>) {
+        self.for_each(run, |_, word| {
+            word.store(Place::Untouched.to_word(), Release)
+        });
     }
 
-    /// Moves a chunk that was claimed to a new place.
-    pub(crate) fn set(&self, chunk: u64, place: Place) {
-        let Some(word) = self.word(chunk) else { return };
-        let mut old = word.load(Relaxed);
-        // The bit may be taken away beside us, and nothing else may change.
-        while old & AHEAD != 0 {
-            match word.cmpxchg(old, place.to_word() | AHEAD, Release) {
-                Ok(_) => return,
-                Err(now) => old = now,
-            }
-        }
-        word.store(place.to_word(), Release);
-    }
-
-    /// Looks whether all chunks from `from` to before `to` may be overwritten, and takes it that
-    /// they are now. Returns how many of them had been copied ahead and not overwritten since, or
-    /// `None` if not all of them are safe.
+    /// Moves chunks that were claimed to a new place each, given by their number in the run.
     #[inline]
-    pub(crate) fn overwrite(&self, from: u64, to: u64) -> Option<u64> {
-        let mut all = 0;
-        for chunk in from..to {
-            let word = self.word(chunk)?.load(Acquire);
-            if !Place::from_word(word).is_safe() {
-                return None;
-            }
-            all |= word;
-        }
-        if all & AHEAD == 0 {
-            return Some(0);
-        }
-        Some((from..to).filter(|&chunk| self.take_ahead(chunk)).count() as u64)
+    pub(crate) fn set(&self, run: Range<u64>, place: impl Fn(u64) -> Place) {
+        let first = run.start;
+        self.for_each(run, |chunk, word| {
+            let ahead = word.load(Relaxed) & AHEAD;
+            word.store(place(chunk - first).to_word() | ahead, Release);
+        });
     }
 
-    /// Takes away the bit of a chunk that was copied ahead; tells whether it had it.
-    fn take_ahead(&self, chunk: u64) -> bool {
-        let Some(word) = self.word(chunk) else {
-            return false;
-        };
-        let mut old = word.load(Relaxed);
-        while old & AHEAD != 0 {
-            // Relaxed: the state, which stays, is what others go by.
-            match word.cmpxchg(old, old & !AHEAD, Relaxed) {
-                Ok(_) => return true,
-                Err(now) => old = now,
-            }
+    /// Whether all chunks from `from` to before `to` may be overwritten.
+    #[inline]
+    pub(crate) fn overwrite(&self, from: u64, to: u64) -> Overwrite {
+        if to.wrapping_sub(from) == 1 {
+            // Nearly all small writes are about one.
+            let guard = rcu::read_lock();
+            let word = self.word(from, &guard).map_or(0, |word| word.load(Acquire));
+            return match Place::from_word(word).is_safe() {
+                true if word & AHEAD != 0 => Overwrite::Ahead,
+                true => Overwrite::Yes,
+                false => Overwrite::No,
+            };
         }
-        false
+        let mut all = 0;
+        let found = self.scan(from, to, |chunks, items| {
+            let Some(items) = items else {
+                return Some(Overwrite::No);
+            };
+            let mut left = chunks.end - chunks.start;
+            for (_, word) in items.iter() {
+                let word = word.load(Acquire);
+                if !Place::from_word(word).is_safe() {
+                    return Some(Overwrite::No);
+                }
+                all |= word;
+                left -= 1;
+            }
+            (left != 0).then_some(Overwrite::No)
+        });
+        match found {
+            Some(found) => found,
+            None if all & AHEAD != 0 => Overwrite::Ahead,
+            None => Overwrite::Yes,
+        }
+    }
+
+    /// Takes it that the chunks from `from` to before `to` are overwritten. Returns how many of
+    /// them had been copied ahead and not overwritten since.
+    pub(crate) fn take_ahead(&self, from: u64, to: u64) -> u64 {
+        let mut count = 0;
+        self.for_each(from..to, |_, word| {
+            let old = word.load(Relaxed);
+            if old & AHEAD != 0 {
+                word.store(old & !AHEAD, Release);
+                count += 1;
+            }
+        });
+        count
     }
 
     /// The end of the run of untouched chunks that begins at `from`, at the most `to`.
+    #[inline]
     pub(crate) fn untouched_until(&self, from: u64, to: u64) -> u64 {
-        (from..to)
-            .find(|&chunk| self.get(chunk) != Place::Untouched)
-            .unwrap_or(to.max(from))
+        if to.wrapping_sub(from) == 1 {
+            return match self.get(from) {
+                Place::Untouched => to,
+                _ => from,
+            };
+        }
+        let touched = self.scan(from, to, |chunks, items| {
+            let mut touched = items?.iter().filter(|(_, word)| Self::is_touched(word));
+            touched
+                .next()
+                .map(|(index, _)| (chunks.start & !(WINDOW - 1)) + u64::from(index))
+        });
+        touched.unwrap_or(to.max(from))
+    }
+
+    fn is_touched(word: &Word) -> bool {
+        Place::from_word(word.load(Acquire)) != Place::Untouched
     }
 
     /// The beginning, at the least `from`, of the run of untouched chunks that ends before `to`.
     pub(crate) fn untouched_since(&self, from: u64, to: u64) -> u64 {
-        (from..to)
-            .rev()
-            .find(|&chunk| self.get(chunk) != Place::Untouched)
-            .map_or(from.min(to), |chunk| chunk + 1)
+        let mut since = from.min(to);
+        self.for_each(from..to, |chunk, word| {
+            if Self::is_touched(word) {
+                since = chunk + 1;
+            }
+        });
+        since
     }
 
-    /// The first run of untouched chunks between `from` and `to`, of at most `most` chunks:
-    /// its first chunk and their number.
-    pub(crate) fn untouched_run(&self, from: u64, to: u64, most: u64) -> Option<(u64, u64)> {
-        let first = (from..to).find(|&chunk| self.get(chunk) == Place::Untouched)?;
+    /// The first run of untouched chunks between `from` and `to`, of at most `most` chunks.
+    pub(crate) fn untouched_run(&self, from: u64, to: u64, most: u64) -> Option<Range<u64>> {
+        let mut first = from;
+        let _ = self.scan(from, to, |chunks, items| {
+            let Some(items) = items else {
+                return Some(());
+            };
+            for (index, word) in items.iter() {
+                let chunk = (chunks.start & !(WINDOW - 1)) + u64::from(index);
+                if chunk != first || !Self::is_touched(word) {
+                    return Some(());
+                }
+                first = chunk + 1;
+            }
+            (first != chunks.end).then_some(())
+        });
+        if first >= to {
+            return None;
+        }
         let end = self.untouched_until(first, to.min(first.saturating_add(most)));
-        Some((first, end - first))
+        Some(first..end)
+    }
+
+    /// The end, at the most `to`, of the run of chunks from `from` on that lie side by side in the
+    /// difference storage, where `from` begins at `unit` and each takes `step` units.
+    pub(crate) fn stored_until(&self, from: u64, to: u64, unit: u32, step: u64) -> u64 {
+        let mut next = from;
+        let _ = self.scan(from, to, |chunks, items| {
+            for (index, word) in items?.iter() {
+                let chunk = (chunks.start & !(WINDOW - 1)) + u64::from(index);
+                let here = u64::from(unit) + (chunk - from) * step;
+                let place = Place::from_word(word.load(Acquire));
+                if chunk != next || !matches!(place, Place::Stored(at) if u64::from(at) == here) {
+                    return Some(());
+                }
+                next = chunk + 1;
+            }
+            (next != chunks.end).then_some(())
+        });
+        next
     }
 }
 
@@ -260,17 +452,38 @@ impl ChunkMap {
 mod tests {
     use super::*;
 
-    /// A map with these states around a segment boundary.
-    fn map(places: &[Place]) -> Result<ChunkMap> {
-        let map = ChunkMap::new(3 * SEGMENT)?;
-        map.prepare(START, places.len() as u64, GFP_KERNEL)?;
-        for (i, place) in places.iter().enumerate() {
-            map.set(START + i as u64, *place);
+    /// Claims, and keeps what that replaces in `old`.
+    fn claim(
+        map: &ChunkMap,
+        old: &mut KVec<OldWindow>,
+        run: Range<u64>,
+        needed: Range<u64>,
+    ) -> Result {
+        for window in map.claim(map.prepare(run, &needed)?).into_iter().flatten() {
+            old.push(window, GFP_KERNEL)?;
         }
+        Ok(())
+    }
+
+    /// A map with these states around the boundary of a window and a group.
+    fn map(places: &[Place]) -> Result<ChunkMap> {
+        let map = ChunkMap::new(3 << (GROUP_SHIFT + WINDOW_SHIFT))?;
+        let mut old = KVec::new();
+        for (chunk, place) in (START..).zip(places) {
+            let run = chunk..chunk + 1;
+            match place {
+                Place::Untouched => {}
+                place => {
+                    claim(&map, &mut old, run.clone(), run.clone())?;
+                    map.set(run, |_| *place);
+                }
+            }
+        }
+        OldWindow::free_all(old.drain_all());
         Ok(map)
     }
 
-    const START: u64 = SEGMENT - 2;
+    const START: u64 = (1 << (GROUP_SHIFT + WINDOW_SHIFT)) - 2;
 
     #[test]
     fn words_round_trip() {
@@ -288,21 +501,42 @@ mod tests {
 
     #[test]
     fn a_new_map_is_untouched_and_small() -> Result {
-        let map = ChunkMap::new(1 << 20)?;
+        let map = ChunkMap::new(1 << 32)?;
         assert_eq!(map.get(0), Place::Untouched);
-        assert_eq!(map.get((1 << 20) - 1), Place::Untouched);
+        assert_eq!(map.get((1 << 32) - 1), Place::Untouched);
         assert_eq!(map.get(u64::MAX), Place::Untouched);
-        assert_eq!(map.overwrite(0, 1), None);
-        assert_eq!(map.overwrite(5, 5), Some(0));
-        assert_eq!(
-            map.segments.iter().filter(|s| s.as_ref().is_some()).count(),
-            0
-        );
-        map.prepare(SEGMENT - 1, 2, GFP_KERNEL)?;
-        assert_eq!(
-            map.segments.iter().filter(|s| s.as_ref().is_some()).count(),
-            2
-        );
+        assert_eq!(map.overwrite(0, 1), Overwrite::No);
+        assert_eq!(map.overwrite(5, 5), Overwrite::Yes);
+        assert_eq!(map.untouched_until(u64::MAX - 70, u64::MAX), u64::MAX);
+        assert!(map.memory() <= 1 << 22);
+        assert!(map.prepare(1 << 40..(1 << 40) + 1, &(0..0)).is_err());
+        assert!(map.prepare(1..1 + 2 * WINDOW, &(0..0)).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn memory_follows_what_was_copied() -> Result {
+        // Of each `stride` chunks, one of each `step`, `run` at once.
+        for (chunks, stride, step, run) in [
+            (1 << 21, 64 * 64, 64 * 64, 1),
+            (1 << 18, 64, 64, 1),
+            (1 << 16, 64, 33, 1),
+            (1 << 16, 64, 5, 1),
+            (1 << 15, 64, 1, 1),
+            (1 << 16, 64, 64, 64),
+        ] {
+            let map = ChunkMap::new(chunks)?;
+            let mut old = KVec::new();
+            let mut copied = 0;
+            for base in (0..chunks).step_by(stride) {
+                for chunk in (base..base + stride as u64).step_by(step) {
+                    claim(&map, &mut old, chunk..chunk + run, chunk..chunk + run)?;
+                    copied += run;
+                }
+            }
+            assert!((map.memory() as u64) <= 10 * copied + (chunks - copied) / 4);
+            OldWindow::free_all(old.drain_all());
+        }
         Ok(())
     }
 
@@ -310,37 +544,56 @@ mod tests {
     fn only_copied_chunks_are_safe() -> Result {
         use Place::*;
         let map = map(&[InMemory, Stored(7), Reading, Stored(9), Untouched])?;
-        assert_eq!(map.overwrite(START, START + 2), Some(0));
-        assert_eq!(map.overwrite(START, START + 3), None);
-        assert_eq!(map.overwrite(START + 3, START + 4), Some(0));
-        assert_eq!(map.overwrite(START + 3, START + 5), None);
+        assert_eq!(map.overwrite(START, START + 2), Overwrite::Yes);
+        assert_eq!(map.overwrite(START, START + 3), Overwrite::No);
+        assert_eq!(map.overwrite(START + 3, START + 4), Overwrite::Yes);
+        assert_eq!(map.overwrite(START + 3, START + 5), Overwrite::No);
         assert_eq!(map.get(START + 1), Stored(7));
         Ok(())
     }
 
     #[test]
     fn what_was_copied_ahead_is_counted_once() -> Result {
-        let map = map(&[Place::Untouched; 4])?;
-        for (chunk, ahead) in [(START, true), (START + 1, false), (START + 2, true)] {
-            map.claim(chunk, ahead);
+        let map = map(&[])?;
+        let mut old = KVec::new();
+        claim(&map, &mut old, START..START + 3, START + 1..START + 2)?;
+        for chunk in START..START + 3 {
             assert_eq!(map.get(chunk), Place::Reading);
         }
-        assert_eq!(map.overwrite(START, START + 1), None);
-        for chunk in START..START + 3 {
-            map.set(chunk, Place::InMemory);
+        assert_eq!(map.overwrite(START, START + 1), Overwrite::No);
+        map.set(START..START + 3, |_| Place::InMemory);
+        assert_eq!(map.overwrite(START, START + 4), Overwrite::No);
+        assert_eq!(map.overwrite(START, START + 2), Overwrite::Ahead);
+        assert_eq!(map.take_ahead(START, START + 2), 1);
+        assert_eq!(map.overwrite(START, START + 2), Overwrite::Yes);
+        assert_eq!(map.take_ahead(START, START + 2), 0);
+        // A window that is replaced keeps what it had.
+        claim(&map, &mut old, START + 4..START + 5, START + 4..START + 5)?;
+        map.set(START..START + 3, |i| Place::Stored(9 + i as u32));
+        for i in 0..3 {
+            assert_eq!(map.get(START + i), Place::Stored(9 + i as u32));
         }
-        assert_eq!(map.overwrite(START, START + 4), None);
-        assert_eq!(map.overwrite(START, START + 2), Some(1));
-        assert_eq!(map.overwrite(START, START + 2), Some(0));
-        for chunk in START..START + 3 {
-            map.set(chunk, Place::Stored(9));
-            assert_eq!(map.get(chunk), Place::Stored(9));
-        }
-        assert_eq!(map.overwrite(START, START + 3), Some(1));
-        assert_eq!(map.overwrite(START, START + 3), Some(0));
-        map.claim(START + 3, true);
-        map.unclaim(START + 3);
-        assert_eq!(map.get(START + 3), Place::Untouched);
+        assert_eq!(map.get(START + 4), Place::Reading);
+        assert_eq!(map.overwrite(START, START + 3), Overwrite::Ahead);
+        assert_eq!(map.take_ahead(START, START + 3), 1);
+        assert_eq!(map.overwrite(START, START + 3), Overwrite::Yes);
+        map.unclaim(START + 4..START + 5);
+        assert_eq!(map.get(START + 4), Place::Untouched);
+        assert_eq!(map.untouched_until(START + 3, START + 9), START + 9);
+        claim(&map, &mut old, START + 3..START + 6, START + 3..START + 6)?;
+        assert_eq!(map.get(START + 4), Place::Reading);
+        OldWindow::free_all(old.drain_all());
+        Ok(())
+    }
+
+    #[test]
+    fn chunks_side_by_side_in_the_storage() -> Result {
+        use Place::*;
+        let map = map(&[Stored(8), Stored(12), Stored(16), Stored(21), InMemory])?;
+        assert_eq!(map.stored_until(START, START + 9, 8, 4), START + 3);
+        assert_eq!(map.stored_until(START, START + 2, 8, 4), START + 2);
+        assert_eq!(map.stored_until(START + 3, START + 9, 21, 4), START + 4);
+        assert_eq!(map.stored_until(START, START + 9, 9, 4), START);
         Ok(())
     }
 
@@ -355,16 +608,25 @@ mod tests {
             Reading,
             Untouched,
         ])?;
-        assert_eq!(map.untouched_run(START, START + 6, 9), Some((START + 1, 3)));
-        assert_eq!(map.untouched_run(START, START + 6, 2), Some((START + 1, 2)));
+        assert_eq!(
+            map.untouched_run(START, START + 6, 9),
+            Some(START + 1..START + 4)
+        );
+        assert_eq!(
+            map.untouched_run(START, START + 6, 2),
+            Some(START + 1..START + 3)
+        );
         assert_eq!(
             map.untouched_run(START + 4, START + 6, 9),
-            Some((START + 5, 1))
+            Some(START + 5..START + 6)
         );
         assert_eq!(map.untouched_run(START + 4, START + 5, 9), None);
         assert_eq!(map.untouched_run(START, START, 9), None);
         assert_eq!(map.untouched_until(START + 1, START + 6), START + 4);
         assert_eq!(map.untouched_until(START, START + 6), START);
+        assert_eq!(map.untouched_since(START, START + 3), START + 1);
+        assert_eq!(map.untouched_since(START + 2, START + 4), START + 2);
+        assert_eq!(map.untouched_since(START, START + 5), START + 5);
         Ok(())
     }
 }

@@ -50,6 +50,8 @@ use kernel::{
     }, //
 };
 
+use core::ops::Range;
+
 use crate::{
     cow::Cow,
     engine::{
@@ -155,9 +157,9 @@ impl Copy {
     pub(crate) fn start(
         this: &Arc<Self>,
         cow: &Arc<Cow>,
-        first: u64,
-        count: u64,
+        run: Range<u64>,
     ) -> Result<NewBio<CopyIo>> {
+        let (first, count) = (run.start, run.end - run.start);
         let geometry = cow.geometry();
         let mut state = this.state.lock();
         let buffer = state.buffer.as_ref().ok_or(ENOMEM)?;

@@ -57,6 +57,8 @@ use crate::{
     cbt::Cbt,
     chunk_map::{
         ChunkMap,
+        OldWindow,
+        Overwrite,
         Place, //
     },
     copy::Copy,
@@ -82,6 +84,12 @@ mod steps;
 /// Copies that have memory for a chunk whatever happens.
 const RESERVED: usize = 4;
 
+/// How many replaced windows of the map may wait to be freed.
+const MAX_OLD: usize = 1024;
+
+/// The number of the work item that frees them.
+const REAP: u64 = 1;
+
 /// What `inner` protects.
 struct Inner {
     /// Copies under way, in the order in which they began.
@@ -94,6 +102,22 @@ struct Inner {
     images: BioList,
     excluded: Excluded,
     account: Account,
+    /// Windows of the map that were replaced and are to be freed.
+    old: KVec<OldWindow>,
+    /// Room for the next ones, while those are being freed.
+    spare: KVec<OldWindow>,
+}
+
+impl Inner {
+    /// Whether chunks can be claimed without waiting for what is to be freed.
+    fn may_replace(&self) -> bool {
+        self.old.len() + 2 <= MAX_OLD
+    }
+
+    /// Whether something waits for a copy.
+    fn is_waiting(&self) -> bool {
+        !self.writers.is_empty() || !self.images.is_empty()
+    }
 }
 
 /// The copy engine of one captured device.
@@ -106,8 +130,6 @@ pub(crate) struct Cow {
     map: ChunkMap,
     #[pin]
     inner: SpinLock<Inner>,
-    /// Chunks that were copied ahead and overwritten since.
-    hits: Atomic<u64>,
     /// Whether anything is excluded. Set before the storage that it tells of is in use.
     has_excluded: Atomic<bool>,
     /// Image reads to be done again, see [`image_io`]. Pushed to in interrupts.
@@ -118,10 +140,13 @@ pub(crate) struct Cow {
     inflight: Arc<InFlight>,
     #[pin]
     work: Work<Cow>,
+    #[pin]
+    reap: Work<Cow, REAP>,
 }
 
 impl_has_work! {
     impl HasWork<Self> for Cow { self.work }
+    impl HasWork<Self, REAP> for Cow { self.reap }
 }
 
 impl Cow {
@@ -159,13 +184,15 @@ impl Cow {
                     images: BioList::new(),
                     excluded: Excluded::new(),
                     account: Account::new(ratio),
+                    old: KVec::with_capacity(MAX_OLD, GFP_KERNEL)?,
+                    spare: KVec::with_capacity(MAX_OLD, GFP_KERNEL)?,
                 }),
-                hits: Atomic::new(0),
                 has_excluded: Atomic::new(false),
                 retry <- new_spinlock_irq!(BioList::new()),
                 gone: Atomic::new(false),
                 inflight: InFlight::new()?,
                 work <- new_work!("blksnap::Cow"),
+                reap <- new_work!("blksnap::Cow::reap"),
             }),
             GFP_KERNEL,
         )
@@ -261,13 +288,16 @@ impl Cow {
         if this.has_failed() {
             return bio.pass();
         }
-        if let Some(hits) = this.map.overwrite(from, to) {
-            if hits > 0 {
-                this.hits.fetch_add(hits, Relaxed);
+        match this.map.overwrite(from, to) {
+            Overwrite::Yes => bio.pass(),
+            Overwrite::Ahead => {
+                let mut inner = this.inner.lock();
+                inner.account.hit(this.map.take_ahead(from, to));
+                drop(inner);
+                bio.pass()
             }
-            return bio.pass();
+            Overwrite::No => Self::filter_unsafe(this, bio, (sector, end), (from, to)),
         }
-        Self::filter_unsafe(this, bio, (sector, end), (from, to))
     }
 
     /// The rest of [`filter`](Self::filter), when something has to be copied.
@@ -313,7 +343,7 @@ impl Cow {
                 (inner.writers.push(held), verdict)
             }
         };
-        let kick = inner.flights.is_empty();
+        let kick = inner.flights.is_empty() && inner.may_replace();
         drop(inner);
         Self::submit(reads);
         if kick {
@@ -327,7 +357,7 @@ impl Cow {
     /// Queues the work item.
     fn kick(this: &Arc<Self>) {
         // If it is queued already, it has not looked at the lists yet.
-        let _ = this.engine.queue.enqueue(this.clone());
+        let _ = this.engine.queue.enqueue::<_, 0>(this.clone());
     }
 
     /// Parks a part of an image bio that is about `chunk`, until it was stored. `claim` says
@@ -362,7 +392,7 @@ impl Cow {
         } else {
             rest = Some(bio);
         }
-        let kick = inner.flights.is_empty();
+        let kick = inner.flights.is_empty() && inner.may_replace();
         drop(inner);
         Self::submit(reads);
         if kick && rest.is_none() {
@@ -419,5 +449,6 @@ impl Cow {
         // What an interrupt has parked until then.
         Self::kick(this);
         this.engine.queue.flush();
+        this.free_old();
     }
 }

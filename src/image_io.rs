@@ -94,9 +94,9 @@ pub(crate) fn submit(cow: &Arc<Cow>, bio: OwnedBio) {
     if bio.sectors() == 0 {
         return bio.end(Ok(()));
     }
-    let mut parts = BioList::new();
-    parts.push(bio);
-    while let Some(mut bio) = parts.pop() {
+    let mut next = Some(bio);
+    let mut rest = BioList::new();
+    while let Some(mut bio) = next.take().or_else(|| rest.pop()) {
         if cow.has_failed() {
             bio.end(Err(EIO));
             continue;
@@ -107,16 +107,14 @@ pub(crate) fn submit(cow: &Arc<Cow>, bio: OwnedBio) {
         };
         if sectors < bio.sectors() {
             match cow.engine().splits.split(&mut bio, sectors) {
-                Ok(part) => parts.push(core::mem::replace(&mut bio, part)),
+                Ok(part) => rest.push(core::mem::replace(&mut bio, part)),
                 Err(err) => {
                     bio.end(Err(err));
                     continue;
                 }
             }
         }
-        if let Some(again) = send(cow, bio, target, write) {
-            parts.push(again);
-        }
+        next = send(cow, bio, target, write);
     }
 }
 
@@ -140,7 +138,7 @@ fn find(cow: &Cow, sector: u64, most: u32, write: bool) -> Option<(Target, u32)>
     let last = geometry.chunk(end - 1) + 1;
     let (target, until) = match map.get(first) {
         Place::Untouched if !write => {
-            let to = map.untouched_until(first, last).max(first + 1);
+            let to = map.untouched_until(first + 1, last);
             (Target::Original(first, to), geometry.sector(to))
         }
         Place::Untouched | Place::Reading | Place::InMemory => {
@@ -148,15 +146,8 @@ fn find(cow: &Cow, sector: u64, most: u32, write: bool) -> Option<(Target, u32)>
         }
         Place::Stored(unit) => {
             let step = geometry.units_per_chunk();
-            let side_by_side = |&chunk: &u64| match map.get(chunk) {
-                Place::Stored(other) => {
-                    u64::from(other) == u64::from(unit) + (chunk - first) * step
-                }
-                _ => false,
-            };
-            let to = (first + 1..last)
-                .find(|chunk| !side_by_side(chunk))
-                .unwrap_or(last);
+            // CAST: The storage ends before `u32` does.
+            let to = map.stored_until(first + 1, last, unit + step as u32, step);
             let until = geometry.sector(to).min(end);
             let skip = sector - geometry.sector(first);
             let extent = cow.storage().locate(unit, skip, until - sector)?;

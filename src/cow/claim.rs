@@ -3,28 +3,36 @@
 //! Claiming untouched chunks, and beginning to copy them.
 
 use kernel::{
-    alloc::flags::{
-        __GFP_NOWARN, //
-        GFP_ATOMIC,
-    },
     block::{
         bio::BioList,
         bio_set::NewBio,
         filter::HeldList, //
     },
     prelude::*,
-    sync::{
-        atomic::Relaxed,
-        Arc, //
-    }, //
+    sync::Arc, //
+};
+
+use core::{
+    mem::{
+        replace,
+        take, //
+    },
+    ops::Range, //
 };
 
 use super::{
     Cow,
-    Inner, //
+    Inner,
+    MAX_OLD,
+    REAP, //
 };
 use crate::{
     ahead::WINDOW,
+    chunk_map::{
+        OldWindow,
+        Prepared,
+        MAX_RUN, //
+    },
     copy::{
         Copy,
         CopyIo, //
@@ -79,18 +87,18 @@ impl Cow {
         may_claim: bool,
         reads: &mut Reads,
     ) -> Next {
-        let most = (WINDOW >> (self.geometry.chunk_shift + SECTOR_SHIFT)).max(1);
+        let most = (WINDOW >> (self.geometry.chunk_shift + SECTOR_SHIFT)).clamp(1, MAX_RUN);
         let mut at = from;
         let mut short = false;
         for slot in reads {
-            let Some((first, count)) = self.map.untouched_run(at, to, most) else {
+            let Some(run) = self.map.untouched_run(at, to, most) else {
                 break;
             };
             if !may_claim {
                 short = true;
                 break;
             }
-            match self.claim(inner, first, count) {
+            match self.claim(inner, run) {
                 Ok((bio, end)) => {
                     *slot = Some(bio);
                     at = end;
@@ -110,15 +118,16 @@ impl Cow {
         }
     }
 
-    /// Begins a copy of `count` untouched chunks from `first` on, with neighbours that are copied
-    /// ahead; or of as many of them as there is memory for. Returns the bio to submit and the end
-    /// of the run.
+    /// Begins a copy of the untouched chunks of `needed`, with neighbours that are copied ahead; or
+    /// of as many of them as there is memory for. Returns the bio to submit and the end of the run.
     fn claim(
         self: &Arc<Self>,
         inner: &mut Inner,
-        first: u64,
-        count: u64,
+        needed: Range<u64>,
     ) -> Result<(NewBio<CopyIo>, u64)> {
+        if !inner.may_replace() {
+            return Err(EBUSY);
+        }
         let chunk = self.geometry.chunk_bytes();
         let shift = self.geometry.chunk_shift + SECTOR_SHIFT;
         let copy = inner.free.pop().ok_or(EBUSY)?;
@@ -128,20 +137,20 @@ impl Cow {
             let flying = flights.iter().map(|flight| flight.end - flight.first);
             (self.storage.spare() >> self.geometry.chunk_shift).saturating_sub(flying.sum())
         };
-        let hits = self.hits.load(Relaxed);
-        let (ahead, all) =
-            inner
-                .account
-                .extend(&self.map, &self.geometry, first, count, hits, spare);
-        let start = |copy: &Arc<Copy>| -> Result<(NewBio<CopyIo>, u64, u64)> {
+        let (map, geometry) = (&self.map, &self.geometry);
+        let wanted = inner.account.extend(map, geometry, needed.clone(), spare);
+        let start = |copy: &Arc<Copy>| -> Result<(NewBio<CopyIo>, Prepared, Range<u64>)> {
             // CAST: At most `WINDOW` or a chunk.
-            let room = copy.reserve((all << shift) as usize, chunk)? >> shift;
-            let (first, count) = match room as u64 {
-                room if room < all => (first, count.min(room)),
-                _ => (ahead, all),
+            let all = ((wanted.end - wanted.start) << shift) as usize;
+            let room = copy.reserve(all, chunk)?;
+            let run = if room < all {
+                let end = needed.start + (room >> shift) as u64;
+                needed.start..needed.end.min(end)
+            } else {
+                wanted.clone()
             };
-            self.map.prepare(first, count, GFP_ATOMIC | __GFP_NOWARN)?;
-            Ok((Copy::start(copy, self, first, count)?, first, first + count))
+            let prepared = map.prepare(run.clone(), &needed)?;
+            Ok((Copy::start(copy, self, run.clone())?, prepared, run))
         };
         let (copy, started) = match start(&copy) {
             Err(_) => {
@@ -161,19 +170,18 @@ impl Cow {
             }
             ok => (copy, ok),
         };
-        let needed = first..first + count;
-        let (bio, first, end) = match started {
+        let (bio, prepared, run) = match started {
             Ok(started) => started,
             Err(err) => {
                 let _ = inner.free.push_within_capacity(copy);
                 return Err(err);
             }
         };
-        let needs = needed.end.min(end) - needed.start;
-        inner.account.add(end - first, needs);
+        let needs = needed.end.min(run.end) - needed.start;
+        inner.account.add(run.end - run.start, needs);
         let flight = Flight {
-            first,
-            end,
+            first: run.start,
+            end: run.end,
             needed: needs,
             copy,
             ready: false,
@@ -186,10 +194,30 @@ impl Cow {
             .push_within_capacity(flight)
             .map_err(|_| ENOMEM)?;
         // Before the bio is submitted: see `chunk_map`.
-        for chunk in first..end {
-            self.map.claim(chunk, !needed.contains(&chunk));
+        for old in self.map.claim(prepared).into_iter().flatten() {
+            // `may_replace()` has seen to it that there is room.
+            let _ = inner.old.push_within_capacity(old);
         }
-        Ok((bio, end))
+        if inner.old.len() >= MAX_OLD / 2 {
+            let _ = self.engine.queue.enqueue::<_, REAP>(self.clone());
+        }
+        Ok((bio, run.end))
+    }
+
+    /// Frees the windows of the map that were replaced. May sleep.
+    pub(super) fn free_old(self: &Arc<Self>) {
+        let mut inner = self.inner.lock();
+        let spare = take(&mut inner.spare);
+        let mut old = replace(&mut inner.old, spare);
+        drop(inner);
+        OldWindow::free_all(old.drain_all());
+        let mut inner = self.inner.lock();
+        inner.spare = old;
+        let waiting = inner.is_waiting();
+        drop(inner);
+        if waiting {
+            Self::kick(self);
+        }
     }
 
     /// Sends the bios of what was claimed on their way.

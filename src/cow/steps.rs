@@ -17,7 +17,8 @@ use super::{
         Next,
         Reads, //
     },
-    Cow, //
+    Cow,
+    REAP, //
 };
 use crate::{
     chunk_map::Place,
@@ -41,9 +42,7 @@ impl Cow {
             if needed < end - first && !self.has_failed() {
                 // What could not be read may be what nobody needs: once more, without that.
                 inner.account.give_up(end - first, needed);
-                for chunk in first..end {
-                    self.map.unclaim(chunk);
-                }
+                self.map.unclaim(first..end);
                 drop(guard);
                 return self.finish(copy);
             }
@@ -52,9 +51,7 @@ impl Cow {
         flight.ready = true;
         let writers = flight.writers.take();
         if !self.has_failed() {
-            for chunk in first..end {
-                self.map.set(chunk, Place::InMemory);
-            }
+            self.map.set(first..end, |_| Place::InMemory);
         }
         drop(guard);
         writers.resubmit();
@@ -90,11 +87,9 @@ impl Cow {
         {
             let step = self.geometry.units_per_chunk();
             let _inner = self.inner.lock();
-            for i in 0..count {
-                // CAST: The storage ends before `u32` does.
-                self.map
-                    .set(first + i, Place::Stored(unit + (i * step) as u32));
-            }
+            // CAST: The storage ends before `u32` does.
+            let place = |i: u64| Place::Stored(unit + (i * step) as u32);
+            self.map.set(first..first + count, place);
         }
         self.finish(copy);
     }
@@ -115,7 +110,7 @@ impl Cow {
             images = flight.images;
             late = Some(flight.writers);
         }
-        let waiting = !inner.writers.is_empty() || !inner.images.is_empty();
+        let waiting = inner.is_waiting();
         drop(inner);
         drop(late);
         if waiting {
@@ -155,7 +150,7 @@ impl Cow {
                     inner.writers.push_front(held)
                 }
             };
-            let stuck = !go_on && inner.flights.is_empty();
+            let stuck = !go_on && inner.flights.is_empty() && inner.may_replace();
             drop(inner);
             Self::submit(reads);
             drop(rejected);
@@ -166,6 +161,14 @@ impl Cow {
                 return;
             }
         }
+    }
+}
+
+impl WorkItem<REAP> for Cow {
+    type Pointer = Arc<Cow>;
+
+    fn run(this: Arc<Cow>) {
+        this.free_old();
     }
 }
 
