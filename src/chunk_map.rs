@@ -3,8 +3,8 @@
 //! Where is the data of each chunk, as of the snapshot's instant?
 //!
 //! One word per chunk that was ever touched. The words of 64 adjacent chunks, a *window*, lie in a
-//! sparse array; the slots of 512 windows, a *group*, in a page. Either is allocated when its
-//! first chunk is touched. So the map takes less than 10 bytes for a copied chunk and 2 bits for
+//! sparse array; the slots of 64 windows make a *group*. Either is allocated when its first chunk
+//! is touched. So the map takes less than 10 bytes for a copied chunk and 2 bits for
 //! another one, however these are spread, and a snapshot of any size begins with a small table.
 //!
 //! A chunk's life:
@@ -67,11 +67,11 @@ const WINDOW_SHIFT: u32 = 6;
 /// Chunks in a window.
 const WINDOW: u64 = 1 << WINDOW_SHIFT;
 
-/// log2 of the number of windows in a group: a page of slots.
-const GROUP_SHIFT: u32 = 9;
+/// log2 of the number of windows in a group.
+const GROUP_SHIFT: u32 = 6;
 
-/// Windows in a group.
-const GROUP: usize = 1 << GROUP_SHIFT;
+/// The windows of a group.
+type Group = [RcuSlot<Word>; 1 << GROUP_SHIFT];
 
 /// The largest number of chunks that are claimed at once.
 pub(crate) const MAX_RUN: u64 = WINDOW;
@@ -141,7 +141,7 @@ pub(crate) enum Overwrite {
 
 /// The places of all chunks of one device.
 pub(crate) struct ChunkMap {
-    groups: VVec<SetOnce<KVec<RcuSlot<Word>>>>,
+    groups: VVec<SetOnce<KBox<Group>>>,
     /// The bytes of memory of groups and windows.
     memory: Atomic<usize>,
 }
@@ -165,7 +165,7 @@ impl ChunkMap {
         size_of_val(self.groups.as_slice()) + self.memory.load(Relaxed)
     }
 
-    fn group(&self, chunk: u64) -> Option<&SetOnce<KVec<RcuSlot<Word>>>> {
+    fn group(&self, chunk: u64) -> Option<&SetOnce<KBox<Group>>> {
         let group = usize::try_from(chunk >> (GROUP_SHIFT + WINDOW_SHIFT)).ok()?;
         self.groups.get(group)
     }
@@ -173,7 +173,7 @@ impl ChunkMap {
     #[inline]
     fn slot(&self, chunk: u64) -> Option<&RcuSlot<Word>> {
         // CAST: Masked.
-        let window = (chunk >> WINDOW_SHIFT) as usize & (GROUP - 1);
+        let window = (chunk >> WINDOW_SHIFT) as usize & ((1 << GROUP_SHIFT) - 1);
         self.group(chunk)?.as_ref()?.get(window)
     }
 
@@ -252,13 +252,9 @@ impl ChunkMap {
             }
             let group = self.group(at).ok_or(EINVAL)?;
             if group.as_ref().is_none() {
-                let mut slots = KVec::with_capacity(GROUP, flags)?;
-                for _ in 0..GROUP {
-                    slots.push(RcuSlot::new(), flags)?;
-                }
-                if group.populate(slots) {
-                    self.memory
-                        .add(size_of::<[RcuSlot<Word>; GROUP]>(), Relaxed);
+                let slots: Group = [const { RcuSlot::new() }; 1 << GROUP_SHIFT];
+                if group.populate(KBox::new(slots, flags)?) {
+                    self.memory.add(size_of::<Group>(), Relaxed);
                 }
             }
             let base = at & !(WINDOW - 1);
@@ -508,7 +504,7 @@ mod tests {
         assert_eq!(map.overwrite(0, 1), Overwrite::No);
         assert_eq!(map.overwrite(5, 5), Overwrite::Yes);
         assert_eq!(map.untouched_until(u64::MAX - 70, u64::MAX), u64::MAX);
-        assert!(map.memory() <= 1 << 22);
+        assert!(map.memory() <= 1 << 24);
         assert!(map.prepare(1 << 40..(1 << 40) + 1, &(0..0)).is_err());
         assert!(map.prepare(1..1 + 2 * WINDOW, &(0..0)).is_err());
         Ok(())

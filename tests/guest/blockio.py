@@ -12,7 +12,8 @@ from tap import join, note, rng
 
 MIB = 1 << 20
 SECTOR = 512
-PWRITEV2 = 328  # the number of the system call that Device.write() makes, on x86_64
+# The numbers of the system calls that Device.read() and Device.write() make, on x86_64.
+PREADV2, PWRITEV2 = 327, 328
 
 
 class Device:
