@@ -17,7 +17,7 @@ help:
 ## make soak                 the long tests   (TESTS=… and DEBUG=0|1 as above)
 ## make vm CMD='…'           run a command in a virtual machine with the module at hand
 ##         [DEBUG=1] [MEM=4G] [CPUS=2] [DISKS='512M 2G'] [APPEND='kernel parameters'] [LIMIT=seconds]
-## make bench                measurements
+## make bench                measurements   (FULL=1 larger, REPS=n, CPUS=n; ICOUNT=1: instructions instead of time)
 ## make kernel [DEBUG=1]     build the test kernel
 ## make tools                build the blksnap command
 ## make lint                 format, clippy, checkpatch, documentation
