@@ -27,6 +27,7 @@
 #include <linux/blk-mq.h>
 #include <linux/mempool.h>
 #include <linux/part_stat.h>
+#include <linux/percpu.h>
 #include <linux/slab.h>
 #include <linux/sysfs.h>
 #include <linux/workqueue.h>
@@ -40,9 +41,9 @@
  * struct blk_filter_disk - the filters of a disk
  * @filters: list of struct blk_filter
  * @bio_based: count writes, since a queue freeze does not wait for them
- * @writes: writes let through and not completed
+ * @writes: writes let through and not completed: the sum of all processors
  * @uncounted: writes that began without a filter may be in flight
- * @wait: woken when @writes drops to zero
+ * @wait: woken when a write is completed while there is a gate
  * @gates: number of blk_filter_gate() not yet undone
  * @lock: protects @waiting and changes of @gates
  * @waiting: writes that wait for the gate to open, or for memory
@@ -53,7 +54,7 @@
 struct blk_filter_disk {
 	struct list_head filters;
 	bool bio_based;
-	atomic_t writes;
+	unsigned long __percpu *writes;
 	bool uncounted;
 	wait_queue_head_t wait;
 	unsigned int gates;
@@ -110,13 +111,33 @@ static void blk_filter_write_end_io(struct bio *bio)
 	bio_clear_flag(bio, BIO_FILTERED);
 	mempool_free(write, blk_filter_write_pool);
 
-	/*
-	 * Fully ordered: who reads zero after this sees the data of the write.
-	 * The disk, and so fd, cannot go before the bio was ended.
-	 */
-	if (atomic_dec_and_test(&fd->writes))
+	/* Who reads a sum of zero after this sees the data of the write. */
+	smp_mb();
+	this_cpu_dec(*fd->writes);
+	/* Who waits either sees the new sum, or has set gates before. */
+	smp_mb();
+	if (READ_ONCE(fd->gates))
 		wake_up(&fd->wait);
+	/* The disk, and so fd, cannot go before the bio was ended. */
 	bio_endio(bio);
+}
+
+/*
+ * Whether all counted writes have been completed.  To be called with the gate
+ * closed and all that came before it counted: so nothing is added beside us,
+ * what is subtracted beside us makes the sum too large at the worst, and zero
+ * means zero.
+ */
+static bool blk_filter_drained(struct blk_filter_disk *fd)
+{
+	unsigned long writes = 0;
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		writes += READ_ONCE(*per_cpu_ptr(fd->writes, cpu));
+	/* Pairs with the first barrier in blk_filter_write_end_io(). */
+	smp_mb();
+	return !writes;
 }
 
 /*
@@ -155,7 +176,7 @@ static bool blk_filter_count_write(struct blk_filter_disk *fd, struct bio *bio)
 	/* A polling submitter would look for its own bi_private. */
 	bio_clear_polled(bio);
 	bio_set_flag(bio, BIO_FILTERED);
-	atomic_inc(&fd->writes);
+	this_cpu_inc(*fd->writes);
 	return false;
 }
 
@@ -211,6 +232,11 @@ static struct blk_filter_disk *blk_filter_alloc_disk(struct gendisk *disk)
 
 	if (!fd)
 		return NULL;
+	fd->writes = alloc_percpu(unsigned long);
+	if (!fd->writes) {
+		kfree(fd);
+		return NULL;
+	}
 	INIT_LIST_HEAD(&fd->filters);
 	fd->bio_based = bdev_test_flag(disk->part0, BD_HAS_SUBMIT_BIO);
 	init_waitqueue_head(&fd->wait);
@@ -395,6 +421,7 @@ void blk_filter_release_disk(struct gendisk *disk)
 	if (!disk->filters)
 		return;
 	cancel_delayed_work_sync(&disk->filters->release_work);
+	free_percpu(disk->filters->writes);
 	kfree(disk->filters);
 }
 
@@ -533,11 +560,11 @@ int blk_filter_gate(struct block_device *bdev, unsigned long timeout)
 
 	memflags = blk_mq_freeze_queue(disk->queue);
 	spin_lock(&fd->lock);
-	fd->gates++;
+	WRITE_ONCE(fd->gates, fd->gates + 1);
 	spin_unlock(&fd->lock);
 	blk_mq_unfreeze_queue(disk->queue, memflags);
 
-	if (!wait_event_timeout(fd->wait, !atomic_read(&fd->writes), timeout))
+	if (!wait_event_timeout(fd->wait, blk_filter_drained(fd), timeout))
 		goto timed_out;
 	if (fd->uncounted) {
 		if (!blk_filter_wait_uncounted(disk, deadline))
@@ -565,7 +592,7 @@ void blk_filter_ungate(struct block_device *bdev)
 	if (!fd->bio_based)
 		return;
 	spin_lock(&fd->lock);
-	fd->gates--;
+	WRITE_ONCE(fd->gates, fd->gates - 1);
 	spin_unlock(&fd->lock);
 	blk_filter_release_waiting(fd);
 }
