@@ -288,9 +288,16 @@ def state_of(snapshot):
 
 
 def states():
-    """The same of all snapshots."""
-    return {path.name: state_of(path.name.removeprefix("snapshot-"))
-            for path in SYSFS.glob("snapshot-*")}
+    """The same of all snapshots, by the names of their directories."""
+    found = {}
+    for path in SYSFS.glob("snapshot-*"):
+        try:
+            found[path.name] = state_of(path.name.removeprefix("snapshot-"))
+        except OSError as error:
+            # It has just been destroyed.
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+    return found
 
 
 class Feeder(threading.Thread):
@@ -368,7 +375,12 @@ def remove_all():
     with Control() as control:
         for name in control.snapshots():
             found.append(f"snapshot {name}")
-            control.destroy(name)
+            try:
+                control.destroy(name)
+            except OSError as error:
+                # Somebody else was just doing that.
+                if error.errno != errno.ENODEV:
+                    raise
         for info in control.trackers():
             try:
                 control.tracker_remove(info.dev)
