@@ -20,15 +20,21 @@ use core::ops::Range;
 #[cfg(doc)]
 use crate::storage::Storage;
 use crate::{
-    chunk_map::ChunkMap,
+    chunk_map::{
+        ChunkMap,
+        MAX_RUN, //
+    },
     units::{
         Geometry,
-        SECTOR_SHIFT, //
+        SECTOR_SHIFT,
+        UNIT_SHIFT, //
     }, //
 };
 
 /// What is copied at once at the most, in bytes, if chunks are smaller; a power of two.
 pub(crate) const WINDOW: u64 = 256 << 10;
+
+const _: () = assert!(WINDOW >> UNIT_SHIFT <= MAX_RUN);
 
 /// The account of one device. All numbers are chunks.
 pub(crate) struct Account {
@@ -173,7 +179,7 @@ mod tests {
             outcome.copies += 1;
             assert!(outcome.copied <= ratio * outcome.overwritten);
         }
-        OldWindow::free_all(old.drain_all());
+        OldWindow::free_all(&mut old);
         Ok(outcome)
     }
 

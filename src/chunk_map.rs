@@ -4,7 +4,7 @@
 //!
 //! One word per chunk that was ever touched. The words of 64 adjacent chunks, a *window*, lie in a
 //! sparse array; the slots of 64 windows make a *group*. Either is allocated when its first chunk
-//! is touched. So the map takes less than 10 bytes for a copied chunk and 2 bits for
+//! is touched. So the map takes at most 10 bytes for a copied chunk and 2 bits for
 //! another one, however these are spread, and a snapshot of any size begins with a small table.
 //!
 //! A chunk's life:
@@ -48,6 +48,7 @@ use kernel::{
         rcu,
         sparse::{
             Items,
+            Iter,
             RcuSlot,
             Retired,
             SparseArray, //
@@ -75,6 +76,9 @@ type Group = [RcuSlot<Word>; 1 << GROUP_SHIFT];
 
 /// The largest number of chunks that are claimed at once.
 pub(crate) const MAX_RUN: u64 = WINDOW;
+
+/// The largest number of windows that such a run lies in.
+pub(crate) const MAX_WINDOWS: usize = 2;
 
 /// Where a chunk's data is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +129,24 @@ pub(crate) type OldWindow = Retired<Word>;
 /// The windows that a run of chunks needs to be claimed.
 pub(crate) struct Prepared {
     run: Range<u64>,
-    windows: [Option<SparseArray<Word>>; 2],
+    windows: [Option<SparseArray<Word>>; MAX_WINDOWS],
+}
+
+/// The words of those chunks of a window that were ever touched, with their chunks.
+struct Words<'a> {
+    /// The first chunk of the window.
+    base: u64,
+    items: Option<Iter<'a, Word>>,
+}
+
+impl<'a> Iterator for Words<'a> {
+    type Item = (u64, &'a Word);
+
+    #[inline]
+    fn next(&mut self) -> Option<(u64, &'a Word)> {
+        let (index, word) = self.items.as_mut()?.next()?;
+        Some((self.base + u64::from(index), word))
+    }
 }
 
 /// Whether chunks may be overwritten.
@@ -184,7 +205,7 @@ impl ChunkMap {
         &self,
         from: u64,
         to: u64,
-        mut look: impl FnMut(Range<u64>, Option<Items<'_, Word>>) -> Option<R>,
+        mut look: impl FnMut(Range<u64>, Words<'_>) -> Option<R>,
     ) -> Option<R> {
         let guard = rcu::read_lock();
         let mut at = from;
@@ -194,7 +215,11 @@ impl ChunkMap {
             let items = self.slot(at).and_then(|slot| slot.get(&guard));
             // CAST: At most `WINDOW`.
             let part = items.map(|items| items.between((at - base) as u32, (end - base) as u32));
-            let found = look(at..end, part);
+            let words = Words {
+                base,
+                items: part.as_ref().map(Items::iter),
+            };
+            let found = look(at..end, words);
             if found.is_some() {
                 return found;
             }
@@ -206,16 +231,15 @@ impl ChunkMap {
     /// Calls `change` for each chunk of `run` that was ever touched.
     #[inline]
     fn for_each(&self, run: Range<u64>, mut change: impl FnMut(u64, &Word)) {
+        // Most small writes are about one chunk: so here, and below.
         if run.end.wrapping_sub(run.start) == 1 {
             if let Some(word) = self.word(run.start, &rcu::read_lock()) {
                 change(run.start, word);
             }
             return;
         }
-        let _: Option<()> = self.scan(run.start, run.end, |chunks, items| {
-            for (index, word) in items?.iter() {
-                change((chunks.start & !(WINDOW - 1)) + u64::from(index), word);
-            }
+        let _: Option<()> = self.scan(run.start, run.end, |_, words| {
+            words.for_each(|(chunk, word)| change(chunk, word));
             None
         });
     }
@@ -244,7 +268,7 @@ impl ChunkMap {
     /// Between this and [`claim`](Self::claim) nothing may change.
     pub(crate) fn prepare(&self, run: Range<u64>, needed: &Range<u64>) -> Result<Prepared> {
         let flags = GFP_ATOMIC | __GFP_NOWARN;
-        let mut windows = [const { None }; 2];
+        let mut windows = [const { None }; MAX_WINDOWS];
         let mut at = run.start;
         for window in &mut windows {
             if at >= run.end {
@@ -252,8 +276,8 @@ impl ChunkMap {
             }
             let group = self.group(at).ok_or(EINVAL)?;
             if group.as_ref().is_none() {
-                let slots: Group = [const { RcuSlot::new() }; 1 << GROUP_SHIFT];
-                if group.populate(KBox::new(slots, flags)?) {
+                let slots = KBox::init(pin_init::init_array_from_fn(|_| RcuSlot::new()), flags)?;
+                if group.populate(slots) {
                     self.memory.add(size_of::<Group>(), Relaxed);
                 }
             }
@@ -287,7 +311,7 @@ impl ChunkMap {
 
     /// Moves the untouched chunks that were prepared to [`Place::Reading`]. Returns the windows
     /// that were replaced.
-    pub(crate) fn claim(&self, prepared: Prepared) -> [Option<OldWindow>; 2] {
+    pub(crate) fn claim(&self, prepared: Prepared) -> [Option<OldWindow>; MAX_WINDOWS] {
         let mut at = prepared.run.start;
         prepared.windows.map(|window| {
             let slot = self.slot(at)?;
@@ -321,7 +345,6 @@ impl ChunkMap {
     #[inline]
     pub(crate) fn overwrite(&self, from: u64, to: u64) -> Overwrite {
         if to.wrapping_sub(from) == 1 {
-            // Nearly all small writes are about one.
             let guard = rcu::read_lock();
             let word = self.word(from, &guard).map_or(0, |word| word.load(Acquire));
             return match Place::from_word(word).is_safe() {
@@ -331,12 +354,9 @@ impl ChunkMap {
             };
         }
         let mut all = 0;
-        let found = self.scan(from, to, |chunks, items| {
-            let Some(items) = items else {
-                return Some(Overwrite::No);
-            };
+        let found = self.scan(from, to, |chunks, words| {
             let mut left = chunks.end - chunks.start;
-            for (_, word) in items.iter() {
+            for (_, word) in words {
                 let word = word.load(Acquire);
                 if !Place::from_word(word).is_safe() {
                     return Some(Overwrite::No);
@@ -376,11 +396,8 @@ impl ChunkMap {
                 _ => from,
             };
         }
-        let touched = self.scan(from, to, |chunks, items| {
-            let mut touched = items?.iter().filter(|(_, word)| Self::is_touched(word));
-            touched
-                .next()
-                .map(|(index, _)| (chunks.start & !(WINDOW - 1)) + u64::from(index))
+        let touched = self.scan(from, to, |_, mut words| {
+            words.find_map(|(chunk, word)| Self::is_touched(word).then_some(chunk))
         });
         touched.unwrap_or(to.max(from))
     }
@@ -403,12 +420,8 @@ impl ChunkMap {
     /// The first run of untouched chunks between `from` and `to`, of at most `most` chunks.
     pub(crate) fn untouched_run(&self, from: u64, to: u64, most: u64) -> Option<Range<u64>> {
         let mut first = from;
-        let _ = self.scan(from, to, |chunks, items| {
-            let Some(items) = items else {
-                return Some(());
-            };
-            for (index, word) in items.iter() {
-                let chunk = (chunks.start & !(WINDOW - 1)) + u64::from(index);
+        let _ = self.scan(from, to, |chunks, words| {
+            for (chunk, word) in words {
                 if chunk != first || !Self::is_touched(word) {
                     return Some(());
                 }
@@ -427,9 +440,8 @@ impl ChunkMap {
     /// difference storage, where `from` begins at `unit` and each takes `step` units.
     pub(crate) fn stored_until(&self, from: u64, to: u64, unit: u32, step: u64) -> u64 {
         let mut next = from;
-        let _ = self.scan(from, to, |chunks, items| {
-            for (index, word) in items?.iter() {
-                let chunk = (chunks.start & !(WINDOW - 1)) + u64::from(index);
+        let _ = self.scan(from, to, |chunks, words| {
+            for (chunk, word) in words {
                 let here = u64::from(unit) + (chunk - from) * step;
                 let place = Place::from_word(word.load(Acquire));
                 if chunk != next || !matches!(place, Place::Stored(at) if u64::from(at) == here) {
@@ -475,7 +487,7 @@ mod tests {
                 }
             }
         }
-        OldWindow::free_all(old.drain_all());
+        OldWindow::free_all(&mut old);
         Ok(map)
     }
 
@@ -531,7 +543,7 @@ mod tests {
                 }
             }
             assert!((map.memory() as u64) <= 10 * copied + (chunks - copied) / 4);
-            OldWindow::free_all(old.drain_all());
+            OldWindow::free_all(&mut old);
         }
         Ok(())
     }
@@ -578,7 +590,7 @@ mod tests {
         assert_eq!(map.untouched_until(START + 3, START + 9), START + 9);
         claim(&map, &mut old, START + 3..START + 6, START + 3..START + 6)?;
         assert_eq!(map.get(START + 4), Place::Reading);
-        OldWindow::free_all(old.drain_all());
+        OldWindow::free_all(&mut old);
         Ok(())
     }
 

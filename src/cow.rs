@@ -16,7 +16,8 @@
 //! # Locking
 //!
 //! `inner` is taken in the submission path and in work, never in interrupts. Nothing is submitted,
-//! resubmitted or waited for under it. Below it: the locks of [`Copy`] and of [`Storage`].
+//! resubmitted or waited for under it. Below it: the locks of [`Copy`], of [`Storage`] and of the
+//! workqueue.
 
 use kernel::{
     alloc::flags::GFP_KERNEL,
@@ -59,7 +60,8 @@ use crate::{
         ChunkMap,
         OldWindow,
         Overwrite,
-        Place, //
+        Place,
+        MAX_WINDOWS, //
     },
     copy::Copy,
     engine::{
@@ -111,7 +113,8 @@ struct Inner {
 impl Inner {
     /// Whether chunks can be claimed without waiting for what is to be freed.
     fn may_replace(&self) -> bool {
-        self.old.len() + 2 <= MAX_OLD
+        // What is replaced by a claim must not be dropped under the lock.
+        self.old.len() + MAX_WINDOWS <= self.old.capacity()
     }
 
     /// Whether something waits for a copy.

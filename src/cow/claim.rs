@@ -30,8 +30,7 @@ use crate::{
     ahead::WINDOW,
     chunk_map::{
         OldWindow,
-        Prepared,
-        MAX_RUN, //
+        Prepared, //
     },
     copy::{
         Copy,
@@ -87,7 +86,7 @@ impl Cow {
         may_claim: bool,
         reads: &mut Reads,
     ) -> Next {
-        let most = (WINDOW >> (self.geometry.chunk_shift + SECTOR_SHIFT)).clamp(1, MAX_RUN);
+        let most = (WINDOW >> (self.geometry.chunk_shift + SECTOR_SHIFT)).max(1);
         let mut at = from;
         let mut short = false;
         for slot in reads {
@@ -210,7 +209,7 @@ impl Cow {
         let spare = take(&mut inner.spare);
         let mut old = replace(&mut inner.old, spare);
         drop(inner);
-        OldWindow::free_all(old.drain_all());
+        OldWindow::free_all(&mut old);
         let mut inner = self.inner.lock();
         inner.spare = old;
         let waiting = inner.is_waiting();

@@ -2,11 +2,18 @@
 
 #include <linux/bio.h>
 #include <linux/blkdev.h>
+#include <linux/highmem.h>
 #include <linux/sched/mm.h>
 
 __rust_helper void rust_helper_zero_fill_bio(struct bio *bio)
 {
 	zero_fill_bio(bio);
+}
+
+__rust_helper void rust_helper_memzero_page(struct page *page, size_t offset,
+					    size_t len)
+{
+	memzero_page(page, offset, len);
 }
 
 __rust_helper sector_t rust_helper_bdev_nr_sectors(struct block_device *bdev)

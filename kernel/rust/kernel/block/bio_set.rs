@@ -22,10 +22,7 @@ use super::{
     SECTOR_SHIFT, //
 };
 use crate::{
-    alloc::{
-        flags::__GFP_NOWARN,
-        Flags, //
-    },
+    alloc::Flags,
     bindings,
     container_of,
     error::to_result,
@@ -84,14 +81,17 @@ struct Block {
 
 impl Block {
     fn new(order: u32, flags: Flags) -> Result<Self> {
-        // One folio, as those who look at a bio's pages expect.
-        let folio = if order > 0 {
-            1 << bindings::___GFP_COMP_BIT
-        } else {
-            0
-        };
+        let mut flags = flags.as_raw();
+        if order > 0 {
+            // Only if it is to be had at once; and as a folio, as those who look at a bio's pages
+            // expect.
+            flags &= !(1 << bindings::___GFP_DIRECT_RECLAIM_BIT);
+            flags |= 1 << bindings::___GFP_COMP_BIT
+                | 1 << bindings::___GFP_NORETRY_BIT
+                | 1 << bindings::___GFP_NOWARN_BIT;
+        }
         // SAFETY: No requirements.
-        let page = unsafe { bindings::alloc_pages(flags.as_raw() | folio, order) };
+        let page = unsafe { bindings::alloc_pages(flags, order) };
         // INVARIANT: Just allocated.
         Ok(Self {
             page: NonNull::new(page).ok_or(ENOMEM)?,
@@ -133,7 +133,7 @@ impl Buffer {
         let mut left = len >> PAGE_SHIFT;
         while left > 0 {
             let order = left.ilog2().min(largest);
-            let block = match Block::new(order, flags | __GFP_NOWARN) {
+            let block = match Block::new(order, flags) {
                 Err(_) if order > 0 => {
                     // Then as single pages.
                     largest = 0;
@@ -157,7 +157,7 @@ impl Buffer {
         self.len == 0
     }
 
-    /// What lies at `offset`: a block, and the offset there.
+    /// What lies at `offset`: the number of the block, and the offset there.
     fn find(&self, offset: usize) -> Option<(usize, usize)> {
         let mut rest = offset;
         for (i, block) in self.blocks.iter().enumerate() {
@@ -171,28 +171,21 @@ impl Buffer {
 
     /// Fills the bytes from `from` up to `to` with zeroes.
     pub fn zero(&self, from: usize, to: usize) {
-        let mut pos = from;
-        while pos < to {
-            let Some((i, offset)) = self.find(pos) else {
-                return;
-            };
-            let Some(block) = self.blocks.get(i) else {
-                return;
-            };
-            let in_page = offset & (PAGE_SIZE - 1);
-            let len = (PAGE_SIZE - in_page).min(to - pos);
-            // SAFETY: The block has that page, as `offset` lies within it, and its pages are
-            // adjacent in the memory map.
-            let page = unsafe { block.page.as_ptr().add(offset >> PAGE_SHIFT) };
-            // SAFETY: The page is ours, is mapped just for this, and the bytes lie within it.
-            // There are no references to the memory, and a device that accesses it at the same
-            // time is no data race in the language's sense.
-            unsafe {
-                let address = bindings::kmap_local_page(page).cast::<u8>();
-                address.add(in_page).write_bytes(0, len);
-                bindings::kunmap_local(address.cast());
+        let mut start = 0;
+        for block in &self.blocks {
+            let end = start + block.len();
+            let mut pos = from.max(start);
+            while pos < to.min(end) {
+                let in_page = pos & (PAGE_SIZE - 1);
+                let len = (PAGE_SIZE - in_page).min(to - pos);
+                // SAFETY: The block has that page, and its pages are adjacent in the memory map.
+                let page = unsafe { block.page.as_ptr().add((pos - start) >> PAGE_SHIFT) };
+                // SAFETY: The page is ours and has these bytes. There are no references to them,
+                // and C writes them.
+                unsafe { bindings::memzero_page(page, in_page, len) };
+                pos += len;
             }
-            pos += len;
+            start = end;
         }
     }
 }

@@ -227,7 +227,8 @@ impl<'a, T> Iterator for Iter<'a, T> {
 /// # Invariants
 ///
 /// `array` is null or what [`SparseArray`]'s invariant says, owned by the slot; and what it was
-/// before a replacement is not freed before all readers that may have found it are done.
+/// before a replacement is not freed before all readers that may have found it are done: by
+/// [`Retired`].
 pub struct RcuSlot<T> {
     array: Atomic<*mut Head<T>>,
     _owned: PhantomData<SparseArray<T>>,
@@ -288,12 +289,14 @@ pub struct Retired<T>(Option<SparseArray<T>>);
 
 impl<T> Retired<T> {
     /// Waits until no reader looks at any of them, and frees them. May sleep.
-    pub fn free_all(list: impl Iterator<Item = Self>) {
-        let mut list = list.peekable();
-        if list.peek().is_some() {
-            rcu::synchronize_rcu();
+    ///
+    /// Takes a list of what was replaced already, as only that is waited for.
+    pub fn free_all(list: &mut KVec<Self>) {
+        if list.is_empty() {
+            return;
         }
-        for mut retired in list {
+        rcu::synchronize_rcu();
+        for mut retired in list.drain_all() {
             drop(retired.0.take());
         }
     }
