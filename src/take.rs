@@ -2,7 +2,8 @@
 
 //! Taking a snapshot: one instant for all its devices.
 //!
-//! 1. All that is needed is allocated, and the images are added.
+//! 1. All that is needed is allocated, the images are added, and the queues are
+//!    [made ready](QuickFreeze) to be frozen at once.
 //! 2. The file systems are frozen, so that their dirty data is on the devices.
 //! 3. The devices are stopped: bio based ones by the [gate](Registration::gate) of their filter,
 //!    then all of them by freezing their queues. From then on no write is under way to any of
@@ -26,7 +27,8 @@ use kernel::{
         queue::{
             Freezing,
             Frozen,
-            NoIoScope, //
+            NoIoScope,
+            QuickFreeze, //
         }, //
     },
     prelude::*,
@@ -214,6 +216,11 @@ pub(crate) fn take(
         order.insert_within_capacity(at, item).map_err(|_| ENOMEM)?;
     }
 
+    let mut quick = KVec::with_capacity(count, GFP_KERNEL)?;
+    for (device, _) in &order {
+        quick.push(QuickFreeze::start(&device.file), GFP_KERNEL)?;
+    }
+    quick.iter().for_each(QuickFreeze::wait);
     let mut file_systems = Guards(KVec::new());
     for (device, _) in &order {
         for file in device.file.with_partitions()? {
@@ -248,6 +255,7 @@ pub(crate) fn take(
     let stopped = start.elapsed();
     drop(scope);
     drop(file_systems);
+    drop(quick);
     drop(old);
 
     for (device, this) in prepared {
