@@ -173,7 +173,11 @@ impl<'a, T> Items<'a, T> {
         if self.present & bit == 0 {
             return None;
         }
-        let before = (self.present & (bit - 1)).count_ones() as usize;
+        let before = match self.present {
+            // Not every processor can count bits.
+            u64::MAX => index as usize,
+            present => (present & (bit - 1)).count_ones() as usize,
+        };
         // SAFETY: By the type invariant: fewer are before it than there are.
         Some(unsafe { &*self.first.add(before) })
     }
