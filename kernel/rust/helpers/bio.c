@@ -3,11 +3,17 @@
 #include <linux/bio.h>
 #include <linux/blkdev.h>
 #include <linux/highmem.h>
+#include <linux/preempt.h>
 #include <linux/sched/mm.h>
 
 __rust_helper void rust_helper_zero_fill_bio(struct bio *bio)
 {
 	zero_fill_bio(bio);
+}
+
+__rust_helper bool rust_helper_bio_submission_is_queued(void)
+{
+	return current->bio_list && preemptible();
 }
 
 __rust_helper void rust_helper_memzero_page(struct page *page, size_t offset,

@@ -210,6 +210,18 @@ impl Drop for OwnedBio {
     }
 }
 
+/// Whether this task is submitting a bio, so that others that it submits are queued until that was
+/// handed to its driver; and no spinlock is held, nor are interrupts off.
+///
+/// Where that is so, the completion of a bio may do what must not be done under somebody else's
+/// lock, but not sleep: the driver that completed it may be inside of an RCU read side. Always
+/// `false` where the kernel does not know whether locks are held (without `PREEMPT_COUNT`).
+#[inline]
+pub fn submission_is_queued() -> bool {
+    // SAFETY: Only looks at the current task.
+    unsafe { bindings::bio_submission_is_queued() }
+}
+
 /// A first-in first-out list of owned bios, linked through `bi_next`.
 ///
 /// Bios that are still in it when it is dropped end with an I/O error.

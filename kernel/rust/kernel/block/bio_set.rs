@@ -7,7 +7,7 @@
 //! and then [submitted](NewBio::submit); when it is done, [`EndIo::end_io`] gets the context
 //! back.
 //!
-//! The data of a bio is either a [`Buffer`], or that of another bio which it
+//! The data of a bio is either in [`Buffer`]s, or that of another bio which it
 //! [clones](BioSet::clone_bio). In both cases, and for the block device, the new bio holds what it
 //! refers to until it has completed.
 //!
@@ -157,36 +157,57 @@ impl Buffer {
         self.len == 0
     }
 
-    /// What lies at `offset`: the number of the block, and the offset there.
-    fn find(&self, offset: usize) -> Option<(usize, usize)> {
-        let mut rest = offset;
-        for (i, block) in self.blocks.iter().enumerate() {
-            if rest < block.len() {
-                return Some((i, rest));
-            }
-            rest -= block.len();
-        }
-        None
+    /// The parts of blocks that the bytes from `from` up to `to` lie in, as block, offset in it
+    /// and length.
+    fn segments(&self, from: usize, to: usize) -> impl Iterator<Item = (&Block, usize, usize)> {
+        let mut end = 0;
+        self.blocks.iter().filter_map(move |block| {
+            let start = end;
+            end += block.len();
+            let (from, to) = (from.max(start), to.min(end));
+            (from < to).then(|| (block, from - start, to - from))
+        })
     }
 
     /// Fills the bytes from `from` up to `to` with zeroes.
     pub fn zero(&self, from: usize, to: usize) {
-        let mut start = 0;
-        for block in &self.blocks {
-            let end = start + block.len();
-            let mut pos = from.max(start);
-            while pos < to.min(end) {
+        for (block, mut pos, mut left) in self.segments(from, to) {
+            while left > 0 {
                 let in_page = pos & (PAGE_SIZE - 1);
-                let len = (PAGE_SIZE - in_page).min(to - pos);
+                let len = (PAGE_SIZE - in_page).min(left);
                 // SAFETY: The block has that page, and its pages are adjacent in the memory map.
-                let page = unsafe { block.page.as_ptr().add((pos - start) >> PAGE_SHIFT) };
+                let page = unsafe { block.page.as_ptr().add(pos >> PAGE_SHIFT) };
                 // SAFETY: The page is ours and has these bytes. There are no references to them,
                 // and C writes them.
                 unsafe { bindings::memzero_page(page, in_page, len) };
                 pos += len;
+                left -= len;
             }
-            start = end;
         }
+    }
+}
+
+/// Bytes of a buffer.
+pub struct Piece<'a> {
+    /// The buffer.
+    pub buffer: &'a Arc<Buffer>,
+    /// The first byte.
+    pub offset: usize,
+    /// The number of bytes.
+    pub bytes: usize,
+}
+
+impl<'a> Piece<'a> {
+    /// Whether the buffer has these bytes, and they are more than none.
+    fn is_inside(&self) -> bool {
+        let end = self.offset.checked_add(self.bytes);
+        self.bytes > 0 && end.is_some_and(|end| end <= self.buffer.len)
+    }
+
+    /// See [`Buffer::segments`].
+    fn segments(&self) -> impl Iterator<Item = (&'a Block, usize, usize)> {
+        let end = self.offset.saturating_add(self.bytes);
+        self.buffer.segments(self.offset, end)
     }
 }
 
@@ -199,46 +220,46 @@ pub trait EndIo: Send + Sized + 'static {
 }
 
 /// What lives and dies with a bio.
-struct Context<T> {
+struct Context<T, const N: usize> {
     data: T,
     /// Keeps the device open until the bio has completed.
     _file: Arc<BdevFile>,
-    /// Keeps the data pages.
-    _buffer: Option<Arc<Buffer>>,
+    /// Keep the data pages.
+    _buffers: [Option<Arc<Buffer>>; N],
     /// Keeps the data pages and the segments, for a clone.
     cloned: Option<OwnedBio>,
 }
 
 /// A bio with its context in front of it; `bio` is followed by memory for its segments.
 #[repr(C)]
-struct Private<T> {
-    context: Context<T>,
+struct Private<T, const N: usize> {
+    context: Context<T, N>,
     bio: bindings::bio,
 }
 
-/// A set of bios that carry a context of type `T`, with a reserve.
+/// A set of bios that carry a context of type `T` and use at most `N` buffers each, with a reserve.
 ///
 /// # Invariants
 ///
 /// `inner` is a `struct bio_set` on which `bioset_init()` succeeded with the front pad of
-/// `Private<T>`; it stays pinned until dropped.
+/// `Private<T, N>`; it stays pinned until dropped.
 #[pin_data(PinnedDrop)]
-pub struct BioSet<T: EndIo> {
+pub struct BioSet<T: EndIo, const N: usize = 1> {
     #[pin]
     inner: Opaque<bindings::bio_set>,
     _p: PhantomData<fn(T)>,
 }
 
 // SAFETY: A bio set may be used and freed from any thread.
-unsafe impl<T: EndIo> Send for BioSet<T> {}
+unsafe impl<T: EndIo, const N: usize> Send for BioSet<T, N> {}
 // SAFETY: Allocating from a bio set is thread-safe.
-unsafe impl<T: EndIo> Sync for BioSet<T> {}
+unsafe impl<T: EndIo, const N: usize> Sync for BioSet<T, N> {}
 
-impl<T: EndIo> BioSet<T> {
+impl<T: EndIo, const N: usize> BioSet<T, N> {
     /// Creates a set with `reserve` bios in reserve.
     pub fn new(reserve: u32) -> impl PinInit<Self, Error> {
         // The slab aligns to at least that.
-        const { assert!(align_of::<Private<T>>() <= align_of::<u64>()) };
+        const { assert!(align_of::<Private<T, N>>() <= align_of::<u64>()) };
         try_pin_init!(Self {
             // INVARIANT: On success `bioset_init()` has initialised `inner`.
             inner <- Opaque::try_ffi_init(move |slot: *mut bindings::bio_set| {
@@ -247,7 +268,7 @@ impl<T: EndIo> BioSet<T> {
                 // The rescuer lets several bios be allocated below one `submit_bio()`.
                 let flags = bindings::BIOSET_NEED_BVECS | bindings::BIOSET_NEED_RESCUER;
                 // CAST: The offset of a small struct, and small flags.
-                let pad = offset_of!(Private<T>, bio) as c_uint;
+                let pad = offset_of!(Private<T, N>, bio) as c_uint;
                 // SAFETY: `slot` is zeroed, pinned and exclusively ours.
                 to_result(unsafe { bindings::bioset_init(slot, reserve, pad, flags as c_int) })
             }),
@@ -261,9 +282,9 @@ impl<T: EndIo> BioSet<T> {
     ///
     /// `bio` must have been allocated from this set, for `context._file`'s device, and be
     /// exclusively the caller's. Its data must be kept by `context`.
-    unsafe fn prepare(bio: NonNull<bindings::bio>, context: Context<T>) -> NewBio<T> {
-        // SAFETY: By the type invariant each bio of the set stands in a `Private<T>`.
-        let private = unsafe { container_of!(bio.as_ptr(), Private<T>, bio) };
+    unsafe fn prepare(bio: NonNull<bindings::bio>, context: Context<T, N>) -> NewBio<T, N> {
+        // SAFETY: By the type invariant each bio of the set stands in a `Private<T, N>`.
+        let private = unsafe { container_of!(bio.as_ptr(), Private<T, N>, bio) };
         // SAFETY: The front pad is valid for writes and not initialised.
         unsafe { (&raw mut (*private).context).write(context) };
         // SAFETY: The bio is exclusively ours.
@@ -273,53 +294,41 @@ impl<T: EndIo> BioSet<T> {
         NewBio(unsafe { NonNull::new_unchecked(private) })
     }
 
-    /// Makes a bio that transfers `bytes` bytes between `buffer`, beginning at byte `offset`, and
-    /// `file`'s device, beginning at `sector`.
+    /// Makes a bio that transfers the bytes of `pieces`, one after the other, to or from `file`'s
+    /// device, beginning at `sector`.
     ///
-    /// Gives `data` back when there is no memory, when the buffer has no such bytes, or when they
-    /// are more than a bio takes, see [`MAX_BUFFER_BIO`].
-    #[expect(clippy::too_many_arguments)]
-    pub fn alloc(
+    /// Gives `data` back when there is no memory, when a buffer has no such bytes, or when there
+    /// are no or more than `N` pieces, or more bytes than a bio takes, see [`MAX_BUFFER_BIO`].
+    pub fn alloc<'a>(
         &self,
         op: Op,
         file: &Arc<BdevFile>,
         sector: u64,
-        buffer: &Arc<Buffer>,
-        offset: usize,
-        bytes: usize,
+        pieces: impl IntoIterator<Item = Piece<'a>>,
         data: T,
         wait: Wait,
-    ) -> Result<NewBio<T>, T> {
-        if bytes == 0 || offset.saturating_add(bytes) > buffer.len {
-            return Err(data);
-        }
-        let (Some((first, start)), Some((last, _))) =
-            (buffer.find(offset), buffer.find(offset + bytes - 1))
-        else {
-            return Err(data);
-        };
-        let Some(blocks) = buffer.blocks.get(first..=last) else {
-            return Err(data);
-        };
-        if blocks.len() > bindings::BIO_MAX_VECS as usize {
+    ) -> Result<NewBio<T, N>, T> {
+        let mut pieces = pieces.into_iter();
+        let all: [Option<Piece<'a>>; N] = core::array::from_fn(|_| pieces.next());
+        let fits = all.iter().flatten().all(Piece::is_inside) && pieces.next().is_none();
+        let segments = || all.iter().flatten().flat_map(Piece::segments);
+        let count = segments().count();
+        if !fits || !(1..=bindings::BIO_MAX_VECS as usize).contains(&count) {
             return Err(data);
         }
         // SAFETY: The set is initialised by the type invariant, and the device is open.
         let bio = NonNull::new(unsafe {
             bindings::bio_alloc_bioset(
                 file.bdev().as_raw(),
-                blocks.len() as c_ushort,
+                count as c_ushort,
                 op.as_raw(),
                 wait.gfp(),
                 self.inner.get(),
             )
         });
         let Some(bio) = bio else { return Err(data) };
-        let mut start = start;
-        let mut left = bytes;
-        for block in blocks {
-            let len = left.min(block.len() - start);
-            // SAFETY: The bio is ours and has a segment for each block; the context keeps the
+        for (block, start, len) in segments() {
+            // SAFETY: The bio is ours and has room for `count` segments; the context keeps the
             // blocks.
             unsafe {
                 bindings::__bio_add_page(
@@ -329,18 +338,16 @@ impl<T: EndIo> BioSet<T> {
                     start as c_uint,
                 )
             };
-            left -= len;
-            start = 0;
         }
         // SAFETY: The bio is ours.
         unsafe { (*bio.as_ptr()).bi_iter.bi_sector = sector };
         let context = Context {
             data,
             _file: file.clone(),
-            _buffer: Some(buffer.clone()),
+            _buffers: all.map(|piece| Some(piece?.buffer.clone())),
             cloned: None,
         };
-        // SAFETY: Just allocated from this set; the context keeps the buffer.
+        // SAFETY: Just allocated from this set; the context keeps the buffers.
         Ok(unsafe { Self::prepare(bio, context) })
     }
 
@@ -354,7 +361,7 @@ impl<T: EndIo> BioSet<T> {
         file: &Arc<BdevFile>,
         sector: u64,
         data: T,
-    ) -> Result<NewBio<T>, OwnedBio> {
+    ) -> Result<NewBio<T, N>, OwnedBio> {
         // SAFETY: Both bio and set are valid by their type invariants, and the device is open.
         let clone = NonNull::new(unsafe {
             bindings::bio_alloc_clone(
@@ -370,7 +377,7 @@ impl<T: EndIo> BioSet<T> {
         let context = Context {
             data,
             _file: file.clone(),
-            _buffer: None,
+            _buffers: [const { None }; N],
             cloned: Some(bio),
         };
         // SAFETY: Just allocated from this set; the context keeps the bio that it was cloned from.
@@ -412,8 +419,8 @@ impl<T: EndIo> BioSet<T> {
         let status = unsafe { (*bio).bi_status };
         // SAFETY: A pure function.
         let result = to_result(unsafe { bindings::blk_status_to_errno(status) });
-        // SAFETY: Submitted bios stand in a `Private<T>`.
-        let private = unsafe { container_of!(bio, Private<T>, bio) };
+        // SAFETY: Submitted bios stand in a `Private<T, N>`.
+        let private = unsafe { container_of!(bio, Private<T, N>, bio) };
         // SAFETY: The context was initialised before submission and is read once.
         let context = unsafe { (&raw const (*private).context).read() };
         // SAFETY: We hold the only reference. The context has moved out.
@@ -421,7 +428,7 @@ impl<T: EndIo> BioSet<T> {
         let Context {
             data,
             _file,
-            _buffer,
+            _buffers,
             cloned,
         } = context;
         data.end_io(cloned, result);
@@ -429,7 +436,7 @@ impl<T: EndIo> BioSet<T> {
 }
 
 #[pinned_drop]
-impl<T: EndIo> PinnedDrop for BioSet<T> {
+impl<T: EndIo, const N: usize> PinnedDrop for BioSet<T, N> {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: Initialised by the type invariant. Its users hold it until their bios are done.
         unsafe { bindings::bioset_exit(self.inner.get()) };
@@ -443,9 +450,9 @@ impl<T: EndIo> PinnedDrop for BioSet<T> {
 /// `0` is valid, with an initialised context, and exclusively ours. The context keeps the device
 /// and the data.
 #[must_use]
-pub struct NewBio<T: EndIo>(NonNull<Private<T>>);
+pub struct NewBio<T: EndIo, const N: usize = 1>(NonNull<Private<T, N>>);
 
-impl<T: EndIo> NewBio<T> {
+impl<T: EndIo, const N: usize> NewBio<T, N> {
     /// Sends the bio on its way. May sleep.
     pub fn submit(self) {
         let this = ManuallyDrop::new(self);
@@ -456,7 +463,7 @@ impl<T: EndIo> NewBio<T> {
     }
 }
 
-impl<T: EndIo> Drop for NewBio<T> {
+impl<T: EndIo, const N: usize> Drop for NewBio<T, N> {
     fn drop(&mut self) {
         let private = self.0.as_ptr();
         // SAFETY: Initialised by the type invariant and not used afterwards.
