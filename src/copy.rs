@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The copy of one run of chunks: read by one bio, stored by one bio if its place is in one piece.
+//! Copies: the bios that read old data, and those that store it.
 //!
 //! ```text
-//! start -> read bio -> (interrupt) -> work: Cow::read_done -> store bios -> (interrupt)
-//!                                     -> work: Cow::store_done
+//! read bio -> Cow::read_done -> (more copies) -> store bio -> Cow::store_done
 //! ```
 //!
+//! A copy takes one run of chunks, which one bio reads. One bio stores the data of several copies
+//! if their place in the storage is in one piece; nobody waits for that but readers of the image.
+//!
 //! A copy engine makes all its copies when the snapshot is taken, and uses them again and again:
-//! so their number bounds the memory, and starting one allocates nothing but pages, which a copy
-//! keeps as long as they are few. Some have pages for one chunk from the start, which makes
+//! so their number bounds the memory, and starting one allocates nothing but pages, which are kept
+//! as long as they are few. Some copies have pages for one chunk from the start, which makes
 //! progress independent of the state of memory.
 
 use kernel::{
@@ -20,6 +22,7 @@ use kernel::{
     },
     block::{
         bio::{
+            submission_is_queued,
             Op,
             OwnedBio, //
         },
@@ -28,11 +31,10 @@ use kernel::{
             Buffer,
             EndIo,
             NewBio,
+            Piece,
             Wait, //
         }, //
     },
-    impl_has_work,
-    new_work,
     prelude::*,
     sync::{
         atomic::{
@@ -40,23 +42,20 @@ use kernel::{
             Full,
             Relaxed, //
         },
-        new_spinlock,
-        Arc,
-        SpinLock, //
-    },
-    workqueue::{
-        Work,
-        WorkItem, //
+        Arc, //
     }, //
 };
 
-use core::ops::Range;
+use core::{
+    array,
+    ops::Range, //
+};
 
 use crate::{
     cow::Cow,
     engine::{
         Busy,
-        Engine, //
+        BATCH, //
     },
     units::{
         SECTOR_SHIFT,
@@ -64,183 +63,37 @@ use crate::{
     }, //
 };
 
-/// The largest number of bytes that a copy keeps between uses.
-const KEEP: usize = 64 << 10;
-
-/// What a copy is doing.
-pub(crate) struct Job {
-    /// For whom.
-    pub(crate) cow: Arc<Cow>,
-    /// The first chunk.
-    pub(crate) first: u64,
-    /// The number of chunks.
-    pub(crate) count: u64,
-    /// The first unit of difference storage, once it is being stored.
-    pub(crate) unit: Option<u32>,
-    _busy: Busy,
-}
-
-/// A copy. Its lock is a leaf; not taken in interrupts.
-#[pin_data]
+/// What the bios of a copy tell of it.
 pub(crate) struct Copy {
-    engine: Arc<Engine>,
-    #[pin]
-    state: SpinLock<State>,
+    /// Its number in the engine.
+    index: usize,
     /// Bios in flight.
     pending: Atomic<i32>,
     /// The first error of a bio, as a negative errno, or 0.
     status: Atomic<i32>,
-    #[pin]
-    work: Work<Copy>,
-}
-
-struct State {
-    job: Option<Job>,
-    buffer: Option<Arc<Buffer>>,
-    /// The buffer is kept whatever its size.
-    reserve: bool,
-}
-
-impl_has_work! {
-    impl HasWork<Self> for Copy { self.work }
 }
 
 impl Copy {
-    /// Makes a copy that does nothing; if `reserve` is not 0, with that many bytes of memory.
-    pub(crate) fn new(engine: &Arc<Engine>, reserve: usize) -> Result<Arc<Self>> {
-        let buffer = match reserve {
-            0 => None,
-            bytes => Some(Buffer::new(bytes, GFP_KERNEL)?),
+    /// Makes a copy that does nothing.
+    pub(crate) fn new(index: usize) -> Result<Arc<Self>> {
+        let copy = Self {
+            index,
+            pending: Atomic::new(0),
+            status: Atomic::new(0),
         };
-        Arc::pin_init(
-            pin_init!(Self {
-                engine: engine.clone(),
-                state <- new_spinlock!(State {
-                    job: None,
-                    buffer,
-                    reserve: reserve != 0,
-                }),
-                pending: Atomic::new(0),
-                status: Atomic::new(0),
-                work <- new_work!("blksnap::Copy"),
-            }),
-            GFP_KERNEL,
-        )
+        Ok(Arc::new(copy, GFP_KERNEL)?)
     }
 
-    /// The bytes of memory that it holds.
-    pub(crate) fn memory(&self) -> usize {
-        let state = self.state.lock();
-        state.buffer.as_ref().map_or(0, |buffer| buffer.len())
-    }
-
-    /// Gets memory for `bytes` bytes, or at least for `least`. Returns how many. Does not sleep.
-    pub(crate) fn reserve(&self, bytes: usize, least: usize) -> Result<usize> {
-        let mut state = self.state.lock();
-        let have = state.buffer.as_ref().map_or(0, |buffer| buffer.len());
-        if have >= bytes {
-            return Ok(bytes);
-        }
-        if !state.reserve || have < least {
-            if let Ok(buffer) = Buffer::new(bytes, GFP_NOWAIT | __GFP_NOWARN) {
-                state.buffer = Some(buffer);
-                return Ok(bytes);
-            }
-        }
-        if have < least {
-            return Err(ENOMEM);
-        }
-        Ok(have)
-    }
-
-    /// Makes the bio that reads the job's chunks. On failure nothing has changed. Does not sleep.
-    pub(crate) fn start(
-        this: &Arc<Self>,
-        cow: &Arc<Cow>,
-        run: Range<u64>,
-    ) -> Result<NewBio<CopyIo>> {
-        let (first, count) = (run.start, run.end - run.start);
-        let geometry = cow.geometry();
-        let mut state = this.state.lock();
-        let buffer = state.buffer.as_ref().ok_or(ENOMEM)?;
-        let bio = this
-            .engine
-            .reads
-            .alloc(
-                Op::Read,
-                cow.origin(),
-                geometry.sector(first),
-                buffer,
-                0,
-                (geometry.sectors_in(first, count) << SECTOR_SHIFT) as usize,
-                CopyIo::new(this, cow),
-                Wait::Never,
-            )
-            .map_err(|_| ENOMEM)?;
-        state.job = Some(Job {
-            cow: cow.clone(),
-            first,
-            count,
-            unit: None,
-            _busy: cow.busy(),
-        });
-        this.pending.store(1, Relaxed);
-        this.status.store(0, Relaxed);
-        Ok(bio)
-    }
-
-    /// Stores the `bytes` bytes that were read at `unit`. May sleep.
-    ///
-    /// Returns whether that is still going on; then [`Cow::store_done`] is called at its end.
-    pub(crate) fn store(this: &Arc<Self>, cow: &Cow, unit: u32, bytes: usize) -> Result<bool> {
-        let buffer = {
-            let mut state = this.state.lock();
-            if let Some(job) = &mut state.job {
-                job.unit = Some(unit);
-            }
-            state.buffer.clone().ok_or(EIO)?
-        };
-        // The storage is written in whole units: no old memory may get there.
-        let padded = bytes.next_multiple_of(1 << UNIT_SHIFT);
-        buffer.zero(bytes, padded);
-        // One more, so that the end does not come before all are submitted.
-        this.pending.store(1, Relaxed);
-        let mut done = 0;
-        while done < padded {
-            let extent = cow.storage().locate(
-                unit,
-                bytes_to_sectors(done),
-                bytes_to_sectors(padded - done),
-            );
-            let Some(extent) = extent else {
-                this.note(EIO);
-                break;
-            };
-            let len = (extent.sectors << SECTOR_SHIFT) as usize;
-            let bio = this.engine.stores.alloc(
-                Op::Write,
-                &extent.device,
-                extent.sector,
-                &buffer,
-                done,
-                len,
-                CopyIo::new(this, cow),
-                Wait::ForBio,
-            );
-            let Ok(bio) = bio else {
-                this.note(ENOMEM);
-                break;
-            };
-            this.pending.add(1, Relaxed);
-            bio.submit();
-            done += len;
-        }
-        Ok(!this.put_pending())
+    /// Its number in the engine.
+    pub(crate) fn index(&self) -> usize {
+        self.index
     }
 
     /// Notes the first error.
-    fn note(&self, err: Error) {
-        let _ = self.status.cmpxchg(0, err.to_errno(), Relaxed);
+    fn note(&self, result: Result) {
+        if let Err(err) = result {
+            let _ = self.status.cmpxchg(0, err.to_errno(), Relaxed);
+        }
     }
 
     /// The first error of the bios that have completed.
@@ -256,72 +109,239 @@ impl Copy {
     fn put_pending(&self) -> bool {
         self.pending.fetch_sub(1, Full) == 1
     }
+}
 
-    /// Ends the job and frees memory that is too much to keep.
-    pub(crate) fn finish(&self) -> Option<Job> {
-        let mut state = self.state.lock();
-        let large = state
-            .buffer
-            .as_ref()
-            .is_some_and(|buffer| buffer.len() > KEEP);
-        let buffer = if large && !state.reserve {
-            state.buffer.take()
-        } else {
-            None
+/// A copy and its memory.
+pub(crate) struct Memory {
+    pub(crate) copy: Arc<Copy>,
+    buffer: Option<Arc<Buffer>>,
+    /// The buffer is kept whatever its size.
+    reserve: bool,
+}
+
+impl Memory {
+    /// A copy that does nothing; if `reserve` is not 0, with that many bytes of memory for ever.
+    pub(crate) fn new(index: usize, reserve: usize) -> Result<Self> {
+        let buffer = match reserve {
+            0 => None,
+            bytes => Some(Buffer::new(bytes, GFP_KERNEL)?),
         };
-        let job = state.job.take();
-        drop(state);
-        drop(buffer);
-        job
+        Ok(Self {
+            copy: Copy::new(index)?,
+            buffer,
+            reserve: reserve != 0,
+        })
     }
 
-    /// Looks at the job.
-    pub(crate) fn job<R>(&self, look: impl FnOnce(&Job) -> R) -> Option<R> {
-        self.state.lock().job.as_ref().map(look)
+    /// The bytes of memory that it holds.
+    pub(crate) fn len(&self) -> usize {
+        self.buffer.as_ref().map_or(0, |buffer| buffer.len())
+    }
+
+    /// Gets memory for `bytes` bytes, or at least for `least`. Returns how many. Does not sleep.
+    pub(crate) fn grow(&mut self, bytes: usize, least: usize) -> Result<usize> {
+        let have = self.len();
+        if have >= bytes {
+            return Ok(bytes);
+        }
+        if !self.reserve || have < least {
+            if let Ok(buffer) = Buffer::new(bytes, GFP_NOWAIT | __GFP_NOWARN) {
+                self.buffer = Some(buffer);
+                return Ok(bytes);
+            }
+        }
+        if have < least {
+            return Err(ENOMEM);
+        }
+        Ok(have)
+    }
+
+    /// Takes the memory, if it is not a reserve.
+    pub(crate) fn shrink(&mut self) -> Option<Arc<Buffer>> {
+        if self.reserve {
+            None
+        } else {
+            self.buffer.take()
+        }
+    }
+
+    /// Makes the bio that reads a run of chunks. Does not sleep.
+    pub(crate) fn read(&self, cow: &Arc<Cow>, run: Range<u64>) -> Result<NewBio<ReadIo>> {
+        let geometry = cow.geometry();
+        let sectors = geometry.sectors_in(run.start, run.end - run.start);
+        let buffer = self.buffer.as_ref().ok_or(ENOMEM)?;
+        let piece = Piece {
+            buffer,
+            offset: 0,
+            // CAST: At most the buffer's size.
+            bytes: (sectors << SECTOR_SHIFT) as usize,
+        };
+        let context = ReadIo {
+            copy: self.copy.clone(),
+            busy: cow.busy(),
+            cow: cow.clone(),
+        };
+        let sector = geometry.sector(run.start);
+        let bio = cow
+            .engine()
+            .reads
+            .alloc(
+                Op::Read,
+                cow.origin(),
+                sector,
+                [piece],
+                context,
+                Wait::Never,
+            )
+            .map_err(|_| ENOMEM)?;
+        self.copy.status.store(0, Relaxed);
+        Ok(bio)
+    }
+
+    /// What is to be stored, of the `sectors` sectors that were read.
+    pub(crate) fn unstored(&self, sectors: u64) -> Option<Unstored> {
+        let buffer = self.buffer.clone()?;
+        // CAST: At most the buffer's size.
+        let bytes = (sectors << SECTOR_SHIFT) as usize;
+        Some(Unstored {
+            copy: self.copy.clone(),
+            buffer,
+            bytes,
+        })
     }
 }
 
-/// The context of a copy's bios.
-pub(crate) struct CopyIo {
+/// The context of a bio that reads old data.
+pub(crate) struct ReadIo {
     copy: Arc<Copy>,
+    cow: Arc<Cow>,
     busy: Busy,
 }
 
-impl CopyIo {
-    fn new(copy: &Arc<Copy>, cow: &Cow) -> Self {
-        Self {
-            copy: copy.clone(),
-            busy: cow.busy(),
-        }
-    }
-}
-
-impl EndIo for CopyIo {
+impl EndIo for ReadIo {
     fn end_io(self, _cloned: Option<OwnedBio>, result: Result) {
-        let Self { copy, busy } = self;
-        if let Err(err) = result {
-            copy.note(err);
+        let Self { copy, cow, busy } = self;
+        copy.note(result);
+        if submission_is_queued() {
+            // The writes that wait join the queue of the task that submits, and go on when it goes
+            // on, without another task.
+            Cow::read_done_inline(&cow, &copy);
+        } else {
+            Cow::leave_read(&cow, copy);
         }
-        if copy.put_pending() {
-            let engine = copy.engine.clone();
-            // Cannot be queued already: only the last bio of a step does that.
-            let _ = engine.queue.enqueue(copy);
-        }
+        drop(cow);
         // Last, as it keeps all that must not go in an interrupt.
         drop(busy);
     }
 }
 
-impl WorkItem for Copy {
-    type Pointer = Arc<Copy>;
+/// Data of a copy that is to be stored.
+pub(crate) struct Unstored {
+    copy: Arc<Copy>,
+    buffer: Arc<Buffer>,
+    bytes: usize,
+}
 
-    fn run(this: Arc<Copy>) {
-        let Some((cow, unit)) = this.job(|job| (job.cow.clone(), job.unit)) else {
-            return;
-        };
-        match unit {
-            None => cow.read_done(&this),
-            Some(_) => cow.store_done(&this),
-        }
+impl Unstored {
+    /// The bytes that it takes in the storage, which is written in whole units.
+    fn padded(&self) -> usize {
+        self.bytes.next_multiple_of(1 << UNIT_SHIFT)
     }
+}
+
+/// The copies that one bio stores.
+type Stored = [Option<Arc<Copy>>; BATCH];
+
+/// The context of a bio that stores old data.
+pub(crate) struct StoreIo {
+    copies: Stored,
+    cow: Arc<Cow>,
+    busy: Busy,
+}
+
+impl EndIo for StoreIo {
+    fn end_io(self, _cloned: Option<OwnedBio>, result: Result) {
+        let Self {
+            mut copies,
+            cow,
+            busy,
+        } = self;
+        for slot in &mut copies {
+            *slot = slot.take().filter(|copy| {
+                copy.note(result);
+                copy.put_pending()
+            });
+        }
+        Cow::leave_stored(&cow, copies);
+        drop(cow);
+        // Last, as it keeps all that must not go in an interrupt.
+        drop(busy);
+    }
+}
+
+/// What the bytes from `from` to before `to` of a batch consist of: copies, and bytes of them.
+fn parts(
+    batch: &[Option<Unstored>; BATCH],
+    from: usize,
+    to: usize,
+) -> impl Iterator<Item = (&Unstored, Range<usize>)> + Clone {
+    let mut end = 0;
+    batch.iter().flatten().filter_map(move |one| {
+        let start = end;
+        end += one.padded();
+        let (from, to) = (from.max(start), to.min(end));
+        (from < to).then(|| (one, from - start..to - start))
+    })
+}
+
+/// Stores the data of some copies, one after the other from `unit` on. May sleep.
+///
+/// At the end of each copy [`Cow::leave_stored`] is called.
+pub(crate) fn store(cow: &Arc<Cow>, unit: u32, batch: &[Option<Unstored>; BATCH]) {
+    let mut total = 0;
+    for one in batch.iter().flatten() {
+        // No old memory may get to the storage.
+        one.buffer.zero(one.bytes, one.padded());
+        total += one.padded();
+        // One more than bios, so that the end does not come before all are submitted.
+        one.copy.pending.store(1, Relaxed);
+    }
+    let mut done = 0;
+    while done < total {
+        let (skip, rest) = (bytes_to_sectors(done), bytes_to_sectors(total - done));
+        let Some(extent) = cow.storage().locate(unit, skip, rest) else {
+            parts(batch, done, total).for_each(|(one, _)| one.copy.note(Err(EIO)));
+            break;
+        };
+        // CAST: At most `total`.
+        let end = done + (extent.sectors << SECTOR_SHIFT) as usize;
+        let parts = parts(batch, done, end);
+        let mut copies = parts.clone().map(|(one, _)| {
+            one.copy.pending.add(1, Relaxed);
+            one.copy.clone()
+        });
+        let context = StoreIo {
+            copies: array::from_fn(|_| copies.next()),
+            busy: cow.busy(),
+            cow: cow.clone(),
+        };
+        let pieces = parts.map(|(one, bytes)| Piece {
+            buffer: &one.buffer,
+            offset: bytes.start,
+            bytes: bytes.end - bytes.start,
+        });
+        let stores = &cow.engine().stores;
+        let (file, sector) = (&extent.device, extent.sector);
+        match stores.alloc(Op::Write, file, sector, pieces, context, Wait::ForBio) {
+            Ok(bio) => bio.submit(),
+            Err(context) => context.end_io(None, Err(ENOMEM)),
+        }
+        done = end;
+    }
+    let mut submitted = batch.iter().flatten();
+    let ended = array::from_fn(|_| {
+        let copy = &submitted.next()?.copy;
+        copy.put_pending().then(|| copy.clone())
+    });
+    Cow::leave_stored(cow, ended);
 }

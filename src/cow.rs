@@ -5,19 +5,20 @@
 //! A write to the device comes from the filter. If all its chunks are safe it passes, without a
 //! lock. Otherwise the untouched ones are claimed, in runs, and their reads are submitted; the
 //! write is held with one of the copies and let go when that was read, after which it is shown
-//! again and either finds all chunks safe or waits for the next copy. Storing what was read goes
-//! on behind its back.
+//! again and either finds all chunks safe or waits for the next copy.
 //!
-//! When all copies are in use, or memory is short, writes wait in order, and the work item serves
-//! them as copies end.
+//! Nobody waits for what was read to be stored, but readers of the image and, when all copies are
+//! in use or memory is short, writes, in order. So that is done for several copies at once, by the
+//! work item: when there are enough of them for one bio, when somebody waits, or after [`TICK`].
+//! And that they were stored is looked at when there is something else to do, too.
 //!
 //! [`image_io`](crate::image_io) serves the image from the same states.
 //!
 //! # Locking
 //!
 //! `inner` is taken in the submission path and in work, never in interrupts. Nothing is submitted,
-//! resubmitted or waited for under it. Below it: the locks of [`Copy`], of [`Storage`] and of the
-//! workqueue.
+//! resubmitted or waited for under it. Below it: the locks of [`Storage`] and of the workqueue.
+//! `ended` is a leaf and taken in interrupts.
 
 use kernel::{
     alloc::flags::GFP_KERNEL,
@@ -34,7 +35,9 @@ use kernel::{
             Verdict, //
         }, //
     },
+    impl_has_delayed_work,
     impl_has_work,
+    new_delayed_work,
     new_work,
     prelude::*,
     sync::{
@@ -50,7 +53,11 @@ use kernel::{
         SpinLock,
         SpinLockIrq, //
     },
-    workqueue::Work, //
+    time::Msecs,
+    workqueue::{
+        DelayedWork,
+        Work, //
+    }, //
 };
 
 use crate::{
@@ -63,7 +70,10 @@ use crate::{
         Place,
         MAX_WINDOWS, //
     },
-    copy::Copy,
+    copy::{
+        Copy,
+        Memory, //
+    },
     engine::{
         Busy,
         Engine,
@@ -75,12 +85,13 @@ use crate::{
 };
 
 use claim::{
-    Flight,
     Next,
     Reads, //
 };
+use flights::Flights;
 
 mod claim;
+mod flights;
 mod steps;
 
 /// Copies that have memory for a chunk whatever happens.
@@ -92,12 +103,28 @@ const MAX_OLD: usize = 1024;
 /// The number of the work item that frees them.
 const REAP: u64 = 1;
 
+/// The number of the work item that has stored what waits.
+const TICK: u64 = 2;
+
+/// How long what was read waits for more to be stored with it, in milliseconds.
+const TICK_MS: Msecs = 10;
+
+/// The bytes of memory that copies which do nothing keep, all together, beside the reserve.
+const IDLE_BYTES: usize = 4 << 20;
+
 /// What `inner` protects.
 struct Inner {
-    /// Copies under way, in the order in which they began.
-    flights: KVec<Flight>,
+    flights: Flights,
     /// Copies that do nothing; the last used first.
-    free: KVec<Arc<Copy>>,
+    free: KVec<Memory>,
+    /// The bytes of memory that these have.
+    idle_bytes: usize,
+    /// All that was read is to be stored now.
+    flush: bool,
+    /// Until the next tick, if one is coming.
+    tick: Option<Busy>,
+    /// Room for what has ended, while that is looked at.
+    ended: Ended,
     /// Writes that wait for a copy.
     writers: HeldList,
     /// Parts of image bios that wait for a copy.
@@ -108,6 +135,25 @@ struct Inner {
     old: KVec<OldWindow>,
     /// Room for the next ones, while those are being freed.
     spare: KVec<OldWindow>,
+}
+
+/// Copies whose bios have ended. There is room for all.
+#[derive(Default)]
+struct Ended {
+    read: KVec<Arc<Copy>>,
+    stored: KVec<Arc<Copy>>,
+    /// The work item is queued, or will look here again before it ends.
+    is_seen: bool,
+}
+
+impl Ended {
+    fn new(copies: usize) -> Result<Self> {
+        Ok(Self {
+            read: KVec::with_capacity(copies, GFP_KERNEL)?,
+            stored: KVec::with_capacity(copies, GFP_KERNEL)?,
+            is_seen: false,
+        })
+    }
 }
 
 impl Inner {
@@ -135,6 +181,11 @@ pub(crate) struct Cow {
     inner: SpinLock<Inner>,
     /// Whether anything is excluded. Set before the storage that it tells of is in use.
     has_excluded: Atomic<bool>,
+    /// What interrupts leave for the work item.
+    #[pin]
+    ended: SpinLockIrq<Ended>,
+    /// Somebody waits for copies to be stored. Changed under `inner`'s lock.
+    hurry: Atomic<bool>,
     /// Image reads to be done again, see [`image_io`]. Pushed to in interrupts.
     #[pin]
     retry: SpinLockIrq<BioList>,
@@ -145,11 +196,17 @@ pub(crate) struct Cow {
     work: Work<Cow>,
     #[pin]
     reap: Work<Cow, REAP>,
+    #[pin]
+    tick: DelayedWork<Cow, TICK>,
 }
 
 impl_has_work! {
     impl HasWork<Self> for Cow { self.work }
     impl HasWork<Self, REAP> for Cow { self.reap }
+}
+
+impl_has_delayed_work! {
+    impl HasDelayedWork<Cow, TICK> for Cow { self.tick }
 }
 
 impl Cow {
@@ -171,8 +228,9 @@ impl Cow {
             } else {
                 0
             };
-            free.push(Copy::new(engine, reserve)?, GFP_KERNEL)?;
+            free.push(Memory::new(i, reserve)?, GFP_KERNEL)?;
         }
+        let idle_bytes = free.iter().map(Memory::len).sum();
         Arc::pin_init(
             try_pin_init!(Self {
                 engine: engine.clone(),
@@ -181,8 +239,12 @@ impl Cow {
                 geometry,
                 map: ChunkMap::new(geometry.chunks())?,
                 inner <- new_spinlock!(Inner {
-                    flights: KVec::with_capacity(copies, GFP_KERNEL)?,
+                    flights: Flights::new(copies)?,
                     free,
+                    idle_bytes,
+                    flush: false,
+                    tick: None,
+                    ended: Ended::new(copies)?,
                     writers: HeldList::new(),
                     images: BioList::new(),
                     excluded: Excluded::new(),
@@ -191,11 +253,14 @@ impl Cow {
                     spare: KVec::with_capacity(MAX_OLD, GFP_KERNEL)?,
                 }),
                 has_excluded: Atomic::new(false),
+                ended <- new_spinlock_irq!(Ended::new(copies)?),
+                hurry: Atomic::new(false),
                 retry <- new_spinlock_irq!(BioList::new()),
                 gone: Atomic::new(false),
                 inflight: InFlight::new()?,
                 work <- new_work!("blksnap::Cow"),
                 reap <- new_work!("blksnap::Cow::reap"),
+                tick <- new_delayed_work!("blksnap::Cow::tick"),
             }),
             GFP_KERNEL,
         )
@@ -245,10 +310,8 @@ impl Cow {
     /// How many copies are under way, and how many bytes of memory the map and the copies take.
     pub(crate) fn usage(&self) -> (usize, usize) {
         let inner = self.inner.lock();
-        let flying = inner.flights.iter().map(|flight| flight.copy.memory());
-        let free = inner.free.iter().map(|copy| copy.memory());
-        let copies = flying.sum::<usize>() + free.sum::<usize>();
-        (inner.flights.len(), self.map.memory() + copies)
+        let copies = inner.flights.memory() + inner.idle_bytes;
+        (inner.flights.count(), self.map.memory() + copies)
     }
 
     /// The device is going: ends the use of its image. Does not sleep.
@@ -288,9 +351,6 @@ impl Cow {
         end: u64,
     ) -> Verdict<'a> {
         let (from, to) = this.chunks(sector, end);
-        if this.has_failed() {
-            return bio.pass();
-        }
         match this.map.overwrite(from, to) {
             Overwrite::Yes => bio.pass(),
             Overwrite::Ahead => {
@@ -310,7 +370,7 @@ impl Cow {
         (sector, end): (u64, u64),
         (from, to): (u64, u64),
     ) -> Verdict<'a> {
-        if this.is_excluded(sector, end) {
+        if this.has_failed() || this.is_excluded(sector, end) {
             return bio.pass();
         }
         match bio.op() {
@@ -330,6 +390,7 @@ impl Cow {
         let mut reads = Reads::default();
         let mut inner = this.inner.lock();
         let may_claim = inner.writers.is_empty();
+        let mut kick = false;
         let next = this.advance(&mut inner, from, to, may_claim, &mut reads);
         let (rejected, verdict) = match next {
             Next::Safe => {
@@ -338,15 +399,15 @@ impl Cow {
             }
             Next::Flight(i) => {
                 let (held, verdict) = bio.hold();
-                let list = inner.flights.get_mut(i).map(|flight| &mut flight.writers);
+                let list = inner.flights.get(i).map(|flight| &mut flight.writers);
                 (list.map_or(Ok(()), |list| list.push(held)), verdict)
             }
             Next::Later => {
                 let (held, verdict) = bio.hold();
+                kick = this.wait_for_copies(&mut inner);
                 (inner.writers.push(held), verdict)
             }
         };
-        let kick = inner.flights.is_empty() && inner.may_replace();
         drop(inner);
         Self::submit(reads);
         if kick {
@@ -355,6 +416,14 @@ impl Cow {
         // The bios of one engine come from one filter, so that nothing is ever rejected.
         drop(rejected);
         verdict
+    }
+
+    /// Something is about to wait for copies to end. Tells whether the work item has to be queued.
+    fn wait_for_copies(&self, inner: &mut Inner) -> bool {
+        self.hurry.store(true, Relaxed);
+        inner.flush = true;
+        // Those that are being read will have it queued.
+        inner.flights.ready() != 0 || (inner.flights.count() == 0 && inner.may_replace())
     }
 
     /// Queues the work item.
@@ -383,22 +452,16 @@ impl Cow {
                 Next::Later
             );
         }
-        let mut rest = None;
-        if let Some(flight) = inner
-            .flights
-            .iter_mut()
-            .find(|f| f.overlaps(chunk, chunk + 1))
-        {
-            flight.images.push(bio);
-        } else if later {
-            inner.images.push(bio);
-        } else {
-            rest = Some(bio);
+        let mut rest = inner.flights.park(chunk, bio);
+        if later {
+            if let Some(bio) = rest.take() {
+                inner.images.push(bio);
+            }
         }
-        let kick = inner.flights.is_empty() && inner.may_replace();
+        let kick = rest.is_none() && self.wait_for_copies(&mut inner);
         drop(inner);
         Self::submit(reads);
-        if kick && rest.is_none() {
+        if kick {
             Self::kick(self);
         }
         rest

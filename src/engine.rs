@@ -25,22 +25,28 @@ use kernel::{
 };
 
 use crate::{
-    copy::CopyIo,
+    copy::{
+        ReadIo,
+        StoreIo, //
+    },
     image_io::ImageIo, //
 };
 
 /// Bios of each kind that can be in flight whatever the state of memory.
 const RESERVE: u32 = 64;
 
+/// Copies that are stored by one bio at the most.
+pub(crate) const BATCH: usize = 16;
+
 /// What all copy engines use. Made when the module is loaded.
 #[pin_data]
 pub(crate) struct Engine {
     /// Reads of old data. Apart from stores, which a finished read needs.
     #[pin]
-    pub(crate) reads: BioSet<CopyIo>,
+    pub(crate) reads: BioSet<ReadIo>,
     /// Stores of old data.
     #[pin]
-    pub(crate) stores: BioSet<CopyIo>,
+    pub(crate) stores: BioSet<StoreIo, BATCH>,
     /// Clones of image bios.
     #[pin]
     pub(crate) clones: BioSet<ImageIo>,

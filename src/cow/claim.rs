@@ -3,11 +3,7 @@
 //! Claiming untouched chunks, and beginning to copy them.
 
 use kernel::{
-    block::{
-        bio::BioList,
-        bio_set::NewBio,
-        filter::HeldList, //
-    },
+    block::bio_set::NewBio,
     prelude::*,
     sync::Arc, //
 };
@@ -15,12 +11,14 @@ use kernel::{
 use core::{
     mem::{
         replace,
+        swap,
         take, //
     },
     ops::Range, //
 };
 
 use super::{
+    flights::Flight,
     Cow,
     Inner,
     MAX_OLD,
@@ -33,44 +31,27 @@ use crate::{
         Prepared, //
     },
     copy::{
-        Copy,
-        CopyIo, //
+        Memory,
+        ReadIo, //
     },
-    units::SECTOR_SHIFT, //
+    units::{
+        SECTOR_SHIFT,
+        UNIT_SECTORS,
+        UNIT_SECTORS_SHIFT, //
+    }, //
 };
 
 /// Runs that one write claims at a time.
 const MAX_CLAIMS: usize = 4;
 
-/// A copy under way.
-pub(super) struct Flight {
-    pub(super) first: u64,
-    pub(super) end: u64,
-    /// How many of them were needed; the others are copied ahead.
-    pub(super) needed: u64,
-    pub(super) copy: Arc<Copy>,
-    /// The old data is in memory.
-    pub(super) ready: bool,
-    /// Writes that wait until it is.
-    pub(super) writers: HeldList,
-    /// Parts of image bios that wait until it was stored.
-    pub(super) images: BioList,
-}
-
-impl Flight {
-    pub(super) fn overlaps(&self, from: u64, to: u64) -> bool {
-        self.first < to && from < self.end
-    }
-}
-
 /// The bios of the runs that were claimed, to be submitted without the lock.
-pub(super) type Reads = [Option<NewBio<CopyIo>>; MAX_CLAIMS];
+pub(super) type Reads = [Option<NewBio<ReadIo>>; MAX_CLAIMS];
 
 /// What to do with something that wants chunks to be copied.
 pub(super) enum Next {
     /// Go on: all of them are safe.
     Safe,
-    /// Wait for this flight.
+    /// Wait for this flight, which is being read.
     Flight(usize),
     /// Wait for a copy.
     Later,
@@ -89,6 +70,7 @@ impl Cow {
         let most = (WINDOW >> (self.geometry.chunk_shift + SECTOR_SHIFT)).max(1);
         let mut at = from;
         let mut short = false;
+        let mut last = None;
         for slot in reads {
             let Some(run) = self.map.untouched_run(at, to, most) else {
                 break;
@@ -98,8 +80,9 @@ impl Cow {
                 break;
             }
             match self.claim(inner, run) {
-                Ok((bio, end)) => {
+                Ok((bio, flight, end)) => {
                     *slot = Some(bio);
+                    last = Some(flight);
                     at = end;
                 }
                 Err(_) => {
@@ -109,8 +92,7 @@ impl Cow {
             }
         }
         // The one that began last: when it was read, most likely the others were, too.
-        let reading = |flight: &Flight| !flight.ready && flight.overlaps(from, to);
-        match inner.flights.iter().rposition(reading) {
+        match last.or_else(|| inner.flights.last_reading(from, to)) {
             Some(i) => Next::Flight(i),
             None if short => Next::Later,
             None => Next::Safe,
@@ -118,80 +100,48 @@ impl Cow {
     }
 
     /// Begins a copy of the untouched chunks of `needed`, with neighbours that are copied ahead; or
-    /// of as many of them as there is memory for. Returns the bio to submit and the end of the run.
+    /// of as many of them as there is memory for. Returns the bio to submit, the flight and the
+    /// end of the run.
     fn claim(
         self: &Arc<Self>,
         inner: &mut Inner,
         needed: Range<u64>,
-    ) -> Result<(NewBio<CopyIo>, u64)> {
+    ) -> Result<(NewBio<ReadIo>, usize, u64)> {
         if !inner.may_replace() {
             return Err(EBUSY);
         }
-        let chunk = self.geometry.chunk_bytes();
-        let shift = self.geometry.chunk_shift + SECTOR_SHIFT;
-        let copy = inner.free.pop().ok_or(EBUSY)?;
-        let flights = &inner.flights;
-        let spare = || {
-            // What is under way has no place in the storage yet.
-            let flying = flights.iter().map(|flight| flight.end - flight.first);
-            (self.storage.spare() >> self.geometry.chunk_shift).saturating_sub(flying.sum())
-        };
+        let mut memory = inner.free.pop().ok_or(EBUSY)?;
+        inner.idle_bytes -= memory.len();
+        // What is under way and has no place in the storage yet needs one, too.
+        let placeless = inner.flights.placeless() << UNIT_SECTORS_SHIFT;
+        let spare = || self.storage.spare().saturating_sub(placeless) >> self.geometry.chunk_shift;
         let (map, geometry) = (&self.map, &self.geometry);
         let wanted = inner.account.extend(map, geometry, needed.clone(), spare);
-        let start = |copy: &Arc<Copy>| -> Result<(NewBio<CopyIo>, Prepared, Range<u64>)> {
-            // CAST: At most `WINDOW` or a chunk.
-            let all = ((wanted.end - wanted.start) << shift) as usize;
-            let room = copy.reserve(all, chunk)?;
-            let run = if room < all {
-                let end = needed.start + (room >> shift) as u64;
-                needed.start..needed.end.min(end)
-            } else {
-                wanted.clone()
-            };
-            let prepared = map.prepare(run.clone(), &needed)?;
-            Ok((Copy::start(copy, self, run.clone())?, prepared, run))
-        };
-        let (copy, started) = match start(&copy) {
-            Err(_) => {
-                // One of the reserved ones has memory.
-                let reserved = inner
-                    .free
-                    .iter()
-                    .position(|other| other.reserve(chunk, chunk).is_ok());
-                match reserved.and_then(|i| inner.free.remove(i).ok()) {
-                    Some(other) => {
-                        let _ = inner.free.push_within_capacity(copy);
-                        let started = start(&other);
-                        (other, started)
-                    }
-                    None => (copy, Err(ENOMEM)),
-                }
+        let mut started = self.start(&mut memory, &needed, &wanted);
+        if started.is_err() {
+            // One of the reserved ones has memory.
+            let chunk = self.geometry.chunk_bytes();
+            if let Some(other) = inner.free.iter_mut().find(|other| other.len() >= chunk) {
+                inner.idle_bytes += memory.len();
+                inner.idle_bytes -= other.len();
+                swap(&mut memory, other);
+                started = self.start(&mut memory, &needed, &wanted);
             }
-            ok => (copy, ok),
-        };
+        }
         let (bio, prepared, run) = match started {
             Ok(started) => started,
             Err(err) => {
-                let _ = inner.free.push_within_capacity(copy);
+                inner.idle_bytes += memory.len();
+                let _ = inner.free.push_within_capacity(memory);
                 return Err(err);
             }
         };
         let needs = needed.end.min(run.end) - needed.start;
         inner.account.add(run.end - run.start, needs);
-        let flight = Flight {
-            first: run.start,
-            end: run.end,
-            needed: needs,
-            copy,
-            ready: false,
-            writers: HeldList::new(),
-            images: BioList::new(),
-        };
-        // There is room for as many flights as there are copies.
-        inner
-            .flights
-            .push_within_capacity(flight)
-            .map_err(|_| ENOMEM)?;
+        let sectors = geometry.sectors_in(run.start, run.end - run.start);
+        let units = sectors.div_ceil(UNIT_SECTORS);
+        let flight = Flight::new(memory, run.clone(), needs, units, self.busy());
+        let index = inner.flights.begin(flight);
         // Before the bio is submitted: see `chunk_map`.
         for old in self.map.claim(prepared).into_iter().flatten() {
             // `may_replace()` has seen to it that there is room.
@@ -200,7 +150,28 @@ impl Cow {
         if inner.old.len() >= MAX_OLD / 2 {
             let _ = self.engine.queue.enqueue::<_, REAP>(self.clone());
         }
-        Ok((bio, run.end))
+        Ok((bio, index, run.end))
+    }
+
+    /// Makes all that it takes to copy `wanted`, or as much of `needed` as there is memory for.
+    fn start(
+        self: &Arc<Self>,
+        memory: &mut Memory,
+        needed: &Range<u64>,
+        wanted: &Range<u64>,
+    ) -> Result<(NewBio<ReadIo>, Prepared, Range<u64>)> {
+        let shift = self.geometry.chunk_shift + SECTOR_SHIFT;
+        // CAST: At most `WINDOW` or a chunk.
+        let all = ((wanted.end - wanted.start) << shift) as usize;
+        let room = memory.grow(all, self.geometry.chunk_bytes())?;
+        let run = if room < all {
+            let end = needed.start + (room >> shift) as u64;
+            needed.start..needed.end.min(end)
+        } else {
+            wanted.clone()
+        };
+        let prepared = self.map.prepare(run.clone(), needed)?;
+        Ok((memory.read(self, run.clone())?, prepared, run))
     }
 
     /// Frees the windows of the map that were replaced. May sleep.

@@ -1,0 +1,368 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The copies under way of one engine, and which of them are to be stored together.
+
+use kernel::{
+    alloc::flags::GFP_KERNEL,
+    block::{
+        bio::{
+            BioList,
+            OwnedBio, //
+        },
+        filter::HeldList, //
+    },
+    prelude::*, //
+};
+
+use core::ops::Range;
+
+use crate::{
+    copy::Memory,
+    engine::{
+        Busy,
+        BATCH, //
+    },
+    units::UNIT_SHIFT, //
+};
+
+/// Units that are stored by one bio at the most: as many as its pages.
+const MAX_UNITS: u64 = (kernel::block::bio_set::MAX_BUFFER_BIO >> UNIT_SHIFT) as u64;
+
+/// A copy under way.
+pub(super) struct Flight {
+    /// The chunks.
+    pub(super) run: Range<u64>,
+    /// How many of them were needed; the others are copied ahead.
+    pub(super) needed: u64,
+    pub(super) memory: Memory,
+    /// The units of difference storage that it takes.
+    pub(super) units: u64,
+    /// The first of them, once there is a place.
+    pub(super) unit: Option<u32>,
+    /// The old data is in memory.
+    ready: bool,
+    /// Writes that wait until it is.
+    pub(super) writers: HeldList,
+    /// Parts of image bios that wait until it was stored.
+    images: BioList,
+    /// How many flights began before.
+    number: u64,
+    busy: Busy,
+}
+
+impl Flight {
+    /// Begins to copy `run`, of which `needed` chunks are needed and which takes `units` units.
+    pub(super) fn new(
+        memory: Memory,
+        run: Range<u64>,
+        needed: u64,
+        units: u64,
+        busy: Busy,
+    ) -> Self {
+        Self {
+            run,
+            needed,
+            memory,
+            units,
+            unit: None,
+            ready: false,
+            writers: HeldList::new(),
+            images: BioList::new(),
+            number: 0,
+            busy,
+        }
+    }
+
+    /// The number of chunks.
+    pub(super) fn chunks(&self) -> u64 {
+        self.run.end - self.run.start
+    }
+
+    fn overlaps(&self, from: u64, to: u64) -> bool {
+        self.run.start < to && from < self.run.end
+    }
+
+    /// Whether image bios wait until it was stored.
+    pub(super) fn is_waited_for(&self) -> bool {
+        !self.images.is_empty()
+    }
+
+    /// Takes the image bios that waited.
+    pub(super) fn take_images(&mut self) -> BioList {
+        self.images.take()
+    }
+
+    /// Gives the copy back. What is returned is to be dropped last.
+    pub(super) fn recycle(self, free: &mut KVec<Memory>) -> Busy {
+        // There is room for all.
+        let _ = free.push_within_capacity(self.memory);
+        self.busy
+    }
+}
+
+/// The copies under way. A flight's index is that of its copy.
+pub(super) struct Flights {
+    slots: KVec<Option<Flight>>,
+    count: usize,
+    /// Flights that were read.
+    ready: usize,
+    /// Flights that parts of image bios wait for.
+    waited_for: usize,
+    /// How many ever began.
+    began: u64,
+    /// Units of flights that have no place in the storage yet.
+    placeless: u64,
+    /// Flights that were read and have no place, in the order in which that happened.
+    unstored: KVec<usize>,
+    /// What these need.
+    unstored_units: u64,
+    /// How many of them are worth a bio.
+    batch: usize,
+}
+
+impl Flights {
+    /// Nothing is under way; at the most `copies` copies will be.
+    pub(super) fn new(copies: usize) -> Result<Self> {
+        let mut slots = KVec::with_capacity(copies, GFP_KERNEL)?;
+        for _ in 0..copies {
+            slots.push(None, GFP_KERNEL)?;
+        }
+        Ok(Self {
+            slots,
+            count: 0,
+            ready: 0,
+            waited_for: 0,
+            began: 0,
+            placeless: 0,
+            unstored: KVec::with_capacity(copies, GFP_KERNEL)?,
+            unstored_units: 0,
+            // Writers shall not wait for memory that waits to be stored.
+            batch: (copies / 4).clamp(1, BATCH),
+        })
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// How many of them were read and have not ended.
+    pub(super) fn ready(&self) -> usize {
+        self.ready
+    }
+
+    /// Whether parts of image bios wait for one of them.
+    pub(super) fn are_waited_for(&self) -> bool {
+        self.waited_for != 0
+    }
+
+    /// Units of flights that have no place in the storage yet.
+    pub(super) fn placeless(&self) -> u64 {
+        self.placeless
+    }
+
+    /// The bytes of memory that they hold.
+    pub(super) fn memory(&self) -> usize {
+        let all = self.slots.iter().flatten();
+        all.map(|flight| flight.memory.len()).sum()
+    }
+
+    /// A flight begins. Returns its index.
+    pub(super) fn begin(&mut self, mut flight: Flight) -> usize {
+        let index = flight.memory.copy.index();
+        flight.number = self.began;
+        if let Some(slot) = self.slots.get_mut(index) {
+            self.began += 1;
+            self.count += 1;
+            self.placeless += flight.units;
+            *slot = Some(flight);
+        }
+        index
+    }
+
+    /// A flight.
+    pub(super) fn get(&mut self, index: usize) -> Option<&mut Flight> {
+        self.slots.get_mut(index)?.as_mut()
+    }
+
+    /// The flight that began last of those that are still being read and have chunks from `from`
+    /// to before `to`.
+    pub(super) fn last_reading(&self, from: u64, to: u64) -> Option<usize> {
+        let reading = |flight: &&Flight| !flight.ready && flight.overlaps(from, to);
+        let all = self.slots.iter().flatten().filter(reading);
+        let last = all.max_by_key(|flight| flight.number)?;
+        Some(last.memory.copy.index())
+    }
+
+    /// Has a part of an image bio wait for the flight that copies `chunk`. Gives the bio back if
+    /// there is none.
+    pub(super) fn park(&mut self, chunk: u64, bio: OwnedBio) -> Option<OwnedBio> {
+        let mut all = self.slots.iter_mut().flatten();
+        let Some(flight) = all.find(|flight| flight.overlaps(chunk, chunk + 1)) else {
+            return Some(bio);
+        };
+        self.waited_for += usize::from(flight.images.is_empty());
+        flight.images.push(bio);
+        None
+    }
+
+    /// The old data of a flight is in memory, and is to be stored. Returns the writes that waited
+    /// for it.
+    pub(super) fn read(&mut self, index: usize) -> HeldList {
+        let Some(flight) = self.slots.get_mut(index).and_then(Option::as_mut) else {
+            return HeldList::new();
+        };
+        self.ready += usize::from(!flight.ready);
+        flight.ready = true;
+        // There is room for all.
+        let _ = self.unstored.push_within_capacity(index);
+        self.unstored_units += flight.units;
+        flight.writers.take()
+    }
+
+    /// Whether enough has been read to be stored.
+    pub(super) fn is_due(&self) -> bool {
+        self.unstored.len() >= self.batch || self.unstored_units >= MAX_UNITS
+    }
+
+    /// The next flights to be stored by one bio, at the most `most`: how many, and what they need.
+    pub(super) fn batch(&self, most: usize) -> (usize, u64) {
+        let (mut count, mut units) = (0, 0);
+        for &index in self.unstored.iter().take(most.min(BATCH)) {
+            let Some(Some(flight)) = self.slots.get(index) else {
+                break;
+            };
+            if count > 0 && units + flight.units > MAX_UNITS {
+                break;
+            }
+            count += 1;
+            units += flight.units;
+        }
+        (count, units)
+    }
+
+    /// Gives the next flight to be stored its place.
+    pub(super) fn place(&mut self, unit: u32) -> Option<&mut Flight> {
+        let index = self.next_unstored()?;
+        let flight = self.slots.get_mut(index)?.as_mut()?;
+        flight.unit = Some(unit);
+        self.placeless -= flight.units;
+        Some(flight)
+    }
+
+    /// Takes the next flight out of those to be stored.
+    fn next_unstored(&mut self) -> Option<usize> {
+        let index = self.unstored.remove(0).ok()?;
+        self.unstored_units -= self.get(index)?.units;
+        Some(index)
+    }
+
+    /// Ends the next flight that was to be stored.
+    pub(super) fn end_unstored(&mut self) -> Option<Flight> {
+        let index = self.next_unstored()?;
+        self.end(index)
+    }
+
+    /// A flight ends. It must not be one to be stored.
+    pub(super) fn end(&mut self, index: usize) -> Option<Flight> {
+        let flight = self.slots.get_mut(index)?.take()?;
+        self.count -= 1;
+        self.ready -= usize::from(flight.ready);
+        self.waited_for -= usize::from(!flight.images.is_empty());
+        if flight.unit.is_none() {
+            self.placeless -= flight.units;
+        }
+        Some(flight)
+    }
+}
+
+#[cfg(CONFIG_BLK_SNAP_KUNIT_TEST)]
+#[kernel::macros::kunit_tests(blksnap_flights)]
+mod tests {
+    use super::*;
+    use crate::engine::InFlight;
+
+    /// Begins a flight that copies `run` with the copy `index`; a chunk is a unit.
+    fn begin(flights: &mut Flights, index: usize, run: Range<u64>) -> Result {
+        let units = run.end - run.start;
+        let busy = Busy::new(&InFlight::new()?);
+        let flight = Flight::new(Memory::new(index, 0)?, run, 1, units, busy);
+        assert_eq!(flights.begin(flight), index);
+        Ok(())
+    }
+
+    #[test]
+    fn the_one_that_began_last_is_waited_for() -> Result {
+        let mut flights = Flights::new(4)?;
+        begin(&mut flights, 3, 0..8)?;
+        begin(&mut flights, 0, 8..16)?;
+        begin(&mut flights, 2, 16..17)?;
+        assert_eq!(flights.last_reading(0, 16), Some(0));
+        assert_eq!(flights.last_reading(7, 8), Some(3));
+        assert_eq!(flights.last_reading(15, 99), Some(2));
+        assert_eq!(flights.last_reading(17, 99), None);
+        let _ = flights.read(0);
+        assert_eq!(flights.last_reading(0, 16), Some(3));
+        assert_eq!((flights.count(), flights.ready()), (3, 1));
+        Ok(())
+    }
+
+    #[test]
+    fn a_batch_is_what_one_bio_takes() -> Result {
+        let mut flights = Flights::new(4 * BATCH)?;
+        for i in 0..BATCH + 3 {
+            let chunk = i as u64 * 2;
+            begin(&mut flights, i, chunk..chunk + 2)?;
+            assert!(!flights.is_due());
+        }
+        assert_eq!(flights.batch(BATCH), (0, 0));
+        for i in 0..BATCH + 3 {
+            assert_eq!(flights.is_due(), i >= BATCH);
+            let _ = flights.read(i);
+        }
+        assert_eq!(flights.batch(1), (1, 2));
+        assert_eq!(flights.batch(BATCH), (BATCH, 2 * BATCH as u64));
+        assert_eq!(flights.placeless(), 2 * (BATCH as u64 + 3));
+        for i in 0..BATCH {
+            let flight = flights.place(2 * i as u32).ok_or(EINVAL)?;
+            assert_eq!(flight.run.start, 2 * i as u64);
+        }
+        assert_eq!(flights.placeless(), 6);
+        assert!(!flights.is_due());
+        assert_eq!(flights.batch(BATCH), (3, 6));
+        for i in 0..BATCH {
+            assert_eq!(
+                flights.end(i).and_then(|flight| flight.unit),
+                Some(2 * i as u32)
+            );
+        }
+        assert!(flights.end(0).is_none());
+        assert_eq!(
+            flights.end_unstored().map(|flight| flight.run),
+            Some(32..34)
+        );
+        assert_eq!(
+            (flights.count(), flights.ready(), flights.placeless()),
+            (2, 2, 4)
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_bio_has_so_many_pages() -> Result {
+        let mut flights = Flights::new(16)?;
+        for i in 0..3 {
+            let chunk = i as u64 * MAX_UNITS;
+            begin(&mut flights, i, chunk..chunk + MAX_UNITS / 2 + 1)?;
+            let _ = flights.read(i);
+        }
+        assert!(flights.is_due());
+        assert_eq!(flights.batch(BATCH), (1, MAX_UNITS / 2 + 1));
+        // With few copies they are not kept waiting.
+        let mut flights = Flights::new(4)?;
+        begin(&mut flights, 0, 0..1)?;
+        let _ = flights.read(0);
+        assert!(flights.is_due());
+        Ok(())
+    }
+}
