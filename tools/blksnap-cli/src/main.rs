@@ -13,6 +13,11 @@ mod buffer;
 mod compare;
 mod copy;
 mod device;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, unused_imports, reason = "backup and restore use it next")
+)]
+mod format;
 mod hold;
 mod legacy;
 mod manifest;

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Reading an image without its backing file.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use super::file::ImageFile;
+use super::{CLUSTER, ENTRIES, OFFSET, PER_L2, ZERO};
+use crate::format::Reader;
+
+/// What one image has itself.
+pub struct Layer {
+    image: ImageFile,
+    /// The L2 table used last, and which one it is.
+    l2: Option<(usize, Vec<u64>)>,
+}
+
+impl Layer {
+    /// Opens an image. Its backing file, if any, is not looked at.
+    pub fn open(path: &Path) -> Result<Self> {
+        Ok(Self {
+            image: ImageFile::open(path, File::options().read(true))?,
+            l2: None,
+        })
+    }
+
+    /// Bytes in the device.
+    pub fn size(&self) -> u64 {
+        self.image.header.size
+    }
+
+    /// The name of the backing file that the image gives.
+    pub fn backing(&self) -> Option<&str> {
+        self.image.header.backing.as_deref()
+    }
+
+    /// The entry of the L2 table for the cluster at `offset`; 0 if there is none.
+    fn entry(&mut self, offset: u64) -> Result<u64> {
+        // At most 2^20.
+        let index = (offset / PER_L2) as usize;
+        let l1 = self.image.l1[index];
+        if l1 == 0 {
+            return Ok(0);
+        }
+        let table = match &mut self.l2 {
+            Some((at, table)) if *at == index => table,
+            other => &other.insert((index, self.image.l2(l1)?)).1,
+        };
+        Ok(table[(offset / CLUSTER % ENTRIES) as usize])
+    }
+}
+
+impl Reader for Layer {
+    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<()> {
+        self.image.check(offset, data.len() as u64)?;
+        let mut at = offset;
+        let mut rest = data;
+        while !rest.is_empty() {
+            let in_cluster = at % CLUSTER;
+            let entry = self.entry(at)?;
+            let mut length = CLUSTER - in_cluster;
+            // Neighbours on the device are mostly neighbours in the file.
+            while length < rest.len() as u64
+                && entry & ZERO == 0
+                && entry != 0
+                && self.entry(at + length)? == entry + in_cluster + length
+            {
+                length += CLUSTER;
+            }
+            let length = length.min(rest.len() as u64) as usize;
+            let (part, after) = rest.split_at_mut(length);
+            if entry & ZERO != 0 {
+                part.fill(0);
+            } else if entry == 0 {
+                if let Some(backing) = self.backing() {
+                    bail!(
+                        "{} is damaged: it has no data for byte {at} (its backing file {backing} may)",
+                        self.image.path.display()
+                    );
+                }
+                part.fill(0);
+            } else {
+                let place = (entry & OFFSET) + in_cluster;
+                self.image
+                    .file
+                    .read_exact_at(part, place)
+                    .with_context(|| {
+                        let path = self.image.path.display();
+                        format!("cannot read {length} bytes at byte {place} of {path}")
+                    })?;
+            }
+            at += length as u64;
+            rest = after;
+        }
+        Ok(())
+    }
+}
