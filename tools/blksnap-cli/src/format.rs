@@ -3,6 +3,7 @@
 //! The formats a backup can be stored in: one file per device and backup.
 
 pub mod qcow2;
+pub mod rbd_diff;
 
 use std::ops::Range;
 
@@ -22,4 +23,12 @@ pub trait Writer {
 /// Reads what one backup itself stores of a device (not its base); only ranges its extents name.
 pub trait Reader {
     fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<()>;
+}
+
+/// A directory in memory, if there is such a place: the tests wait for the disk often.
+#[cfg(test)]
+fn test_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
 }

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::format::{Reader as _, Writer as _};
+use crate::format::{Reader as _, Writer as _, test_dir};
 
 /// A device of three L2 tables whose last cluster is not whole.
 const SIZE: u64 = 2 * PER_L2 + 3 * CLUSTER + 1536;
@@ -73,7 +73,7 @@ struct Chain {
 impl Chain {
     fn new() -> Self {
         Self {
-            dir: tempfile::tempdir().unwrap(),
+            dir: test_dir(),
             layers: 0,
         }
     }
@@ -237,7 +237,7 @@ fn qemu_knows_the_chain_and_converts_it() {
 
 #[test]
 fn zeros_of_a_full_image_take_no_place() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = test_dir();
     let path = dir.path().join("full");
     let mut image = Image::create(&path, 8 << 40, None).unwrap();
     image.zero(0..8 << 40).unwrap();
@@ -248,7 +248,7 @@ fn zeros_of_a_full_image_take_no_place() {
 
 #[test]
 fn a_large_sparse_device_costs_little() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = test_dir();
     let path = dir.path().join("large");
     let size = 64 << 40;
     let mut image = Image::create(&path, size, None).unwrap();
@@ -273,7 +273,7 @@ fn a_large_sparse_device_costs_little() {
 
 #[test]
 fn more_than_one_refcount_block_is_made() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = test_dir();
     let path = dir.path().join("image");
     let size = 3 * REFCOUNTS * CLUSTER;
     // All but the last are holes of the file system; to the format they are data.
@@ -298,7 +298,7 @@ fn more_than_one_refcount_block_is_made() {
 
 #[test]
 fn wrong_use_is_an_error() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = test_dir();
     let path = dir.path().join("image");
     let mut image = Image::create(&path, SIZE, Some("base")).unwrap();
     assert!(Image::create(&path, SIZE, None).is_err());
