@@ -44,18 +44,18 @@ impl From<sys::CbtInfo> for CbtInfo {
 /// The change map of a device as of its last take.
 ///
 /// ```
-/// let map = blksnap::CbtMap::new(vec![0, 3, 4, 4, 1], 65536, 5 * 65536 - 512);
+/// let map = blksnap::ChangeMap::new(vec![0, 3, 4, 4, 1], 65536, 5 * 65536 - 512);
 /// assert_eq!(map.changed_since(2).collect::<Vec<_>>(), [65536..262144]);
 /// assert_eq!(map.count_since(0), 4);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CbtMap {
+pub struct ChangeMap {
     bytes: Vec<u8>,
     block_size: u32,
     capacity: u64,
 }
 
-impl CbtMap {
+impl ChangeMap {
     /// From the bytes of the map, one for each block of `block_size` bytes of a device of
     /// `capacity` bytes.
     pub fn new(bytes: Vec<u8>, block_size: u32, capacity: u64) -> Self {
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     fn changed(bytes: &[u8], number: u8, capacity: u64) -> Vec<Range<u64>> {
-        CbtMap::new(bytes.to_vec(), 4096, capacity)
+        ChangeMap::new(bytes.to_vec(), 4096, capacity)
             .changed_since(number)
             .collect()
     }
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn what_was_marked_meanwhile_is_found() {
-        let map = |bytes: &[u8]| CbtMap::new(bytes.to_vec(), 4096, 3 * 4096 + 512);
+        let map = |bytes: &[u8]| ChangeMap::new(bytes.to_vec(), 4096, 3 * 4096 + 512);
         let (before, after) = (map(&[0, 4, 5, 0]), map(&[5, 4, 5, 5]));
         assert_eq!(
             after.marked_after(&before).collect::<Vec<_>>(),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 use std::time::Duration;
 
-use crate::cbt::{CbtInfo, CbtMap};
+use crate::cbt::{CbtInfo, ChangeMap};
 use crate::error::{Command, Error, Result};
 use crate::event::Event;
 use crate::id::{DevId, SnapshotId};
@@ -144,7 +144,7 @@ impl Control {
     }
 
     /// Reads the whole change map of a device as of its last take.
-    pub fn cbt_map(&self, info: &CbtInfo) -> Result<CbtMap> {
+    pub fn cbt_map(&self, info: &CbtInfo) -> Result<ChangeMap> {
         let mut bytes = vec![0; info.block_count as usize];
         let mut filled = 0;
         while filled < bytes.len() {
@@ -156,7 +156,7 @@ impl Control {
             }
             filled += count;
         }
-        Ok(CbtMap::new(bytes, info.block_size, info.capacity))
+        Ok(ChangeMap::new(bytes, info.block_size, info.capacity))
     }
 
     /// Marks ranges of a tracked device (or of the original of an image) as changed, for this and

@@ -23,7 +23,7 @@
 //!   its own, takes it, tells when it is lost, and at the end destroys it and removes the files,
 //!   whatever happens.
 //! - [`Control`] has a method for each command of the module.
-//! - [`CbtMap`] tells what has changed since an earlier snapshot.
+//! - [`ChangeMap`] tells what has changed since an earlier snapshot.
 //! - [`storage`] makes files and finds their extents.
 //! - [`sys`] has the raw numbers and layouts.
 //!
@@ -58,7 +58,7 @@ pub mod sys;
 mod topology;
 pub mod units;
 
-pub use cbt::{CbtInfo, CbtMap};
+pub use cbt::{CbtInfo, ChangeMap};
 pub use control::{Control, Image, Version};
 pub use error::{Command, Error, Result};
 pub use event::{Event, EventKind};

@@ -9,11 +9,11 @@
 
 use std::ops::Range;
 
-use blksnap::{ByteSet, CbtInfo, CbtMap, Session};
+use blksnap::{ByteSet, CbtInfo, ChangeMap, Session};
 
 /// What was known of a device at some time.
 pub struct Known {
-    map: CbtMap,
+    map: ChangeMap,
     storage: ByteSet,
 }
 
@@ -27,7 +27,7 @@ impl Known {
     }
 
     /// The change map.
-    pub fn map(&self) -> &CbtMap {
+    pub fn map(&self) -> &ChangeMap {
         &self.map
     }
 
@@ -62,7 +62,7 @@ mod tests {
 
     fn known(map: &[u8], storage: &[Range<u64>]) -> Known {
         Known {
-            map: CbtMap::new(map.to_vec(), 4096, 3 * 4096),
+            map: ChangeMap::new(map.to_vec(), 4096, 3 * 4096),
             storage: set(storage),
         }
     }
