@@ -200,6 +200,14 @@ impl Control {
         Ok(())
     }
 
+    /// Ends a snapshot, unless somebody else has.
+    pub(crate) fn snapshot_end(&self, id: SnapshotId) -> Result<()> {
+        match self.snapshot_destroy(id) {
+            Err(error) if error.errno() == Some(Errno::NODEV) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Gives a snapshot ranges of a device to save old data in. They must stay reserved until it is
     /// destroyed.
     pub fn snapshot_append_storage(

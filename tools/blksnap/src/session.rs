@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::control::{Control, Image};
@@ -98,8 +97,10 @@ pub struct Taken {
 /// a device that is built on a captured one (a logical volume, a loop device on a file).
 ///
 /// The files are removed only after the snapshot has been destroyed: the module may write to their
-/// blocks until then. A process that is killed leaves both behind; destroy the snapshot, and the
-/// next session with the same place removes the files.
+/// blocks until then. A process that is killed leaves both behind, and the next session with the
+/// same place removes both, whatever its devices are: the files of a session that lives are locked,
+/// and these are not. ([`remove_stale`] does only that.) A process that forks without exec(2) keeps
+/// the locks as long as the child lives.
 #[derive(Debug)]
 pub struct Session {
     control: Control,
@@ -116,7 +117,7 @@ impl Session {
     /// captured yet.
     pub fn create(devices: &[DevId], options: SessionOptions) -> Result<Self> {
         let control = Control::open()?;
-        remove_stale(&options.place, || control.snapshots())?;
+        remove_stale(&options.place, &control)?;
         let feeder_control = Control::open()?;
         let id = control.snapshot_create(devices)?;
         let shared = Arc::new(Shared::default());
@@ -240,11 +241,7 @@ impl Session {
         if std::mem::replace(&mut self.destroyed, true) {
             return Ok(());
         }
-        let destroyed = match self.control.snapshot_destroy(self.id) {
-            // Somebody else destroyed it.
-            Err(error) if error.errno() == Some(Errno::NODEV) => Ok(()),
-            other => other,
-        };
+        let destroyed = self.control.snapshot_end(self.id);
         self.shared.stop();
         if let Some(thread) = self.feeder.take() {
             // A panic of the thread has been printed, and there is nothing more to do about it.

@@ -2,15 +2,20 @@
 
 //! Files made to be difference storage, and removed after.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, OFlags, flock, linkat};
+use rustix::io::Errno;
+use rustix::process::geteuid;
 
 use super::{Extents, extents_of};
+use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
 
@@ -67,10 +72,13 @@ impl Place {
 
 /// A file that was made to be difference storage. It stays when this value is dropped: see
 /// [`StorageFile::remove`].
+///
+/// It is locked (flock(2)) as long as this value lives: a file that is not has lost the process
+/// that made it, which is how [`remove_stale`] knows it.
 #[derive(Debug)]
 pub struct StorageFile {
-    /// Kept open, so that a file removed by somebody else while the snapshot is held keeps its
-    /// space.
+    /// Kept open, for the lock, and so that a file removed by somebody else while the snapshot is
+    /// held keeps its space.
     _file: File,
     path: PathBuf,
     extents: Extents,
@@ -79,30 +87,25 @@ pub struct StorageFile {
 impl StorageFile {
     /// Makes a file of `size` bytes, with all its space allocated, at a path where nothing is yet.
     ///
-    /// Leaves no file behind when it fails.
+    /// The file gets its name when it is complete and locked. So nothing is left behind when this
+    /// fails, or when the process is killed in the midst of it, and whoever finds a file that is
+    /// not locked knows that it has no owner.
     pub fn create(path: &Path, size: u64) -> Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|source| Error::file("create the storage file", path, source))?;
-        let made = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, size)
-            .map_err(|errno| Error::file("allocate space for the storage file", path, errno))
-            .and_then(|()| extents_of(&file, path));
-        match made {
-            Ok(extents) => Ok(Self {
-                _file: file,
-                path: path.to_owned(),
-                extents,
-            }),
-            Err(error) => {
-                // The error that led here says more than a second one would.
-                let _ = fs::remove_file(path);
-                Err(error)
-            }
-        }
+        let failed = |action| move |errno: Errno| Error::file(action, path, errno);
+        let file = unnamed(path)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(failed("lock the storage file"))?;
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, size)
+            .map_err(failed("allocate space for the storage file"))?;
+        let extents = extents_of(&file, path)?;
+        let made = format!("/proc/self/fd/{}", file.as_raw_fd());
+        linkat(CWD, made, CWD, path, AtFlags::SYMLINK_FOLLOW)
+            .map_err(failed("create the storage file"))?;
+        Ok(Self {
+            _file: file,
+            path: path.to_owned(),
+            extents,
+        })
     }
 
     /// Its path.
@@ -126,27 +129,75 @@ impl StorageFile {
     }
 }
 
-/// Removes the files that processes which were killed left at this place: those of snapshots that
-/// are not alive. Gives their paths.
+/// Opens a file without a name on the file system of `path`.
+fn unnamed(path: &Path) -> Result<File> {
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(OFlags::TMPFILE.bits() as i32)
+        .open(dir);
+    opened.map_err(|source| match Errno::from_io_error(&source) {
+        Some(Errno::OPNOTSUPP | Errno::ISDIR) => Error::Storage {
+            path: path.to_owned(),
+            reason: "its file system has no unnamed files (O_TMPFILE), as ext4 and xfs have".into(),
+        },
+        _ => Error::file("create the storage file", path, source),
+    })
+}
+
+/// Cleans up after processes that were killed: destroys the snapshots they left, and removes their
+/// files at this place, which are those that nobody has locked. Gives the paths of the files.
 ///
-/// `alive` is asked after the files were found: a snapshot exists before its files do, so none that
-/// is alive then is missed.
-pub fn remove_stale(
-    place: &Place,
-    alive: impl FnOnce() -> Result<Vec<SnapshotId>>,
-) -> Result<Vec<PathBuf>> {
+/// A snapshot whose session lives is not touched, in whatever process that is.
+pub fn remove_stale(place: &Place, control: &Control) -> Result<Vec<PathBuf>> {
+    let mut removed = Vec::new();
+    for (id, files) in stale(place) {
+        // The module may write to the files until then.
+        control.snapshot_end(id)?;
+        let paths = files.into_iter().map(|(path, _lock)| path);
+        removed.extend(paths.filter(|path| fs::remove_file(path).is_ok()));
+    }
+    Ok(removed)
+}
+
+/// The snapshots whose sessions have died, with their files, which are locked now.
+fn stale(place: &Place) -> BTreeMap<SnapshotId, Vec<(PathBuf, File)>> {
     let (dir, begin) = place.split();
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let found: Vec<_> = entries
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
-        .filter_map(|entry| Some((owner(&entry.file_name(), &begin)?, entry.path())))
-        .collect();
-    let alive = alive()?;
-    let stale = found.into_iter().filter(|(id, _)| !alive.contains(id));
-    Ok(stale
-        .map(|(_, path)| path)
-        .filter(|path| fs::remove_file(path).is_ok())
-        .collect())
+    let mut stale: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    let mut owned = BTreeSet::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let Some(id) = owner(&entry.file_name(), &begin) else {
+            continue;
+        };
+        let Some(file) = open_own(&path) else {
+            continue;
+        };
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => stale.entry(id).or_default().push((path, file)),
+            Err(_) => {
+                owned.insert(id);
+            }
+        }
+    }
+    stale.retain(|id, _| !owned.contains(id));
+    stale
+}
+
+/// Opens a regular file that belongs to this user: in a directory like `/var/tmp`, nobody else
+/// shall end a snapshot by making a file with its name.
+fn open_own(path: &Path) -> Option<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(flags.bits() as i32);
+    let file = options.open(path).ok()?;
+    let meta = file.metadata().ok()?;
+    (meta.is_file() && meta.uid() == geteuid().as_raw()).then_some(file)
 }
 
 /// The snapshot that a file belongs to, told by its name.
@@ -182,22 +233,36 @@ mod tests {
     }
 
     #[test]
-    fn only_files_of_dead_snapshots_are_removed() {
+    fn only_files_that_nobody_has_locked_are_stale() {
         let dir = tempfile::tempdir().unwrap();
         let place = Place::new(dir.path());
         let dead: SnapshotId = ID.parse().unwrap();
         let alive = SnapshotId(uuid::Uuid::from_u128(7));
         for id in [dead, alive] {
             fs::write(place.file(id, 0), "").unwrap();
+            fs::write(place.file(id, 1), "").unwrap();
         }
-        let others = ["blksnap-x-0.storage", "precious", "blksnap-.storage"];
-        for name in others {
+        for name in ["blksnap-x-0.storage", "precious", "blksnap-.storage"] {
             fs::write(dir.path().join(name), "").unwrap();
         }
-        let removed = remove_stale(&place, || Ok(vec![alive])).unwrap();
-        assert_eq!(removed, [place.file(dead, 0)]);
-        assert!(place.file(alive, 0).exists());
-        assert!(others.iter().all(|name| dir.path().join(name).exists()));
+        std::os::unix::fs::symlink("precious", place.file(SnapshotId(uuid::Uuid::nil()), 0))
+            .unwrap();
+        // Locked as a live session has it; one file is enough to know.
+        let lock = File::open(place.file(alive, 1)).unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+
+        let names = |files: &Vec<(PathBuf, File)>| {
+            let paths = files.iter().map(|(path, _)| path.clone());
+            paths.collect::<BTreeSet<_>>()
+        };
+        let found = stale(&place);
+        assert_eq!(found.keys().collect::<Vec<_>>(), [&dead]);
+        let expected = BTreeSet::from([place.file(dead, 0), place.file(dead, 1)]);
+        assert_eq!(names(&found[&dead]), expected);
+        // Whoever cleans up holds the locks: no second one does the same.
+        assert!(stale(&place).is_empty());
+        drop((found, lock));
+        assert_eq!(stale(&place).len(), 2);
     }
 
     #[test]
@@ -206,6 +271,6 @@ mod tests {
         let path = dir.path().join("huge");
         // More than any file system holds.
         assert!(StorageFile::create(&path, 1 << 62).is_err());
-        assert!(!path.exists());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }
