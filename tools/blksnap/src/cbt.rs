@@ -28,6 +28,32 @@ pub struct CbtInfo {
     pub number: u8,
 }
 
+/// A point in the history of a device's changes: the snapshot that a backup was made of. It is what
+/// is kept with the backup, so that the next one can continue it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Point {
+    /// The generation that the number belongs to.
+    pub generation: GenerationId,
+    /// The number of the snapshot.
+    pub number: u8,
+}
+
+impl CbtInfo {
+    /// The last snapshot taken of the device.
+    pub fn point(&self) -> Point {
+        Point {
+            generation: self.generation,
+            number: self.number,
+        }
+    }
+
+    /// Whether the change map tells what was written since a point. If not, it is to be taken that
+    /// everything was.
+    pub fn knows_since(&self, point: Point) -> bool {
+        self.generation == point.generation && point.number <= self.number
+    }
+}
+
 impl From<sys::CbtInfo> for CbtInfo {
     fn from(raw: sys::CbtInfo) -> Self {
         Self {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use crate::id::DevId;
+use crate::id::{DevId, SnapshotId};
 
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -59,6 +59,9 @@ pub enum Error {
         /// Why it failed.
         cause: io::Error,
     },
+    /// The snapshot of a session was destroyed by somebody else.
+    #[error("the snapshot {0} is gone: somebody else has destroyed it, or unloaded the module")]
+    Gone(SnapshotId),
     /// The snapshot no longer shows the instant it was taken at.
     #[error(
         "the snapshot of {device} is lost: {}{}",

@@ -23,12 +23,25 @@
 //!   its own, takes it, tells when it is lost, and at the end destroys it and removes the files,
 //!   whatever happens.
 //! - [`Control`] has a method for each command of the module.
-//! - [`ChangeMap`] tells what has changed since an earlier snapshot.
+//! - [`Changes`] are what a backup has to read that continues an earlier one; [`ChangeMap`] is the
+//!   whole of what the module knows.
+//! - [`EventWatch`] waits for the events of snapshots in an event loop.
 //! - [`storage`] makes files and finds their extents.
 //! - [`sys`] has the raw numbers and layouts.
 //!
-//! Sizes of devices, files and blocks are in bytes, `u64`. Sectors are always of 512 bytes and are
-//! of the type [`Sectors`].
+//! Devices, snapshots, generations and points in time are types of their own. Sizes and places are
+//! in bytes, `u64` and `Range<u64>`, as everywhere in `std`; what the module counts in sectors, always
+//! of 512 bytes, is of the types [`Sectors`] and [`SectorRange`], which have no arithmetic with
+//! numbers and are turned into bytes by name.
+//!
+//! Errors say what failed, on what, why, and what to do; [`Error::errno`] is for programs.
+//!
+//! # Threads and event loops
+//!
+//! Everything is `Send` and `Sync`. [`Session`] says which of its methods **block**, and how it fits
+//! into an event loop. Of [`Control`], the commands that create, take and destroy snapshots, append
+//! storage or change trackers may take long, and wait for those of other programs;
+//! [`Control::wait_event`] waits as long as it is told to; the others only look.
 //!
 //! # Example
 //!
@@ -45,6 +58,36 @@
 //! session.destroy()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! The next one copies only what has changed since, if that is known:
+//!
+//! ```no_run
+//! use std::fs::File;
+//! use std::os::unix::fs::FileExt;
+//! use blksnap::{DevId, Point, Session};
+//!
+//! /// Brings a copy up to date; gives the point that the next one starts from.
+//! fn update(session: &Session, device: DevId, last: Option<Point>, copy: &File)
+//!     -> Result<Point, Box<dyn std::error::Error>>
+//! {
+//!     let image = session.images().iter().find(|image| image.original == device);
+//!     let image = File::open(&image.ok_or("not in this snapshot")?.path)?;
+//!     let changes = session.changes(device, last)?;
+//!     let mut buffer = vec![0; 1 << 20];
+//!     for range in changes.ranges() {
+//!         let mut at = range.start;
+//!         while at < range.end {
+//!             let length = buffer.len().min((range.end - at) as usize);
+//!             image.read_exact_at(&mut buffer[..length], at)?;
+//!             copy.write_all_at(&buffer[..length], at)?;
+//!             at += length as u64;
+//!         }
+//!     }
+//!     copy.sync_all()?;
+//!     session.check()?;
+//!     Ok(changes.info().point())
+//! }
+//! ```
 
 pub mod cbt;
 pub mod control;
@@ -57,11 +100,22 @@ pub mod storage;
 pub mod sys;
 mod topology;
 pub mod units;
+pub mod watch;
 
-pub use cbt::{CbtInfo, ChangeMap};
+pub use cbt::{CbtInfo, ChangeMap, Point};
 pub use control::{Control, Image, Version};
 pub use error::{Command, Error, Result};
 pub use event::{Event, EventKind};
 pub use id::{DevId, GenerationId, SnapshotId};
-pub use session::{Session, SessionOptions, Taken};
+pub use session::{Changes, Session, SessionEvent, SessionOptions, Taken};
 pub use units::{ByteSet, SectorRange, Sectors};
+pub use watch::EventWatch;
+
+/// All of it may be shared by threads.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Session>();
+    shared::<Control>();
+    shared::<EventWatch>();
+    shared::<Error>();
+};

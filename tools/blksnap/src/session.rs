@@ -7,9 +7,12 @@
 //!              └────── a thread: low free space → new file → append; corrupted → noted ──────┘
 //! ```
 
+mod changes;
 mod feeder;
+mod health;
 mod supply;
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -24,6 +27,9 @@ use crate::state::SnapshotState;
 use crate::storage::{Place, remove_stale};
 use crate::units::ByteSet;
 use feeder::{Feeder, Shared};
+
+pub use changes::Changes;
+pub use health::SessionEvent;
 
 /// How a [`Session`] gets its difference storage.
 #[derive(Clone, Debug)]
@@ -101,6 +107,17 @@ pub struct Taken {
 /// same place removes both, whatever its devices are: the files of a session that lives are locked,
 /// and these are not. ([`remove_stale`] does only that.) A process that forks without exec(2) keeps
 /// the locks as long as the child lives.
+///
+/// # In an event loop
+///
+/// A session is `Send` and `Sync`. Methods that wait for something say **blocks** and belong on a
+/// thread that may (`spawn_blocking`, for example); all others return at once. The feeding goes on
+/// in a thread of the session's own, whatever its user does.
+///
+/// The session's descriptor can be read (`POLLIN`) as long as [`next_event`](Self::next_event) has
+/// something to give: put it into poll(2), epoll, or what a runtime has for it, such as tokio's
+/// `AsyncFd`, with level or edge triggering; fetch events until there is none, and wait again. It
+/// must not be read or written itself. `examples/event_loop.rs` holds several snapshots in one loop.
 #[derive(Debug)]
 pub struct Session {
     control: Control,
@@ -114,13 +131,15 @@ pub struct Session {
 
 impl Session {
     /// Creates a snapshot of several devices and gives it the first portion of storage. Nothing is
-    /// captured yet.
+    /// captured yet. Before that, cleans up after sessions with the same place that were killed.
+    ///
+    /// **Blocks** while files are allocated and written back.
     pub fn create(devices: &[DevId], options: SessionOptions) -> Result<Self> {
         let control = Control::open()?;
         remove_stale(&options.place, &control)?;
         let feeder_control = Control::open()?;
+        let shared = Arc::new(Shared::new()?);
         let id = control.snapshot_create(devices)?;
-        let shared = Arc::new(Shared::default());
         // From here on, dropping the session destroys the snapshot.
         let mut session = Self {
             control,
@@ -152,6 +171,8 @@ impl Session {
     }
 
     /// Captures all devices at one instant. When this returns, the images are there.
+    ///
+    /// **Blocks** until the file systems on the devices are written back.
     pub fn take(&mut self) -> Result<Taken> {
         let before = Moment::now();
         self.control.snapshot_take(self.id)?;
@@ -176,28 +197,35 @@ impl Session {
     /// it was read after the loss, and the module gives errors then. Ask when a read has failed,
     /// and at the end.
     pub fn check(&self) -> Result<()> {
-        match self.shared.corrupted() {
-            Some((device, errno)) => Err(Error::Corrupted {
-                device,
-                errno,
-                trouble: self.shared.trouble(),
-            }),
-            None => Ok(()),
-        }
+        self.shared.health.check(self.id, Duration::ZERO)
     }
 
     /// As [`check`](Self::check), but waits a little for the event: for use after a read error.
+    ///
+    /// **Blocks**, for half a second when the snapshot is good.
     pub fn check_after_error(&self) -> Result<()> {
-        for _ in 0..20 {
-            self.check()?;
-            std::thread::sleep(Duration::from_millis(25));
-        }
-        Ok(())
+        self.shared
+            .health
+            .check(self.id, Duration::from_millis(500))
+    }
+
+    /// Fetches the oldest of what the session has to say; never waits. Each event is given once, to
+    /// one caller; [`check`](Self::check) remembers a loss for ever.
+    pub fn next_event(&self) -> Option<SessionEvent> {
+        self.shared.health.next()
+    }
+
+    /// As [`next_event`](Self::next_event), but waits for an event until `timeout` is over.
+    ///
+    /// **Blocks.** An event loop waits for the session's descriptor instead: see
+    /// [`AsFd`](#impl-AsFd-for-Session).
+    pub fn wait_event(&self, timeout: Duration) -> Option<SessionEvent> {
+        self.shared.health.wait(timeout)
     }
 
     /// What went wrong while storage was appended, if anything. The snapshot may still be good.
     pub fn trouble(&self) -> Option<String> {
-        self.shared.trouble()
+        self.shared.health.trouble()
     }
 
     /// Bytes of difference storage given so far.
@@ -226,12 +254,14 @@ impl Session {
     /// partition of the other. These blocks read as zeros in the image of the device, since the
     /// moment at which they were given, and are marked as changed for the snapshot and the next one.
     ///
-    /// Does not return while storage is being given: what it does not name is not storage yet.
+    /// What it does not name is not storage yet: so it **blocks** while storage is being given.
     pub fn storage_on(&self, device: DevId) -> ByteSet {
         self.shared.storage_on(device)
     }
 
     /// Destroys the snapshot and removes its files, as dropping it does, and tells how that went.
+    ///
+    /// **Blocks** until the copies under way have ended. So does dropping it.
     pub fn destroy(mut self) -> Result<()> {
         self.finish()
     }
@@ -241,8 +271,8 @@ impl Session {
         if std::mem::replace(&mut self.destroyed, true) {
             return Ok(());
         }
-        let destroyed = self.control.snapshot_end(self.id);
         self.shared.stop();
+        let destroyed = self.control.snapshot_end(self.id);
         if let Some(thread) = self.feeder.take() {
             // A panic of the thread has been printed, and there is nothing more to do about it.
             let _ = thread.join();
@@ -250,6 +280,13 @@ impl Session {
         // While the snapshot lives, its files must stay.
         destroyed?;
         self.shared.remove_files()
+    }
+}
+
+/// The descriptor that can be read while there are events: see [`Session`].
+impl AsFd for Session {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.shared.health.as_fd()
     }
 }
 

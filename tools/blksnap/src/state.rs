@@ -7,12 +7,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::id::SnapshotId;
 
 /// Where the snapshots' directories are.
 const CLASS: &str = "/sys/class/blksnap";
+
+/// The directory of a snapshot.
+pub(crate) fn directory(id: SnapshotId) -> PathBuf {
+    Path::new(CLASS).join(format!("snapshot-{id}"))
+}
 
 /// The values the module shows of a snapshot, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,7 +26,7 @@ pub struct SnapshotState(BTreeMap<String, String>);
 impl SnapshotState {
     /// Reads what there is now; empty if the module shows nothing.
     pub fn read(id: SnapshotId) -> Self {
-        Self::read_from(&Path::new(CLASS).join(format!("snapshot-{id}")))
+        Self::read_from(&directory(id))
     }
 
     /// Reads the files of a directory, but for what all devices have in sysfs.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::SessionOptions;
+use super::health::{Health, SessionEvent};
 use super::supply::Supply;
 use crate::control::Control;
 use crate::error::Result;
@@ -24,11 +25,12 @@ const WAIT: Duration = Duration::from_millis(500);
 const FALLBACK: u64 = 64 << 20;
 
 /// What the thread and the session both see.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shared {
     stop: AtomicBool,
     storage: Mutex<Storage>,
-    health: Mutex<Health>,
+    /// How the snapshot is.
+    pub(super) health: Health,
 }
 
 /// The storage.
@@ -42,29 +44,23 @@ struct Storage {
     given: Vec<Extents>,
 }
 
-/// How the snapshot is.
-#[derive(Debug, Default)]
-struct Health {
-    corrupted: Option<(DevId, Errno)>,
-    trouble: Option<String>,
-}
-
 /// Locks. A panic elsewhere leaves the values whole: each change is one assignment or push.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
+    pub(super) fn new() -> Result<Self> {
+        Ok(Self {
+            stop: AtomicBool::new(false),
+            storage: Mutex::default(),
+            health: Health::new()?,
+        })
+    }
+
+    /// From now on, the end of the snapshot is no news.
     pub(super) fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn corrupted(&self) -> Option<(DevId, Errno)> {
-        lock(&self.health).corrupted
-    }
-
-    pub(super) fn trouble(&self) -> Option<String> {
-        lock(&self.health).trouble.clone()
     }
 
     pub(super) fn reserved(&self) -> Option<u64> {
@@ -162,9 +158,19 @@ impl Feeder {
                 Err(error) => match error.errno() {
                     Some(Errno::INTR) => continue,
                     // Destroyed.
-                    Some(Errno::SRCH) => return,
-                    _ => {
-                        self.note(error.to_string());
+                    Some(Errno::SRCH) => {
+                        if !self.shared.stop.load(Ordering::Relaxed) {
+                            self.shared.health.tell(SessionEvent::Gone);
+                        }
+                        return;
+                    }
+                    // Of a newer module; there may be others behind it.
+                    None => {
+                        self.trouble(error.to_string());
+                        continue;
+                    }
+                    Some(_) => {
+                        self.trouble(error.to_string());
                         return;
                     }
                 },
@@ -172,13 +178,12 @@ impl Feeder {
             match event.kind {
                 EventKind::LowFreeSpace { requested } => {
                     if let Err(error) = self.append(requested.bytes()) {
-                        self.note(error.to_string());
+                        self.trouble(error.to_string());
                     }
                 }
                 EventKind::Corrupted { device, errno } => {
-                    lock(&self.shared.health)
-                        .corrupted
-                        .get_or_insert((device, errno));
+                    let event = SessionEvent::Corrupted { device, errno };
+                    self.shared.health.tell(event);
                 }
             }
         }
@@ -200,8 +205,7 @@ impl Feeder {
         Ok(())
     }
 
-    /// Keeps the last thing that went wrong, which is the one that matters when storage was lacking.
-    fn note(&self, trouble: String) {
-        lock(&self.shared.health).trouble = Some(trouble);
+    fn trouble(&self, why: String) {
+        self.shared.health.tell(SessionEvent::Trouble(why));
     }
 }
