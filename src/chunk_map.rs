@@ -262,6 +262,14 @@ impl ChunkMap {
         })
     }
 
+    /// A bit for each chunk from `from` to before `to`, of the window that begins at `base`.
+    fn bits(base: u64, from: u64, to: u64) -> u64 {
+        if from >= to {
+            return 0;
+        }
+        (u64::MAX << (from - base)) & (u64::MAX >> (WINDOW - (to - base)))
+    }
+
     /// Makes what it takes to claim the chunks of `run`, at the most [`MAX_RUN`], of which some are
     /// `needed` and the others are copied ahead. Does not sleep.
     ///
@@ -283,22 +291,18 @@ impl ChunkMap {
             }
             let base = at & !(WINDOW - 1);
             let end = base.saturating_add(WINDOW).min(run.end);
-            let claimed = (u64::MAX << (at - base)) & (u64::MAX >> (WINDOW - (end - base)));
+            let claimed = Self::bits(base, at, end);
+            let needed = Self::bits(base, needed.start.max(at), needed.end.min(end));
             let guard = rcu::read_lock();
             let old = self.slot(at).and_then(|slot| slot.get(&guard));
             let present = old.as_ref().map_or(0, Items::present);
-            let mut kept = old.iter().flat_map(Items::iter).peekable();
-            let word = |index: u32| {
-                let kept = kept.next_if(|(at, _)| *at == index);
-                if claimed >> index & 1 == 0 {
-                    return Atomic::new(kept.map_or(0, |(_, word)| word.load(Relaxed)));
-                }
-                let ahead = if needed.contains(&(base + u64::from(index))) {
-                    0
-                } else {
-                    AHEAD
-                };
-                Atomic::new(Place::Reading.to_word() | ahead)
+            // Those that stay as they are.
+            let old = old.iter().flat_map(Items::iter);
+            let mut kept = old.filter(|(index, _)| claimed >> index & 1 == 0);
+            let word = |index: u32| match (claimed >> index & 1, needed >> index & 1) {
+                (0, _) => Atomic::new(kept.next().map_or(0, |(_, word)| word.load(Relaxed))),
+                (_, 0) => Atomic::new(Place::Reading.to_word() | AHEAD),
+                _ => Atomic::new(Place::Reading.to_word()),
             };
             *window = Some(SparseArray::new(present | claimed, word, flags)?);
             at = end;

@@ -138,7 +138,12 @@ fn find(cow: &Cow, sector: u64, most: u32, write: bool) -> Option<(Target, u32)>
     let last = geometry.chunk(end - 1) + 1;
     let (target, until) = match map.get(first) {
         Place::Untouched if !write => {
-            let to = map.untouched_until(first + 1, last);
+            // Most small reads are about one chunk.
+            let to = if first + 1 == last {
+                last
+            } else {
+                map.untouched_until(first + 1, last)
+            };
             (Target::Original(first, to), geometry.sector(to))
         }
         Place::Untouched | Place::Reading | Place::InMemory => {
