@@ -25,6 +25,7 @@ use blksnap::{CbtInfo, DevId, Session};
 use crate::args;
 use crate::hold;
 use crate::manifest::{self, Manifest, State};
+use crate::names;
 use crate::output;
 use crate::signals::Signals;
 use directory::{Directory, Draft};
@@ -228,7 +229,7 @@ fn explain(error: anyhow::Error, session: &Session) -> anyhow::Error {
 fn resolve(paths: &[PathBuf]) -> Result<Vec<Given>> {
     let mut devices: Vec<Given> = Vec::new();
     for path in paths {
-        let id = DevId::resolve(path)?;
+        let id = names::device(path)?;
         if let Some(other) = devices.iter().find(|other| other.id == id) {
             bail!(
                 "{} and {} are the same device: name it once",

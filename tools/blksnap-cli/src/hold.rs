@@ -14,6 +14,7 @@ use blksnap::{DevId, Session, SessionOptions};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::args;
+use crate::names;
 use crate::output;
 use crate::signals::{Interrupted, Signals};
 use crate::size::Size;
@@ -24,11 +25,7 @@ const PERIOD: Duration = Duration::from_millis(20);
 /// Holds a snapshot while the command runs, or until a signal comes.
 pub fn run(args: &args::Snapshot) -> Result<ExitCode> {
     let signals = Signals::catch()?;
-    let devices = args
-        .devices
-        .iter()
-        .map(DevId::resolve)
-        .collect::<Result<Vec<_>, _>>()?;
+    let devices = names::devices(&args.devices)?;
     let mut session = open(&devices, &args.storage, Path::new("."))?;
     session.take()?;
     let Some((program, rest)) = args.command.split_first() else {

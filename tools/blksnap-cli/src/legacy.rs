@@ -16,6 +16,7 @@ use blksnap::{Control, DevId, EventKind, SectorRange, SnapshotId};
 use rustix::io::Errno;
 
 use crate::args::{Legacy, PlaceArgs};
+use crate::names;
 use crate::output::print;
 
 /// Does one of them.
@@ -23,20 +24,17 @@ pub fn run(command: Legacy) -> Result<()> {
     let control = Control::open()?;
     match command {
         Legacy::Version => print(control.version()?.to_string()),
-        Legacy::TrackerRemove { device } => Ok(control.tracker_remove(DevId::resolve(device)?)?),
+        Legacy::TrackerRemove { device } => Ok(control.tracker_remove(names::device(device)?)?),
         Legacy::TrackerCollect => tracker_collect(&control),
         Legacy::TrackerReadCbtMap { device, file } => {
-            read_cbt_map(&control, DevId::resolve(device)?, &file)
+            read_cbt_map(&control, names::device(device)?, &file)
         }
         Legacy::TrackerMarkDirtyBlock(place) => {
             let extents = extents(&place)?;
             Ok(control.mark_dirty(extents.device, &extents.ranges)?)
         }
         Legacy::SnapshotCreate { device } => {
-            let devices = device
-                .iter()
-                .map(DevId::resolve)
-                .collect::<Result<Vec<_>, _>>()?;
+            let devices = names::devices(&device)?;
             print(control.snapshot_create(&devices)?.to_string())
         }
         Legacy::SnapshotAppendStorage { id, place } => {
@@ -100,7 +98,7 @@ fn extents(place: &PlaceArgs) -> Result<Extents> {
             Ok(extents)
         }
         (None, Some(device)) => Ok(Extents {
-            device: DevId::resolve(device)?,
+            device: names::device(device)?,
             ranges: place.ranges.clone(),
         }),
         // The definitions of the arguments ask for one of them.

@@ -22,6 +22,7 @@ mod hold;
 mod legacy;
 mod manifest;
 mod mounts;
+mod names;
 mod output;
 mod progress;
 mod restore;

@@ -3,18 +3,61 @@
 //! Who uses a block device: mounts, swap, and devices built on top of it.
 
 use std::fs;
+use std::path::PathBuf;
 
+use anyhow::{Context, Result};
 use blksnap::DevId;
+
+/// A line of the table of mounts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// The number that the file system gives for its device: of no device if the major is 0.
+    pub device: DevId,
+    /// Where it is mounted.
+    pub point: PathBuf,
+    /// The type of the file system.
+    pub kind: String,
+    /// What was mounted, usually a path in `/dev`.
+    pub source: String,
+    /// The options of the file system, separated by commas.
+    pub options: String,
+}
+
+impl Mount {
+    /// From a line of mountinfo: `ID PARENT MAJ:MIN ROOT POINT OPTIONS [FIELD…] - TYPE SOURCE OPTIONS`.
+    pub fn parse(line: &str) -> Option<Self> {
+        let (place, what) = line.split_once(" - ")?;
+        let mut place = place.split(' ').skip(2);
+        let mut what = what.split(' ');
+        Some(Self {
+            device: place.next()?.parse().ok()?,
+            point: unescape(place.nth(1)?).into(),
+            kind: what.next()?.to_owned(),
+            source: unescape(what.next()?),
+            options: what.next().map(unescape).unwrap_or_default(),
+        })
+    }
+}
+
+/// The table of mounts.
+pub fn table() -> Result<Vec<Mount>> {
+    let path = "/proc/self/mountinfo";
+    // The names of mount points need not be UTF-8, and must not hide the others.
+    let bytes = fs::read(path).with_context(|| format!("cannot read {path}"))?;
+    let text = String::from_utf8_lossy(&bytes);
+    Ok(text.lines().filter_map(Mount::parse).collect())
+}
 
 /// A reason not to write to a device or its partitions, in words; `None` if there is none that can
 /// be seen from here.
 pub fn user_of(device: DevId) -> Option<String> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = table().unwrap_or_default();
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
     let parts = partitions(device);
     std::iter::once(device).chain(parts).find_map(|id| {
         let name = id.path();
-        if let Some(point) = mount_point(&mounts, id) {
+        if let Some(mount) = mounts.iter().find(|mount| mount.device == id) {
+            let point = mount.point.display();
             return Some(format!("{} is mounted on {point}", name.display()));
         }
         if let Some(holder) = holder(id) {
@@ -48,15 +91,6 @@ fn holder(device: DevId) -> Option<String> {
     entries.next()?.ok()?.file_name().into_string().ok()
 }
 
-/// Where a device is mounted, by the table of mounts.
-fn mount_point(mountinfo: &str, device: DevId) -> Option<String> {
-    let device = device.to_string();
-    mountinfo.lines().find_map(|line| {
-        let mut fields = line.split(' ');
-        (fields.nth(2)? == device).then(|| fields.nth(1).map(unescape))?
-    })
-}
-
 /// Undoes the octal escapes of the table.
 fn unescape(text: &str) -> String {
     [
@@ -74,12 +108,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mount_is_found_by_number() {
-        let table = "22 1 254:0 / / rw - ext4 /dev/vda rw\n\
-                     30 22 254:16 / /mnt/my\\040data rw - xfs /dev/vdb rw\n";
-        let id = |minor| DevId { major: 254, minor };
-        assert_eq!(mount_point(table, id(16)).as_deref(), Some("/mnt/my data"));
-        assert_eq!(mount_point(table, id(0)).as_deref(), Some("/"));
-        assert_eq!(mount_point(table, id(1)), None);
+    fn a_line_of_the_table_is_understood() {
+        let line = "30 22 254:16 /sub /mnt/my\\040data rw,noatime shared:1 master:2 - xfs /dev/vdb rw,attr2";
+        let mount = Mount::parse(line).unwrap();
+        assert_eq!(mount.device.to_string(), "254:16");
+        assert_eq!(mount.point, PathBuf::from("/mnt/my data"));
+        assert_eq!((&*mount.kind, &*mount.source), ("xfs", "/dev/vdb"));
+        assert_eq!(mount.options, "rw,attr2");
+        for line in [
+            "",
+            "30 22 254:16 / /mnt rw",
+            "30 22 x / /mnt rw - xfs /dev/vdb rw",
+        ] {
+            assert_eq!(Mount::parse(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_table_of_this_machine_is_understood() {
+        let table = table().unwrap();
+        assert!(table.iter().any(|mount| mount.kind == "proc"));
     }
 }
