@@ -8,8 +8,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
-use crate::id::SnapshotId;
+use crate::control::Image;
+use crate::id::{DevId, SnapshotId};
 
 /// Where the snapshots' directories are.
 const CLASS: &str = "/sys/class/blksnap";
@@ -47,13 +49,19 @@ impl SnapshotState {
     }
 
     /// A value that is a number.
-    fn number(&self, name: &str) -> Option<u64> {
+    pub fn number(&self, name: &str) -> Option<u64> {
         self.0.get(name)?.parse().ok()
     }
 
     /// In words: created, taken, corrupted.
     pub fn phase(&self) -> Option<&str> {
         self.0.get("state").map(String::as_str)
+    }
+
+    /// The devices, in the order in which they were given.
+    pub fn originals(&self) -> impl Iterator<Item = DevId> {
+        let list = self.0.get("originals").map_or("", String::as_str);
+        list.split_whitespace().filter_map(|id| id.parse().ok())
     }
 
     /// How long the devices were stopped when the snapshot was taken, in nanoseconds.
@@ -78,6 +86,54 @@ impl SnapshotState {
     }
 }
 
+/// What the module shows of a tracker beside [`CbtInfo`](crate::CbtInfo).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrackerState {
+    /// When tracking began, in seconds since 1970.
+    pub since: Option<u64>,
+    /// Bytes of memory that the change map takes.
+    pub map_memory: Option<u64>,
+    /// The snapshot that the device is in.
+    pub snapshot: Option<SnapshotId>,
+}
+
+impl TrackerState {
+    /// Reads what there is now.
+    pub fn read(device: DevId) -> Self {
+        Self::read_from(&Path::new(CLASS).join(format!("tracker-{device}")))
+    }
+
+    fn read_from(directory: &Path) -> Self {
+        Self {
+            since: value(directory, "since"),
+            map_memory: value(directory, "map_memory"),
+            snapshot: value(directory, "snapshot"),
+        }
+    }
+}
+
+/// What the module shows of an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageState {
+    /// The error number since which the image is of no use, or 0.
+    pub error: Option<u16>,
+}
+
+impl ImageState {
+    /// Reads what there is now.
+    pub fn read(image: &Image) -> Self {
+        Self {
+            error: value(&image.device.sysfs().join("blksnap"), "error"),
+        }
+    }
+}
+
+/// The value in a file, if there is one of this kind.
+fn value<T: FromStr>(directory: &Path, name: &str) -> Option<T> {
+    let text = fs::read_to_string(directory.join(name)).ok()?;
+    text.trim_end().parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,6 +148,7 @@ mod tests {
             ("storage_used", "8192\n"),
             ("bytes_copied", "4608\n"),
             ("images", "\n"),
+            ("originals", "8:0 8:16\n"),
             ("uevent", "X=1\n"),
         ] {
             fs::write(directory.path().join(name), text).unwrap();
@@ -103,9 +160,24 @@ mod tests {
         assert_eq!(state.storage_bytes(), Some(32 << 20));
         assert_eq!(state.filled_bytes(), Some(8192));
         assert_eq!(state.copied_bytes(), Some(4608));
-        assert_eq!(state.iter().count(), 6);
+        let originals: Vec<_> = state.originals().map(|id| id.minor).collect();
+        assert_eq!(originals, [0, 16]);
+        assert_eq!(state.iter().count(), 7);
         let none = SnapshotState::read_from(&directory.path().join("nothing"));
         assert_eq!(none, SnapshotState::default());
         assert_eq!(none.stopped_ns(), None);
+    }
+
+    #[test]
+    fn the_files_of_a_tracker_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name, text| fs::write(directory.path().join(name), text).unwrap();
+        write("since", "1700000000\n");
+        write("snapshot", "none\n");
+        let state = TrackerState::read_from(directory.path());
+        assert_eq!((state.since, state.snapshot), (Some(1_700_000_000), None));
+        assert_eq!(state.map_memory, None);
+        write("snapshot", "00112233-4455-4677-8899-aabbccddeeff\n");
+        assert!(TrackerState::read_from(directory.path()).snapshot.is_some());
     }
 }
