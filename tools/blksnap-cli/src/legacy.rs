@@ -68,21 +68,20 @@ fn tracker_collect(control: &Control) -> Result<()> {
     print(lines.join("\n"))
 }
 
-/// Writes the raw map to a file.
+/// Writes the raw map to a file, which is made only when there is a map to read.
 fn read_cbt_map(control: &Control, device: DevId, path: &Path) -> Result<()> {
     let failed = || format!("cannot write {}", path.display());
-    let mut file = File::create(path).with_context(failed)?;
     let mut buffer = vec![0; 1 << 20];
+    let mut count = control.read_cbt_map(device, 0, &mut buffer)?;
+    let mut file = File::create(path).with_context(failed)?;
     let mut offset = 0;
-    loop {
-        let count = control.read_cbt_map(device, offset, &mut buffer)?;
-        if count == 0 {
-            return Ok(());
-        }
+    while count > 0 {
         file.write_all(&buffer[..count]).with_context(failed)?;
         // A map is no longer than a u32 says.
         offset += count as u32;
+        count = control.read_cbt_map(device, offset, &mut buffer)?;
     }
+    Ok(())
 }
 
 /// The blocks that are meant. Those of a file are printed.
