@@ -1,23 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! What can be asked for on the command line.
+//! What can be asked for on the command line. The manual pages and the completions of shells are
+//! made of these definitions, too.
+
+mod legacy;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use blksnap::{SectorRange, SnapshotId};
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
 
 use crate::size::Size;
+pub use legacy::{Legacy, PlaceArgs};
 
 /// Snapshots of block devices, and backups of only what has changed
 #[derive(Debug, Parser)]
 #[command(name = "blksnap", version, max_term_width = 100)]
-#[command(
-    after_help = "Sizes are in bytes, or with a suffix: 512K, 64M, 1.5G, 2T (powers of 1024).\n\
-    Exit codes: 0 done; 1 failed or wrongly used; 128 + N ended by signal N."
-)]
+#[command(after_help = "Examples:\n  \
+    blksnap backup /dev/vda /dev/vdb --to /backup\n  \
+    blksnap snapshot /home -- sh -c 'mount -o ro,noload $BLKSNAP_IMAGE /mnt && restic backup /mnt'\n  \
+    blksnap status --watch\n\n\
+    A device is named by its path, or a link to it; the kernel's name (vda1); its number (254:1); UUID=, LABEL=, \
+    PARTUUID= or PARTLABEL= as in fstab; or where it is mounted (/home), if that file system is on this device only.\n\n\
+    Sizes are in bytes, or with a suffix: 512K, 64M, 1.5G, 2T (powers of 1024).\n\n\
+    Exit codes: 0 done; 1 failed or wrongly used; 128 + N ended by signal N. `blksnap snapshot` with a command has that \
+    of the command.")]
 pub struct Args {
+    /// Print only results and errors: no progress, no remarks
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -32,6 +45,19 @@ pub enum Command {
     Snapshot(Snapshot),
     /// Show what is tracked and which snapshots there are
     Status(Status),
+    /// Print completions for a shell
+    #[command(hide = true)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man {
+        /// Directory to write them to
+        #[arg(value_hint = ValueHint::DirPath)]
+        directory: PathBuf,
+    },
     #[command(flatten)]
     Legacy(Legacy),
 }
@@ -81,7 +107,7 @@ pub struct Backup {
     #[arg(required = true, value_name = "DEV")]
     pub devices: Vec<PathBuf>,
     /// Directory of the backup
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub to: PathBuf,
     /// Copy only what changed since the last backup, where that is known; this is the default
     #[arg(long, conflicts_with = "full")]
@@ -122,132 +148,53 @@ pub struct Restore {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(after_help = format!("Example:\n  \
-    blksnap snapshot /dev/vda --storage /var/tmp -- sh -c 'mount -o ro,noload $BLKSNAP_IMAGE /mnt && tar c /mnt'\n\n\
-    The command finds the paths of the images in BLKSNAP_IMAGES (in the order of the devices), in BLKSNAP_IMAGE_<NAME> \
-    for each device, and in BLKSNAP_IMAGE if there is one; the snapshot in BLKSNAP_ID. Without a command, the snapshot \
-    is held until a signal comes. It is destroyed in any case.\n\n{STORAGE_HELP}"))]
+#[command(after_help = format!("Examples:\n  \
+    blksnap snapshot /dev/vda --storage /var/tmp -- sh -c 'mount -o ro,noload $BLKSNAP_IMAGE /mnt && tar c /mnt'\n  \
+    blksnap snapshot vda1 vdb -- sh -c 'for image in $BLKSNAP_IMAGES; do dd if=$image bs=1M | md5sum; done'\n  \
+    blksnap snapshot /home --limit 20G\n\n\
+    The command finds the paths of the images in BLKSNAP_IMAGES and those of the devices in BLKSNAP_DEVICES (in the \
+    order given), the image of each device in BLKSNAP_IMAGE_<NAME>, such as BLKSNAP_IMAGE_VDA1, and in BLKSNAP_IMAGE if \
+    there is one; the snapshot in BLKSNAP_ID. Without a command, the snapshot is held until a signal comes.\n\n\
+    The snapshot is destroyed in any case. SIGTERM, SIGINT and SIGHUP are passed on to the command, without a terminal \
+    to all of its process group. The exit code is that of the command, or 128 + N if signal N ended it; but 1 if the \
+    snapshot was lost meanwhile, since what the command has read may be incomplete.\n\n{STORAGE_HELP}"))]
 pub struct Snapshot {
     /// The devices, captured at one instant
-    #[arg(required = true, value_name = "DEV")]
+    #[arg(required = true, value_name = "DEV", value_hint = ValueHint::FilePath)]
     pub devices: Vec<PathBuf>,
+    /// Describe the snapshot as JSON, in one line; without a command only, whose the output is
+    #[arg(long, conflicts_with = "command")]
+    pub json: bool,
     #[command(flatten)]
     pub storage: StorageArgs,
     /// What to run, and its arguments
-    #[arg(last = true, value_name = "COMMAND")]
+    #[arg(last = true, value_name = "COMMAND", value_hint = ValueHint::CommandWithArguments)]
     pub command: Vec<OsString>,
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    blksnap status\n  \
+    blksnap status --watch 5\n  \
+    blksnap status --json | jq -r '.snapshots[] | select(.error) | .id'\n\n\
+    `Documentation/admin-guide/blksnap-command.rst` describes the members of the JSON object.")]
 pub struct Status {
-    /// Print as JSON
+    /// Print as JSON; with --watch, each time in one line
     #[arg(long)]
     pub json: bool,
+    /// Show it again after so many seconds, until a signal comes
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = seconds)]
+    pub watch: Option<Duration>,
 }
 
-/// The commands of the older tool, one for each command of the module.
-#[derive(Debug, Subcommand)]
-#[command(rename_all = "snake_case")]
-pub enum Legacy {
-    /// Print the version of the module
-    #[command(infer_long_args = true)]
-    Version,
-    /// Stop tracking a device
-    #[command(infer_long_args = true)]
-    TrackerRemove {
-        #[arg(short, long)]
-        device: PathBuf,
-    },
-    /// List the tracked devices
-    #[command(infer_long_args = true)]
-    TrackerCollect,
-    /// Write the change map of a device to a file
-    #[command(name = "tracker_readcbtmap", infer_long_args = true)]
-    TrackerReadCbtMap {
-        #[arg(short, long)]
-        device: PathBuf,
-        /// The file
-        #[arg(short, long)]
-        file: PathBuf,
-    },
-    /// Mark blocks as changed: those of a file, or ranges of a device
-    #[command(name = "tracker_markdirtyblock", infer_long_args = true)]
-    TrackerMarkDirtyBlock(PlaceArgs),
-    /// Prepare a snapshot, and print its id
-    #[command(infer_long_args = true)]
-    SnapshotCreate {
-        /// A device; give one option for each
-        #[arg(short, long, required = true, num_args = 1..)]
-        device: Vec<PathBuf>,
-    },
-    /// Give a snapshot storage: the blocks of a file, or ranges of a device
-    #[command(name = "snapshot_appendstorage", infer_long_args = true)]
-    SnapshotAppendStorage {
-        #[arg(short, long)]
-        id: SnapshotId,
-        #[command(flatten)]
-        place: PlaceArgs,
-    },
-    /// Capture the devices of a snapshot
-    #[command(infer_long_args = true)]
-    SnapshotTake {
-        #[arg(short, long)]
-        id: SnapshotId,
-    },
-    /// End a snapshot
-    #[command(infer_long_args = true)]
-    SnapshotDestroy {
-        #[arg(short, long)]
-        id: SnapshotId,
-    },
-    /// Wait for an event of a snapshot, and print it
-    #[command(name = "snapshot_waitevent", infer_long_args = true)]
-    SnapshotWaitEvent {
-        #[arg(short, long)]
-        id: SnapshotId,
-        /// How long to wait, in milliseconds
-        #[arg(short, long)]
-        timeout: u32,
-    },
-    /// List the snapshots and their images
-    #[command(infer_long_args = true)]
-    SnapshotCollect {
-        /// Only this one
-        #[arg(short, long)]
-        id: Option<SnapshotId>,
-    },
-    /// Give a snapshot storage whenever it asks, until it ends
-    ///
-    /// Each file is allocated when it is asked for. Do not use this with a path on a captured
-    /// device: after the take, a new file may get blocks of files that were deleted since, which
-    /// are then lost for the image. `blksnap snapshot` and `blksnap backup` reserve the storage
-    /// before instead.
-    #[command(infer_long_args = true)]
-    StretchSnapshot {
-        #[arg(short, long)]
-        id: SnapshotId,
-        /// Beginning of the file names; usually a directory and a slash
-        #[arg(short, long)]
-        path: PathBuf,
-        /// No more storage than this, in MiB
-        #[arg(short, long)]
-        limit: Option<u64>,
-    },
-}
-
-/// Blocks of a device: those of a file on it, or ranges.
-#[derive(Debug, ClapArgs)]
-#[group(id = "place")]
-pub struct PlaceArgs {
-    /// A file, whose extents are meant, on its device
-    #[arg(short, long, required_unless_present = "device", conflicts_with_all = ["device", "ranges"])]
-    pub file: Option<PathBuf>,
-    /// A device
-    #[arg(short, long, requires = "ranges")]
-    pub device: Option<PathBuf>,
-    /// Ranges of the device in sectors of 512 bytes, as START:COUNT
-    #[arg(short, long, alias = "range", num_args = 1.., requires = "device", value_name = "S:N")]
-    pub ranges: Vec<SectorRange>,
+/// A time to wait, in seconds.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let time = text
+        .parse()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    time.filter(|&time| time >= Duration::from_millis(100))
+        .ok_or_else(|| format!("`{text}` is not a number of seconds of 0.1 or more"))
 }
 
 #[cfg(test)]
@@ -256,53 +203,13 @@ mod tests {
 
     use super::*;
 
-    fn parse(line: &str) -> Result<Command, clap::Error> {
+    pub fn parse(line: &str) -> Result<Command, clap::Error> {
         Args::try_parse_from(line.split_whitespace()).map(|args| args.command)
     }
 
     #[test]
     fn the_definitions_are_consistent() {
         Args::command().debug_assert();
-    }
-
-    #[test]
-    fn the_older_options_are_taken_in_both_forms() {
-        let id = "00112233-4455-4677-8899-aabbccddeeff";
-        for line in [
-            "blksnap version".to_owned(),
-            "blksnap tracker_remove --device=/dev/sda".into(),
-            "blksnap tracker_remove -d /dev/sda".into(),
-            "blksnap tracker_collect".into(),
-            "blksnap tracker_readcbtmap -d /dev/sda --file /tmp/map".into(),
-            "blksnap tracker_markdirtyblock --file=/tmp/x".into(),
-            "blksnap tracker_markdirtyblock -d /dev/sda -r 0:8 16:8".into(),
-            "blksnap tracker_markdirtyblock -d /dev/sda --ranges 0:8 --ranges=16:8".into(),
-            "blksnap snapshot_create -d /dev/sda --device=/dev/sdb --device /dev/sdc".into(),
-            format!("blksnap snapshot_appendstorage -i {id} -f /tmp/x"),
-            format!("blksnap snapshot_appendstorage --id={id} -d /dev/sda --range=0:8"),
-            format!("blksnap snapshot_take --id={id}"),
-            format!("blksnap snapshot_destroy -i {id}"),
-            format!("blksnap snapshot_waitevent -i {id} -t 100"),
-            "blksnap snapshot_collect".into(),
-            format!("blksnap snapshot_collect --id {id}"),
-            format!("blksnap stretch_snapshot --id={id} --path=/tmp/ --limit=1024"),
-        ] {
-            let parsed = parse(&line);
-            assert!(
-                matches!(parsed, Ok(Command::Legacy(_))),
-                "{line}: {parsed:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_order_of_devices_is_kept() {
-        let Ok(Command::Legacy(Legacy::SnapshotCreate { device })) =
-            parse("blksnap snapshot_create --device /b -d /a --device=/c")
-        else {
-            panic!("not parsed");
-        };
-        assert_eq!(device, ["/b", "/a", "/c"].map(PathBuf::from));
     }
 
     #[test]
@@ -320,6 +227,9 @@ mod tests {
             "blksnap backup --to /tmp",
             "blksnap backup /dev/sda --to /tmp --full --incremental",
             "blksnap restore /tmp",
+            "blksnap status --watch 0",
+            "blksnap status --watch x",
+            "blksnap snapshot /dev/sda --json -- true",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
@@ -332,5 +242,20 @@ mod tests {
         };
         assert_eq!(args.devices.len(), 2);
         assert_eq!(args.command, ["ls", "-l"]);
+    }
+
+    #[test]
+    fn a_watch_needs_no_number() {
+        for (line, seconds) in [
+            ("blksnap status --watch", Some(2.0)),
+            ("blksnap status --watch 0.5 --json", Some(0.5)),
+            ("blksnap status --watch=7", Some(7.0)),
+            ("blksnap -q status", None),
+        ] {
+            let Ok(Command::Status(args)) = parse(line) else {
+                panic!("not parsed: {line}");
+            };
+            assert_eq!(args.watch.map(|time| time.as_secs_f64()), seconds, "{line}");
+        }
     }
 }

@@ -1,25 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! `blksnap snapshot … -- COMMAND`: a snapshot held while a command runs.
+//! A snapshot held while a command runs: `blksnap snapshot`, and the storage options of all commands
+//! that hold one.
+//!
+//! The session destroys the snapshot when it is dropped, so whatever fails or comes from outside, the
+//! snapshot ends with this process; but for SIGKILL, after which the next session at the same place
+//! cleans up.
 
 use std::ffi::OsString;
-use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
-use std::process::{Command, ExitCode, ExitStatus};
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use blksnap::storage::Place;
-use blksnap::{DevId, Session, SessionOptions};
-use rustix::process::{Pid, Signal, kill_process};
+use blksnap::{DevId, Image, Session, SessionOptions, Taken};
+use serde::Serialize;
+use uuid::Uuid;
 
 use crate::args;
+use crate::child::{self, Outcome};
 use crate::names;
 use crate::output;
-use crate::signals::{Interrupted, Signals};
+use crate::signals::Signals;
 use crate::size::Size;
 
-/// How often is looked at the command, the snapshot and the signals.
+/// How often the snapshot and the signals are looked at.
 const PERIOD: Duration = Duration::from_millis(20);
 
 /// Holds a snapshot while the command runs, or until a signal comes.
@@ -27,8 +33,10 @@ pub fn run(args: &args::Snapshot) -> Result<ExitCode> {
     let signals = Signals::catch()?;
     let devices = names::devices(&args.devices)?;
     let mut session = open(&devices, &args.storage, Path::new("."))?;
-    session.take()?;
+    signals.check()?;
+    let taken = session.take()?;
     let Some((program, rest)) = args.command.split_first() else {
+        describe(&session, taken, args.json)?;
         return hold(session, &signals);
     };
     let mut command = Command::new(program);
@@ -40,13 +48,57 @@ pub fn run(args: &args::Snapshot) -> Result<ExitCode> {
     Ok(outcome.exit_code())
 }
 
-/// Says what there is, and waits for a signal.
-fn hold(session: Session, signals: &Signals) -> Result<ExitCode> {
+/// A snapshot that is held, for scripts.
+#[derive(Serialize)]
+struct Description {
+    id: Uuid,
+    /// Seconds since 1970, just after the take.
+    taken: u64,
+    images: Vec<ImageDescription>,
+}
+
+/// One of its images.
+#[derive(Serialize)]
+struct ImageDescription {
+    device: PathBuf,
+    number: String,
+    image: PathBuf,
+}
+
+/// Says what there is.
+fn describe(session: &Session, taken: Taken, json: bool) -> Result<()> {
+    if json {
+        return output::print_json_line(&Description {
+            id: session.id().0,
+            taken: unix(taken.after.wall),
+            images: session
+                .images()
+                .iter()
+                .map(|image| ImageDescription {
+                    device: image.original.path(),
+                    number: image.original.to_string(),
+                    image: image.path.clone(),
+                })
+                .collect(),
+        });
+    }
     output::print(format!("snapshot {}", session.id()))?;
     for image in session.images() {
         let original = image.original.path();
         output::print(format!("{} {}", original.display(), image.path.display()))?;
     }
+    Ok(())
+}
+
+/// Seconds since 1970.
+fn unix(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
+/// Waits for a signal.
+fn hold(session: Session, signals: &Signals) -> Result<ExitCode> {
     while signals.check().is_ok() {
         session.check()?;
         std::thread::sleep(PERIOD);
@@ -67,78 +119,46 @@ pub fn open(devices: &[DevId], args: &args::StorageArgs, default: &Path) -> Resu
     let place = options.place.directory();
     let session = Session::create(devices, options)?;
     if let Some(reserved) = session.reserved_bytes() {
-        eprintln!(
+        output::remark(format!(
             "difference storage: {} reserved in {}",
             Size(reserved),
             place.display()
-        );
+        ));
     }
     Ok(session)
 }
 
-/// How a command ended.
-pub struct Outcome {
-    program: OsString,
-    status: ExitStatus,
-}
-
-impl Outcome {
-    /// The exit code that tells the same of this process.
-    pub fn exit_code(&self) -> ExitCode {
-        match (self.status.code(), self.status.signal()) {
-            (Some(code), _) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
-            (None, Some(signal)) => Interrupted { signal }.exit_code(),
-            (None, None) => ExitCode::FAILURE,
-        }
-    }
-
-    /// Fails if the command did.
-    pub fn success(&self) -> Result<()> {
-        if self.status.success() {
-            return Ok(());
-        }
-        bail!("{}: {}", self.program.to_string_lossy(), self.status)
-    }
-}
-
-/// Runs a command that is told of the images by its environment. Signals are passed on to it.
+/// Runs a command that is told of the images by its environment, and says at once when the snapshot
+/// is lost.
 pub fn run_command(mut command: Command, session: &Session, signals: &Signals) -> Result<Outcome> {
-    let program = command.get_program().to_owned();
+    signals.check()?;
     command.envs(environment(session));
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot run {}", program.to_string_lossy()))?;
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let mut warned = false;
-    let status = loop {
-        let status = child.try_wait();
-        if let Some(status) = status.context("cannot wait for the command")? {
-            break status;
-        }
-        let signal = signals.take().and_then(Signal::from_named_raw);
-        if let (Some(pid), Some(signal)) = (pid, signal) {
-            // It may have ended just now.
-            let _ = kill_process(pid, signal);
-        }
+    child::run(command, || {
         if let (false, Err(lost)) = (warned, session.check()) {
             eprintln!("blksnap: {lost}");
             warned = true;
         }
-        std::thread::sleep(PERIOD);
-    };
-    Ok(Outcome { program, status })
+    })
 }
 
 /// The variables a command finds the images by.
 fn environment(session: &Session) -> Vec<(String, OsString)> {
     let images = session.images();
-    let paths: Vec<_> = images
-        .iter()
-        .map(|image| image.path.to_string_lossy())
-        .collect();
+    let list = |path: fn(&Image) -> PathBuf| {
+        let paths: Vec<_> = images
+            .iter()
+            .map(|image| path(image).to_string_lossy().into_owned())
+            .collect();
+        OsString::from(paths.join(" "))
+    };
     let mut variables = vec![
         ("BLKSNAP_ID".into(), session.id().to_string().into()),
-        ("BLKSNAP_IMAGES".into(), paths.join(" ").into()),
+        ("BLKSNAP_IMAGES".into(), list(|image| image.path.clone())),
+        (
+            "BLKSNAP_DEVICES".into(),
+            list(|image| image.original.path()),
+        ),
     ];
     if let [image] = images {
         variables.push(("BLKSNAP_IMAGE".into(), image.path.clone().into()));

@@ -10,6 +10,7 @@
 mod args;
 mod backup;
 mod buffer;
+mod child;
 mod compare;
 mod copy;
 mod device;
@@ -24,6 +25,7 @@ mod manifest;
 mod mounts;
 mod names;
 mod output;
+mod pages;
 mod progress;
 mod restore;
 mod signals;
@@ -61,11 +63,16 @@ fn main() -> ExitCode {
 
 /// Does what was asked for.
 fn run(args: Args) -> Result<ExitCode> {
+    if args.quiet {
+        output::be_quiet();
+    }
     match args.command {
         Command::Backup(args) => backup::run(&args)?,
         Command::Restore(args) => restore::run(&args)?,
         Command::Snapshot(args) => return hold::run(&args),
-        Command::Status(args) => status::run(&args)?,
+        Command::Status(args) => return status::run(&args),
+        Command::Completions { shell } => pages::completions(shell)?,
+        Command::Man { directory } => pages::manual(&directory)?,
         Command::Legacy(command) => legacy::run(command)?,
     }
     Ok(ExitCode::SUCCESS)

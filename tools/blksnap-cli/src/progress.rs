@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Progress on standard error: a moving bar on a terminal, a line at the start and at the end
-//! elsewhere.
+//! Progress on standard error, for a person at a terminal: a moving bar with the rate and the time
+//! that is left, and a line at the end. Nothing elsewhere, or if `--quiet` was given.
 
-use std::borrow::Cow;
 use std::io::IsTerminal;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::output;
 use crate::size::Size;
+
+/// How the bar looks. No colours: nothing here is more important than the rest.
+const STYLE: &str = "{msg} [{wide_bar}] {percent}% {binary_bytes_per_sec} {eta} left";
 
 /// The progress of one piece of work of a known number of bytes.
 pub struct Progress {
     what: String,
-    bar: Option<ProgressBar>,
-    bytes: u64,
+    bar: ProgressBar,
     done: u64,
     start: Instant,
 }
@@ -23,23 +25,27 @@ pub struct Progress {
 impl Progress {
     /// Begins: `what` is such as "copying /dev/vda".
     pub fn start(what: impl Into<String>, bytes: u64) -> Self {
-        let what = what.into();
-        let bar = if std::io::stderr().is_terminal() {
-            let style = "{msg} {wide_bar} {percent}% {binary_bytes_per_sec} {eta} left";
-            let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::stderr())
-                .with_message(Cow::Owned(what.clone()));
-            Some(match ProgressStyle::with_template(style) {
-                Ok(style) => bar.with_style(style),
-                Err(_) => bar,
-            })
+        let shown = std::io::stderr().is_terminal() && !output::is_quiet();
+        let target = if shown {
+            ProgressDrawTarget::stderr()
         } else {
-            eprintln!("{what}: {}", Size(bytes));
-            None
+            ProgressDrawTarget::hidden()
         };
+        Self::draw_to(target, what.into(), bytes)
+    }
+
+    /// Begins, and shows it there.
+    fn draw_to(target: ProgressDrawTarget, what: String, bytes: u64) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(bytes), target).with_message(what.clone());
+        // The template is known to be good; the default look would do as well.
+        if let Ok(style) = ProgressStyle::with_template(STYLE) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        // The rate goes down while nothing comes, also when no piece of work ends.
+        bar.enable_steady_tick(Duration::from_millis(500));
         Self {
             what,
             bar,
-            bytes,
             done: 0,
             start: Instant::now(),
         }
@@ -47,31 +53,68 @@ impl Progress {
 
     /// So many bytes more are done.
     pub fn advance(&mut self, bytes: u64) {
-        let tenth = |done: u64| (u128::from(done) * 10 / u128::from(self.bytes.max(1))) as u64;
-        let (before, now) = (tenth(self.done), tenth(self.done + bytes));
         self.done += bytes;
-        match &self.bar {
-            Some(bar) => bar.inc(bytes),
-            // A log is told of every half of what is long.
-            None if before < 5 && now >= 5 && self.start.elapsed().as_secs() >= 5 => {
-                eprintln!("{}: {}%", self.what, now * 10);
-            }
-            None => {}
-        }
+        self.bar.inc(bytes);
     }
 
     /// All is done. Gives the seconds it took.
     pub fn finish(self) -> f64 {
         let seconds = self.start.elapsed().as_secs_f64();
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
         let rate = Size((self.done as f64 / seconds.max(0.001)) as u64);
-        eprintln!(
-            "{}: {} in {seconds:.1} s, {rate}/s",
-            self.what,
-            Size(self.done)
-        );
+        let done = Size(self.done);
+        self.bar
+            .println(format!("{}: {done} in {seconds:.1} s, {rate}/s", self.what));
+        self.bar.finish_and_clear();
         seconds
+    }
+}
+
+impl Drop for Progress {
+    /// Work that fails leaves no half bar before the message.
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use indicatif::{InMemoryTerm, ProgressDrawTarget};
+
+    use super::*;
+
+    fn progress(bytes: u64) -> (InMemoryTerm, Progress) {
+        let term = InMemoryTerm::new(10, 100);
+        let target = ProgressDrawTarget::term_like(Box::new(term.clone()));
+        (term, Progress::draw_to(target, "copying x".into(), bytes))
+    }
+
+    #[test]
+    fn a_bar_tells_rate_and_time_and_goes_away() {
+        let (term, mut progress) = progress(4 << 20);
+        progress.advance(1 << 20);
+        progress.bar.force_draw();
+        let shown = term.contents();
+        assert!(shown.starts_with("copying x [="), "{shown}");
+        assert!(shown.contains("25%") && shown.contains("/s"), "{shown}");
+        assert!(shown.ends_with("left"), "{shown}");
+        progress.advance(3 << 20);
+        progress.finish();
+        let shown = term.contents();
+        assert!(shown.starts_with("copying x: 4.00 MiB in "), "{shown}");
+        assert_eq!(shown.lines().count(), 1, "{shown}");
+    }
+
+    #[test]
+    fn work_that_fails_leaves_no_bar() {
+        let (term, mut progress) = progress(100);
+        progress.advance(10);
+        drop(progress);
+        assert_eq!(term.contents(), "");
+    }
+
+    #[test]
+    fn nothing_to_do_is_done() {
+        let (_, progress) = progress(0);
+        assert!(progress.finish() >= 0.0);
     }
 }

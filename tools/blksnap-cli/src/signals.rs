@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+/// The signals that ask a process to end.
+pub const ENDING: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
+
 /// The error when a signal has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interrupted {
@@ -47,20 +50,12 @@ impl Signals {
     /// From now on, SIGINT, SIGTERM and SIGHUP are noted and do not end the process.
     pub fn catch() -> Result<Self> {
         let last = Arc::new(AtomicUsize::new(0));
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
+        for signal in ENDING {
             // The constants are small and positive.
             signal_hook::flag::register_usize(signal, last.clone(), signal as usize)
                 .context("cannot catch signals")?;
         }
         Ok(Self(last))
-    }
-
-    /// The last signal that came and was not taken yet.
-    pub fn take(&self) -> Option<i32> {
-        match self.0.swap(0, Ordering::Relaxed) {
-            0 => None,
-            signal => i32::try_from(signal).ok(),
-        }
     }
 
     /// Fails once a signal has come, and from then on.

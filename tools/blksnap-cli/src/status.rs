@@ -1,181 +1,99 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! `blksnap status`: what is tracked, and which snapshots there are.
+//! `blksnap status`: what is tracked, which snapshots there are, and how they are; once, or again and
+//! again.
 
-use std::collections::BTreeMap;
-use std::fmt::{self, Write};
-use std::path::PathBuf;
+mod read;
+mod table;
+
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
-use blksnap::state::SnapshotState;
-use blksnap::{CbtInfo, Control, SnapshotId};
-use rustix::io::Errno;
-use serde::Serialize;
-use uuid::Uuid;
+use blksnap::Control;
 
 use crate::args;
 use crate::output;
-use crate::size::Size;
+use crate::signals::Signals;
+use read::Status;
+
+/// How long a sleep is: a bound on how late a signal is seen.
+const PERIOD: Duration = Duration::from_millis(50);
 
 /// Shows it.
-pub fn run(args: &args::Status) -> Result<()> {
-    let status = Status::read(&Control::open()?)?;
-    if args.json {
-        output::print_json(&status)
-    } else {
-        output::print(status.to_string().trim_end())
+pub fn run(args: &args::Status) -> Result<ExitCode> {
+    match args.watch {
+        Some(period) => watch(args, period),
+        None if args.json => output::print_json(&read()?).map(|()| ExitCode::SUCCESS),
+        None => output::print(text(&read()?)).map(|()| ExitCode::SUCCESS),
     }
 }
 
-/// All there is.
-#[derive(Debug, Serialize)]
-struct Status {
-    version: String,
-    trackers: Vec<Tracker>,
-    snapshots: Vec<Snapshot>,
+/// Asks the module. The control device is not kept open: it would keep the module from being removed.
+fn read() -> Result<Status> {
+    Ok(Status::read(&Control::open()?)?)
 }
 
-/// A tracked device.
-#[derive(Debug, Serialize)]
-struct Tracker {
-    device: PathBuf,
-    number: String,
-    size: u64,
-    block_size: u32,
-    blocks: u32,
-    generation: Uuid,
-    snapshots_taken: u8,
+/// For people.
+fn text(status: &Status) -> String {
+    table::table(status, SystemTime::now())
 }
 
-/// A snapshot.
-#[derive(Debug, Serialize)]
-struct Snapshot {
-    id: Uuid,
-    taken: bool,
-    images: Vec<Image>,
-    /// What the module shows of it.
-    state: BTreeMap<String, String>,
-    /// The values a script wants most, in bytes and nanoseconds.
-    copied_to_storage: Option<u64>,
-    storage_bytes: Option<u64>,
-    stopped_ns: Option<u64>,
-}
-
-/// An image.
-#[derive(Debug, Serialize)]
-struct Image {
-    device: PathBuf,
-    image: PathBuf,
-}
-
-impl Status {
-    /// Asks the module.
-    fn read(control: &Control) -> Result<Self> {
-        let mut snapshots = Vec::new();
-        for id in control.snapshots()? {
-            match Snapshot::read(control, id) {
-                // It has just ended.
-                Err(error) if error.errno() == Some(Errno::SRCH) => {}
-                read => snapshots.push(read?),
-            }
-        }
-        Ok(Self {
-            version: control.version()?.to_string(),
-            trackers: control.trackers()?.iter().map(Tracker::from).collect(),
-            snapshots,
-        })
-    }
-}
-
-impl From<&CbtInfo> for Tracker {
-    fn from(info: &CbtInfo) -> Self {
-        Self {
-            device: info.device.path(),
-            number: info.device.to_string(),
-            size: info.capacity,
-            block_size: info.block_size,
-            blocks: info.block_count,
-            generation: info.generation.0,
-            snapshots_taken: info.number,
-        }
-    }
-}
-
-impl Snapshot {
-    fn read(control: &Control, id: SnapshotId) -> blksnap::Result<Self> {
-        let images = match control.images(id) {
-            Err(error) if error.errno() == Some(Errno::NODEV) => None,
-            read => Some(read?),
-        };
-        let state = SnapshotState::read(id);
-        Ok(Self {
-            id: id.0,
-            taken: images.is_some(),
-            images: images
-                .unwrap_or_default()
-                .into_iter()
-                .map(|image| Image {
-                    device: image.original.path(),
-                    image: image.path,
-                })
-                .collect(),
-            copied_to_storage: state.copied_bytes(),
-            storage_bytes: state.storage_bytes(),
-            stopped_ns: state.stopped_ns(),
-            state: state
-                .iter()
-                .map(|(name, text)| (name.to_owned(), text.to_owned()))
-                .collect(),
-        })
-    }
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "module version {}", self.version)?;
-        if self.trackers.is_empty() {
-            writeln!(f, "no device is tracked")?;
+/// Shows it until a signal comes, which is how a watch ends: without a message.
+fn watch(args: &args::Status, period: Duration) -> Result<ExitCode> {
+    let signals = Signals::catch()?;
+    let on_terminal = !args.json && io::stdout().is_terminal();
+    let mut first = true;
+    loop {
+        let status = read()?;
+        if args.json {
+            output::print_json_line(&status)?;
+        } else if on_terminal {
+            output::print(redrawn(&text(&status), first, height()))?;
         } else {
-            let head = ["DEVICE", "SIZE", "BLOCK", "TAKEN", "GENERATION"];
-            writeln!(
-                f,
-                "{:<16} {:>10} {:>10} {:>5}  {}",
-                head[0], head[1], head[2], head[3], head[4]
-            )?;
+            let space = if first { "" } else { "\n" };
+            output::print(format!("{space}{}", text(&status)))?;
         }
-        for tracker in &self.trackers {
-            writeln!(
-                f,
-                "{:<16} {:>10} {:>10} {:>5}  {}",
-                tracker.device.display().to_string(),
-                Size(tracker.size),
-                Size(tracker.block_size.into()),
-                tracker.snapshots_taken,
-                tracker.generation
-            )?;
-        }
-        for snapshot in &self.snapshots {
-            let phase = match snapshot.state.get("state").map(String::as_str) {
-                Some("corrupted") => "lost",
-                _ if snapshot.taken => "taken",
-                _ => "not taken yet",
-            };
-            write!(f, "snapshot {}, {phase}", snapshot.id)?;
-            if let (Some(copied), Some(given)) =
-                (snapshot.copied_to_storage, snapshot.storage_bytes)
-            {
-                write!(f, ", storage: {} used of {}", Size(copied), Size(given))?;
+        first = false;
+        let next = Instant::now() + period;
+        while let Some(left) = next
+            .checked_duration_since(Instant::now())
+            .filter(|left| !left.is_zero())
+        {
+            if let Err(interrupted) = signals.check() {
+                return Ok(interrupted.exit_code());
             }
-            f.write_char('\n')?;
-            for image in &snapshot.images {
-                writeln!(
-                    f,
-                    "  {} of {}",
-                    image.image.display(),
-                    image.device.display()
-                )?;
-            }
+            std::thread::sleep(left.min(PERIOD));
         }
-        Ok(())
+    }
+}
+
+/// Lines of the terminal.
+fn height() -> usize {
+    let size = rustix::termios::tcgetwinsize(io::stdout());
+    size.map_or(24, |size| size.ws_row.max(2).into())
+}
+
+/// A text that takes the place of the one before on a terminal of so many lines, without flicker:
+/// each line is written over, and what is left of the old one erased.
+fn redrawn(text: &str, first: bool, height: usize) -> String {
+    let clear = if first { "\x1b[2J" } else { "" };
+    // One line is for the cursor.
+    let lines: Vec<_> = text.lines().take(height - 1).collect();
+    format!("{clear}\x1b[H{}\x1b[K\x1b[J", lines.join("\x1b[K\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redrawn_text_covers_the_old_one_and_fits() {
+        assert_eq!(
+            redrawn("a\nb", true, 24),
+            "\x1b[2J\x1b[Ha\x1b[K\nb\x1b[K\x1b[J"
+        );
+        assert_eq!(redrawn("a\nb\nc", false, 3), "\x1b[Ha\x1b[K\nb\x1b[K\x1b[J");
     }
 }

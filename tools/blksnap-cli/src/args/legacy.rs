@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! The commands of the older tool: scripts call them, so their names and options stay as they are.
+
+use std::path::PathBuf;
+
+use blksnap::{SectorRange, SnapshotId};
+use clap::{Args as ClapArgs, Subcommand};
+
+/// The commands of the older tool, one for each command of the module.
+#[derive(Debug, Subcommand)]
+#[command(rename_all = "snake_case")]
+pub enum Legacy {
+    /// Print the version of the module
+    #[command(infer_long_args = true, after_help = "Example:\n  blksnap version")]
+    Version,
+    /// Stop tracking a device
+    #[command(
+        infer_long_args = true,
+        after_help = "Example:\n  blksnap tracker_remove --device=/dev/vda"
+    )]
+    TrackerRemove {
+        #[arg(short, long)]
+        device: PathBuf,
+    },
+    /// List the tracked devices
+    #[command(
+        infer_long_args = true,
+        after_help = "Example:\n  blksnap tracker_collect"
+    )]
+    TrackerCollect,
+    /// Write the change map of a device to a file
+    #[command(
+        name = "tracker_readcbtmap",
+        infer_long_args = true,
+        after_help = "Example:\n  blksnap tracker_readcbtmap --device=/dev/vda --file=/tmp/vda.map"
+    )]
+    TrackerReadCbtMap {
+        #[arg(short, long)]
+        device: PathBuf,
+        /// The file
+        #[arg(short, long)]
+        file: PathBuf,
+    },
+    /// Mark blocks as changed: those of a file, or ranges of a device
+    #[command(
+        name = "tracker_markdirtyblock",
+        infer_long_args = true,
+        after_help = "Examples:\n  blksnap tracker_markdirtyblock --file=/var/lib/app/scratch\n  blksnap tracker_markdirtyblock --device=/dev/vda --ranges 2048:8 4096:16"
+    )]
+    TrackerMarkDirtyBlock(PlaceArgs),
+    /// Prepare a snapshot, and print its id
+    #[command(
+        infer_long_args = true,
+        after_help = "Example:\n  id=$(blksnap snapshot_create --device=/dev/vda --device=/dev/vdb)"
+    )]
+    SnapshotCreate {
+        /// A device; give one option for each
+        #[arg(short, long, required = true, num_args = 1..)]
+        device: Vec<PathBuf>,
+    },
+    /// Give a snapshot storage: the blocks of a file, or ranges of a device
+    #[command(
+        name = "snapshot_appendstorage",
+        infer_long_args = true,
+        after_help = "Examples:\n  fallocate -l 1G /var/tmp/storage\n  blksnap snapshot_appendstorage --id=$id --file=/var/tmp/storage\n  blksnap snapshot_appendstorage --id=$id --device=/dev/vdc --range=0:2097152"
+    )]
+    SnapshotAppendStorage {
+        #[arg(short, long)]
+        id: SnapshotId,
+        #[command(flatten)]
+        place: PlaceArgs,
+    },
+    /// Capture the devices of a snapshot
+    #[command(
+        infer_long_args = true,
+        after_help = "Example:\n  blksnap snapshot_take --id=$id"
+    )]
+    SnapshotTake {
+        #[arg(short, long)]
+        id: SnapshotId,
+    },
+    /// End a snapshot
+    #[command(
+        infer_long_args = true,
+        after_help = "Example:\n  blksnap snapshot_destroy --id=$id"
+    )]
+    SnapshotDestroy {
+        #[arg(short, long)]
+        id: SnapshotId,
+    },
+    /// Wait for an event of a snapshot, and print it
+    #[command(
+        name = "snapshot_waitevent",
+        infer_long_args = true,
+        after_help = "Example:\n  blksnap snapshot_waitevent --id=$id --timeout=1000"
+    )]
+    SnapshotWaitEvent {
+        #[arg(short, long)]
+        id: SnapshotId,
+        /// How long to wait, in milliseconds
+        #[arg(short, long)]
+        timeout: u32,
+    },
+    /// List the snapshots and their images
+    #[command(
+        infer_long_args = true,
+        after_help = "Examples:\n  blksnap snapshot_collect\n  blksnap snapshot_collect --id=$id"
+    )]
+    SnapshotCollect {
+        /// Only this one
+        #[arg(short, long)]
+        id: Option<SnapshotId>,
+    },
+    /// Give a snapshot storage whenever it asks, until it ends
+    ///
+    /// Each file is allocated when it is asked for. Do not use this with a path on a captured
+    /// device: after the take, a new file may get blocks of files that were deleted since, which
+    /// are then lost for the image. `blksnap snapshot` and `blksnap backup` reserve the storage
+    /// before instead.
+    #[command(
+        infer_long_args = true,
+        after_help = "Example:\n  blksnap stretch_snapshot --id=$id --path=/var/tmp/ --limit=4096 &"
+    )]
+    StretchSnapshot {
+        #[arg(short, long)]
+        id: SnapshotId,
+        /// Beginning of the file names; usually a directory and a slash
+        #[arg(short, long)]
+        path: PathBuf,
+        /// No more storage than this, in MiB
+        #[arg(short, long)]
+        limit: Option<u64>,
+    },
+}
+
+/// Blocks of a device: those of a file on it, or ranges.
+#[derive(Debug, ClapArgs)]
+#[group(id = "place")]
+pub struct PlaceArgs {
+    /// A file, whose extents are meant, on its device
+    #[arg(short, long, required_unless_present = "device", conflicts_with_all = ["device", "ranges"])]
+    pub file: Option<PathBuf>,
+    /// A device
+    #[arg(short, long, requires = "ranges")]
+    pub device: Option<PathBuf>,
+    /// Ranges of the device in sectors of 512 bytes, as START:COUNT
+    #[arg(short, long, alias = "range", num_args = 1.., requires = "device", value_name = "S:N")]
+    pub ranges: Vec<SectorRange>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Command;
+    use super::super::tests::parse;
+    use super::*;
+
+    #[test]
+    fn the_older_options_are_taken_in_both_forms() {
+        let id = "00112233-4455-4677-8899-aabbccddeeff";
+        for line in [
+            "blksnap version".to_owned(),
+            "blksnap tracker_remove --device=/dev/sda".into(),
+            "blksnap tracker_remove -d /dev/sda".into(),
+            "blksnap tracker_collect".into(),
+            "blksnap tracker_readcbtmap -d /dev/sda --file /tmp/map".into(),
+            "blksnap tracker_markdirtyblock --file=/tmp/x".into(),
+            "blksnap tracker_markdirtyblock -d /dev/sda -r 0:8 16:8".into(),
+            "blksnap tracker_markdirtyblock -d /dev/sda --ranges 0:8 --ranges=16:8".into(),
+            "blksnap snapshot_create -d /dev/sda --device=/dev/sdb --device /dev/sdc".into(),
+            format!("blksnap snapshot_appendstorage -i {id} -f /tmp/x"),
+            format!("blksnap snapshot_appendstorage --id={id} -d /dev/sda --range=0:8"),
+            format!("blksnap snapshot_take --id={id}"),
+            format!("blksnap snapshot_destroy -i {id}"),
+            format!("blksnap snapshot_waitevent -i {id} -t 100"),
+            "blksnap snapshot_collect".into(),
+            format!("blksnap snapshot_collect --id {id}"),
+            format!("blksnap stretch_snapshot --id={id} --path=/tmp/ --limit=1024"),
+        ] {
+            let parsed = parse(&line);
+            assert!(
+                matches!(parsed, Ok(Command::Legacy(_))),
+                "{line}: {parsed:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_order_of_devices_is_kept() {
+        let Ok(Command::Legacy(Legacy::SnapshotCreate { device })) =
+            parse("blksnap snapshot_create --device /b -d /a --device=/c")
+        else {
+            panic!("not parsed");
+        };
+        assert_eq!(device, ["/b", "/a", "/c"].map(PathBuf::from));
+    }
+}
