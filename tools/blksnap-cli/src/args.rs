@@ -3,7 +3,7 @@
 //! What can be asked for on the command line. The manual pages and the completions of shells are
 //! made of these definitions, too.
 
-mod legacy;
+pub mod legacy;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -204,7 +204,8 @@ mod tests {
     use super::*;
 
     pub fn parse(line: &str) -> Result<Command, clap::Error> {
-        Args::try_parse_from(line.split_whitespace()).map(|args| args.command)
+        let words = line.split_whitespace().map(OsString::from);
+        Args::try_parse_from(legacy::split_values(words)).map(|args| args.command)
     }
 
     #[test]

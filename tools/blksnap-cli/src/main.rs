@@ -40,7 +40,7 @@ use clap::Parser;
 use args::{Args, Command};
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let args = match Args::try_parse_from(args::legacy::split_values(std::env::args_os())) {
         Ok(args) => args,
         Err(error) => {
             // A closed terminal is no reason to fail differently.

@@ -16,6 +16,9 @@ use clap_mangen::roff::{Roff, bold, roman};
 use crate::args::Args;
 use crate::output;
 
+/// The date of the pages: fixed, so that the same source makes the same pages.
+const DATE: &str = "2026-11-24";
+
 /// Prints the completions for a shell.
 pub fn completions(shell: Shell) -> Result<()> {
     let mut text = Vec::new();
@@ -56,6 +59,7 @@ fn page_name(command: &Command) -> String {
 fn write_page(directory: &Path, command: &Command, others: &[String]) -> Result<()> {
     let man = Man::new(command.clone())
         .section("8")
+        .date(DATE)
         .source(concat!("blksnap ", env!("CARGO_PKG_VERSION")))
         .manual("System Administration");
     let path = directory.join(man.get_filename());
@@ -137,7 +141,7 @@ mod tests {
         for text in [
             ".SH EXAMPLES",
             ".SH NOTES",
-            ".TH blksnap-snapshot 8",
+            ".TH blksnap-snapshot 8 2026-",
             "blksnap snapshot",
             "BLKSNAP_IMAGE",
         ] {

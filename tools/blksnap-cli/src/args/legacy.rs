@@ -2,6 +2,8 @@
 
 //! The commands of the older tool: scripts call them, so their names and options stay as they are.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use blksnap::{SectorRange, SnapshotId};
@@ -149,6 +151,29 @@ pub struct PlaceArgs {
     pub ranges: Vec<SectorRange>,
 }
 
+/// Makes `--x v` of each `--x=v` for these commands: to them both were the same, and in both more
+/// values could follow.
+pub fn split_values(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let words: Vec<_> = words.collect();
+    let named = words
+        .iter()
+        .skip(1)
+        .find(|word| !word.as_bytes().starts_with(b"-"));
+    let is_legacy = named
+        .and_then(|word| word.to_str())
+        .is_some_and(Legacy::has_subcommand);
+    if !is_legacy {
+        return words;
+    }
+    let split = |word: OsString| match word.to_str().and_then(|word| word.split_once('=')) {
+        Some((option, value)) if option.starts_with("--") && !value.starts_with('-') => {
+            vec![option.into(), value.into()]
+        }
+        _ => vec![word],
+    };
+    words.into_iter().flat_map(split).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Command;
@@ -166,6 +191,7 @@ mod tests {
             "blksnap tracker_readcbtmap -d /dev/sda --file /tmp/map".into(),
             "blksnap tracker_markdirtyblock --file=/tmp/x".into(),
             "blksnap tracker_markdirtyblock -d /dev/sda -r 0:8 16:8".into(),
+            "blksnap tracker_markdirtyblock -d /dev/sda --ranges=0:8 16:8".into(),
             "blksnap tracker_markdirtyblock -d /dev/sda --ranges 0:8 --ranges=16:8".into(),
             "blksnap snapshot_create -d /dev/sda --device=/dev/sdb --device /dev/sdc".into(),
             format!("blksnap snapshot_appendstorage -i {id} -f /tmp/x"),
@@ -188,10 +214,10 @@ mod tests {
     #[test]
     fn the_order_of_devices_is_kept() {
         let Ok(Command::Legacy(Legacy::SnapshotCreate { device })) =
-            parse("blksnap snapshot_create --device /b -d /a --device=/c")
+            parse("blksnap snapshot_create --device=/b /d -d /a --device=/c")
         else {
             panic!("not parsed");
         };
-        assert_eq!(device, ["/b", "/a", "/c"].map(PathBuf::from));
+        assert_eq!(device, ["/b", "/d", "/a", "/c"].map(PathBuf::from));
     }
 }
