@@ -7,7 +7,7 @@ DEBUG ?= 0
 variant := $(if $(filter-out 0 n no,$(DEBUG)),debug,release)
 export KDIR
 
-.PHONY: help deps kernel tools vm check soak lint matrix bench demo install-tree modules clean
+.PHONY: help deps kernel tools tools-static man install-tools vm check soak lint matrix bench demo install-tree modules clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -20,6 +20,10 @@ help:
 ## make bench                measurements   (FULL=1 larger, REPS=n, CPUS=n; ICOUNT=1: instructions instead of time)
 ## make kernel [DEBUG=1]     build the test kernel
 ## make tools                build the blksnap command, libblksnap and the examples
+## make tools-static         build it without shared libraries, for an initramfs
+## make man DIR=…            write the manual pages there
+## make install-tools        install the command, manual pages, completions, units of systemd
+##         [PREFIX=/usr/local] [DESTDIR=…]
 ## make lint                 format, clippy, checkpatch, documentation
 ## make matrix               build the driver built in, without modules, without sysfs, …
 ## make deps                 install and fetch what building needs (the others do it too)
@@ -38,6 +42,16 @@ kernel: deps
 tools: deps
 	@scripts/tools build
 
+tools-static: deps
+	@scripts/tools static
+
+man: deps tools
+	@scripts/install-tools man $(DIR)
+
+export PREFIX DESTDIR
+install-tools: deps tools
+	@scripts/install-tools
+
 export CMD APPEND
 vm: kernel tools
 	@[ -n "$$CMD" ] || { echo "make vm CMD='command to run in the guest'" >&2; exit 2; }
@@ -46,13 +60,13 @@ vm: kernel tools
 		$(foreach size,$(DISKS),--disk $(size)) $(if $(SHARE),--share $(SHARE)) \
 		--append "$$APPEND" -- "$$CMD"
 
-check: deps tools
+check: deps tools tools-static
 	@tests/check $(TESTS)
 
 soak: deps tools
 	@tests/check --soak $(TESTS)
 
-lint: deps
+lint: deps tools
 	@scripts/lint
 
 matrix: deps
