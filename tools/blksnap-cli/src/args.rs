@@ -20,7 +20,7 @@ pub use legacy::{Legacy, PlaceArgs};
 #[command(name = "blksnap", version, max_term_width = 100)]
 #[command(after_help = "Examples:\n  \
     blksnap backup /dev/vda /dev/vdb --to /backup\n  \
-    blksnap snapshot /home -- sh -c 'mount -o ro,noload $BLKSNAP_IMAGE /mnt && restic backup /mnt'\n  \
+    blksnap snapshot /home -- unshare -m sh -c 'mount -o ro,noload $BLKSNAP_IMAGE /mnt && restic backup /mnt'\n  \
     blksnap status --watch\n\n\
     A device is named by its path, or a link to it; the kernel's name (vda1); its number (254:1); UUID=, LABEL=, \
     PARTUUID= or PARTLABEL= as in fstab; or where it is mounted (/home), if that file system is on this device only.\n\n\
@@ -149,7 +149,7 @@ pub struct Restore {
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = format!("Examples:\n  \
-    blksnap snapshot /dev/vda --storage /var/tmp -- sh -c 'mount -o ro,noload $BLKSNAP_IMAGE /mnt && tar c /mnt'\n  \
+    blksnap snapshot /dev/vda --storage /var/tmp -- unshare -m sh -c 'mount -o ro,noload $BLKSNAP_IMAGE /mnt && tar cf /backup/vda.tar /mnt'\n  \
     blksnap snapshot vda1 vdb -- sh -c 'for image in $BLKSNAP_IMAGES; do dd if=$image bs=1M | md5sum; done'\n  \
     blksnap snapshot /home --limit 20G\n\n\
     The command finds the paths of the images in BLKSNAP_IMAGES and those of the devices in BLKSNAP_DEVICES (in the \

@@ -4,6 +4,7 @@
 //! held is undone.
 
 use std::fmt;
+use std::fs;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,8 +12,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// The signals that ask a process to end.
-pub const ENDING: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
+/// The signals that ask this process to end: but for those that it was told to ignore when it was
+/// started, by nohup or by a shell that runs it in the background.
+pub fn ending() -> Vec<i32> {
+    // Without /proc nobody has told it.
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = ignored(&status);
+    [SIGINT, SIGTERM, SIGHUP]
+        .into_iter()
+        .filter(|signal| ignored & (1 << (signal - 1)) == 0)
+        .collect()
+}
+
+/// The set of ignored signals, from `/proc/PID/status`.
+fn ignored(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
+}
 
 /// The error when a signal has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,10 +64,11 @@ impl std::error::Error for Interrupted {}
 pub struct Signals(Arc<AtomicUsize>);
 
 impl Signals {
-    /// From now on, SIGINT, SIGTERM and SIGHUP are noted and do not end the process.
+    /// From now on, SIGINT, SIGTERM and SIGHUP are noted and do not end the process; those that are
+    /// ignored stay so.
     pub fn catch() -> Result<Self> {
         let last = Arc::new(AtomicUsize::new(0));
-        for signal in ENDING {
+        for signal in ending() {
             // The constants are small and positive.
             signal_hook::flag::register_usize(signal, last.clone(), signal as usize)
                 .context("cannot catch signals")?;
@@ -66,5 +84,18 @@ impl Signals {
                 signal: signal as i32,
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_found() {
+        let status = "Name:\tcat\nSigBlk:\t00000000000000ff\nSigIgn:\t0000000000000003\n";
+        assert_eq!(ignored(status), 1 << (SIGHUP - 1) | 1 << (SIGINT - 1));
+        assert_eq!(ignored(""), 0);
+        assert!(ending().contains(&SIGTERM));
     }
 }

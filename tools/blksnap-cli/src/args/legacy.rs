@@ -22,6 +22,7 @@ pub enum Legacy {
         after_help = "Example:\n  blksnap tracker_remove --device=/dev/vda"
     )]
     TrackerRemove {
+        /// The device
         #[arg(short, long)]
         device: PathBuf,
     },
@@ -38,6 +39,7 @@ pub enum Legacy {
         after_help = "Example:\n  blksnap tracker_readcbtmap --device=/dev/vda --file=/tmp/vda.map"
     )]
     TrackerReadCbtMap {
+        /// The device
         #[arg(short, long)]
         device: PathBuf,
         /// The file
@@ -68,6 +70,7 @@ pub enum Legacy {
         after_help = "Examples:\n  fallocate -l 1G /var/tmp/storage\n  blksnap snapshot_appendstorage --id=$id --file=/var/tmp/storage\n  blksnap snapshot_appendstorage --id=$id --device=/dev/vdc --range=0:2097152"
     )]
     SnapshotAppendStorage {
+        /// The snapshot
         #[arg(short, long)]
         id: SnapshotId,
         #[command(flatten)]
@@ -79,6 +82,7 @@ pub enum Legacy {
         after_help = "Example:\n  blksnap snapshot_take --id=$id"
     )]
     SnapshotTake {
+        /// The snapshot
         #[arg(short, long)]
         id: SnapshotId,
     },
@@ -88,6 +92,7 @@ pub enum Legacy {
         after_help = "Example:\n  blksnap snapshot_destroy --id=$id"
     )]
     SnapshotDestroy {
+        /// The snapshot
         #[arg(short, long)]
         id: SnapshotId,
     },
@@ -98,6 +103,7 @@ pub enum Legacy {
         after_help = "Example:\n  blksnap snapshot_waitevent --id=$id --timeout=1000"
     )]
     SnapshotWaitEvent {
+        /// The snapshot
         #[arg(short, long)]
         id: SnapshotId,
         /// How long to wait, in milliseconds
@@ -111,6 +117,7 @@ pub enum Legacy {
     )]
     SnapshotCollect {
         /// Only this one
+        /// The snapshot
         #[arg(short, long)]
         id: Option<SnapshotId>,
     },
@@ -125,6 +132,7 @@ pub enum Legacy {
         after_help = "Example:\n  blksnap stretch_snapshot --id=$id --path=/var/tmp/ --limit=4096 &"
     )]
     StretchSnapshot {
+        /// The snapshot
         #[arg(short, long)]
         id: SnapshotId,
         /// Beginning of the file names; usually a directory and a slash
