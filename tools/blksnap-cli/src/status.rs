@@ -72,7 +72,9 @@ fn watch(args: &args::Status, period: Duration) -> Result<ExitCode> {
 /// Lines of the terminal.
 fn height() -> usize {
     let size = rustix::termios::tcgetwinsize(io::stdout());
-    size.map_or(24, |size| size.ws_row.max(2).into())
+    // Some do not know their size, and say 0.
+    let rows = size.map_or(0, |size| usize::from(size.ws_row));
+    if rows == 0 { 24 } else { rows.max(2) }
 }
 
 /// A text that takes the place of the one before on a terminal of so many lines, without flicker:
