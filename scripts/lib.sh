@@ -58,8 +58,11 @@ tree_name() {
 	fi
 }
 
-# Tools for every kernel make; the fixed stamp keeps a rebuild of nothing small.
+# Tools for every kernel make; the fixed stamp keeps a rebuild of nothing small. What our own make
+# was told is no business of the kernel's: with `DEBUG=1` it would build objtool, and then all
+# else, with other flags.
 kernel_env() {
+	unset MAKEFLAGS MAKEOVERRIDES MFLAGS MAKELEVEL DEBUG
 	export PATH="$CACHE/bindgen-$BINDGEN_VERSION/bin:$PATH"
 	LIBCLANG_PATH=$("llvm-config-$LLVM_VERSION" --libdir)
 	RUST_LIB_SRC=$(rust_lib_src) || die "no sources of Rust's core library: run scripts/deps"
