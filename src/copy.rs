@@ -11,8 +11,8 @@
 //!
 //! A copy engine makes all its copies when the snapshot is taken, and uses them again and again:
 //! so their number bounds the memory, and starting one allocates nothing but pages, which are kept
-//! as long as they are few. Some copies have pages for one chunk from the start, which makes
-//! progress independent of the state of memory.
+//! as long as they are few, and a bio. Some copies have pages for one chunk from the start, so that
+//! a copy can begin when memory is short.
 
 use kernel::{
     alloc::flags::{
@@ -133,6 +133,11 @@ impl Memory {
         })
     }
 
+    /// Whether it has memory whatever happens.
+    pub(crate) fn is_reserve(&self) -> bool {
+        self.reserve
+    }
+
     /// The bytes of memory that it holds.
     pub(crate) fn len(&self) -> usize {
         self.buffer.as_ref().map_or(0, |buffer| buffer.len())
@@ -225,7 +230,7 @@ impl EndIo for ReadIo {
         if submission_is_queued() {
             // The writes that wait join the queue of the task that submits, and go on when it goes
             // on, without another task.
-            Cow::read_done_inline(&cow, &copy);
+            Cow::end_read(&cow, &copy);
         } else {
             Cow::leave_read(&cow, copy);
         }

@@ -8,17 +8,21 @@
 //! again and either finds all chunks safe or waits for the next copy.
 //!
 //! Nobody waits for what was read to be stored, but readers of the image and, when all copies are
-//! in use or memory is short, writes, in order. So that is done for several copies at once, by the
-//! work item: when there are enough of them for one bio, when somebody waits, or after [`TICK`].
-//! And that they were stored is looked at when there is something else to do, too.
+//! in use or memory is short, writes, in order. So that is done for several copies at once: when
+//! there are enough of them for one bio, when somebody waits, or after [`TICK_MS`]. And that they
+//! were stored is looked at when there is something else to store, too.
+//!
+//! There is a work item for each thing that may block in its own way, so that no other waits
+//! behind it: [`WRITERS`] lets writes go, [`STORE`] stores, [`IMAGES`] serves the image.
 //!
 //! [`image_io`](crate::image_io) serves the image from the same states.
 //!
 //! # Locking
 //!
-//! `inner` is taken in the submission path and in work, never in interrupts. Nothing is submitted,
+//! `inner` is taken in the submission path, also by completions inside of it (possibly under a
+//! driver's mutex or in an RCU read side), and in work; never in interrupts. Nothing is submitted,
 //! resubmitted or waited for under it. Below it: the locks of [`Storage`] and of the workqueue.
-//! `ended` is a leaf and taken in interrupts.
+//! `read` and `stored` are leaves and taken in interrupts.
 
 use kernel::{
     alloc::flags::GFP_KERNEL,
@@ -100,11 +104,20 @@ const RESERVED: usize = 4;
 /// How many replaced windows of the map may wait to be freed.
 const MAX_OLD: usize = 1024;
 
-/// The number of the work item that frees them.
-const REAP: u64 = 1;
+/// The work item that looks at what was read, and lets writes go.
+const WRITERS: u64 = 0;
 
-/// The number of the work item that has stored what waits.
-const TICK: u64 = 2;
+/// The work item that stores what was read.
+const STORE: u64 = 1;
+
+/// The work item that serves bios of the image.
+const IMAGES: u64 = 2;
+
+/// The work item that frees windows that were replaced.
+const REAP: u64 = 3;
+
+/// The work item that has stored what waits for more.
+const TICK: u64 = 4;
 
 /// How long what was read waits for more to be stored with it, in milliseconds.
 const TICK_MS: Msecs = 10;
@@ -123,12 +136,16 @@ struct Inner {
     flush: bool,
     /// Until the next tick, if one is coming.
     tick: Option<Busy>,
-    /// Room for what has ended, while that is looked at.
-    ended: Ended,
+    /// Room for what was read, while that is looked at.
+    read_room: KVec<Arc<Copy>>,
+    /// The same for what was stored.
+    stored_room: KVec<Arc<Copy>>,
     /// Writes that wait for a copy.
     writers: HeldList,
     /// Parts of image bios that wait for a copy.
     images: BioList,
+    /// Those that may try again.
+    images_ready: BioList,
     excluded: Excluded,
     account: Account,
     /// Windows of the map that were replaced and are to be freed.
@@ -137,11 +154,9 @@ struct Inner {
     spare: KVec<OldWindow>,
 }
 
-/// Copies whose bios have ended. There is room for all.
-#[derive(Default)]
+/// Copies whose bios have ended, for one work item to look at. There is room for all.
 struct Ended {
-    read: KVec<Arc<Copy>>,
-    stored: KVec<Arc<Copy>>,
+    copies: KVec<Arc<Copy>>,
     /// The work item is queued, or will look here again before it ends.
     is_seen: bool,
 }
@@ -149,11 +164,19 @@ struct Ended {
 impl Ended {
     fn new(copies: usize) -> Result<Self> {
         Ok(Self {
-            read: KVec::with_capacity(copies, GFP_KERNEL)?,
-            stored: KVec::with_capacity(copies, GFP_KERNEL)?,
+            copies: KVec::with_capacity(copies, GFP_KERNEL)?,
             is_seen: false,
         })
     }
+}
+
+/// Work items to be queued.
+#[derive(Clone, Copy, Default)]
+#[must_use]
+struct Kick {
+    writers: bool,
+    store: bool,
+    images: bool,
 }
 
 impl Inner {
@@ -163,9 +186,25 @@ impl Inner {
         self.old.len() + MAX_WINDOWS <= self.old.capacity()
     }
 
+    /// Whether nothing is under way whose end could let a copy begin.
+    fn is_stuck(&self) -> bool {
+        self.free.len() == self.flights.most() && self.may_replace()
+    }
+
     /// Whether something waits for a copy.
     fn is_waiting(&self) -> bool {
         !self.writers.is_empty() || !self.images.is_empty()
+    }
+
+    /// A copy, or memory, can be had again; or nothing is copied any more.
+    fn let_waiting_try(&mut self) -> Kick {
+        let images = self.images.take();
+        self.images_ready.append(images);
+        Kick {
+            writers: !self.writers.is_empty(),
+            images: !self.images_ready.is_empty(),
+            store: false,
+        }
     }
 }
 
@@ -181,9 +220,12 @@ pub(crate) struct Cow {
     inner: SpinLock<Inner>,
     /// Whether anything is excluded. Set before the storage that it tells of is in use.
     has_excluded: Atomic<bool>,
-    /// What interrupts leave for the work item.
+    /// What interrupts leave for [`WRITERS`].
     #[pin]
-    ended: SpinLockIrq<Ended>,
+    read: SpinLockIrq<Ended>,
+    /// What interrupts leave for [`STORE`].
+    #[pin]
+    stored: SpinLockIrq<Ended>,
     /// Somebody waits for copies to be stored. Changed under `inner`'s lock.
     hurry: Atomic<bool>,
     /// Image reads to be done again, see [`image_io`]. Pushed to in interrupts.
@@ -193,7 +235,11 @@ pub(crate) struct Cow {
     gone: Atomic<bool>,
     inflight: Arc<InFlight>,
     #[pin]
-    work: Work<Cow>,
+    writers_work: Work<Cow, WRITERS>,
+    #[pin]
+    store_work: Work<Cow, STORE>,
+    #[pin]
+    images_work: Work<Cow, IMAGES>,
     #[pin]
     reap: Work<Cow, REAP>,
     #[pin]
@@ -201,7 +247,9 @@ pub(crate) struct Cow {
 }
 
 impl_has_work! {
-    impl HasWork<Self> for Cow { self.work }
+    impl HasWork<Self, WRITERS> for Cow { self.writers_work }
+    impl HasWork<Self, STORE> for Cow { self.store_work }
+    impl HasWork<Self, IMAGES> for Cow { self.images_work }
     impl HasWork<Self, REAP> for Cow { self.reap }
 }
 
@@ -244,21 +292,26 @@ impl Cow {
                     idle_bytes,
                     flush: false,
                     tick: None,
-                    ended: Ended::new(copies)?,
+                    read_room: KVec::with_capacity(copies, GFP_KERNEL)?,
+                    stored_room: KVec::with_capacity(copies, GFP_KERNEL)?,
                     writers: HeldList::new(),
                     images: BioList::new(),
+                    images_ready: BioList::new(),
                     excluded: Excluded::new(),
                     account: Account::new(ratio),
                     old: KVec::with_capacity(MAX_OLD, GFP_KERNEL)?,
                     spare: KVec::with_capacity(MAX_OLD, GFP_KERNEL)?,
                 }),
                 has_excluded: Atomic::new(false),
-                ended <- new_spinlock_irq!(Ended::new(copies)?),
+                read <- new_spinlock_irq!(Ended::new(copies)?),
+                stored <- new_spinlock_irq!(Ended::new(copies)?),
                 hurry: Atomic::new(false),
                 retry <- new_spinlock_irq!(BioList::new()),
                 gone: Atomic::new(false),
                 inflight: InFlight::new()?,
-                work <- new_work!("blksnap::Cow"),
+                writers_work <- new_work!("blksnap::Cow::writers"),
+                store_work <- new_work!("blksnap::Cow::store"),
+                images_work <- new_work!("blksnap::Cow::images"),
                 reap <- new_work!("blksnap::Cow::reap"),
                 tick <- new_delayed_work!("blksnap::Cow::tick"),
             }),
@@ -390,7 +443,7 @@ impl Cow {
         let mut reads = Reads::default();
         let mut inner = this.inner.lock();
         let may_claim = inner.writers.is_empty();
-        let mut kick = false;
+        let mut kick = Kick::default();
         let next = this.advance(&mut inner, from, to, may_claim, &mut reads);
         let (rejected, verdict) = match next {
             Next::Safe => {
@@ -399,8 +452,11 @@ impl Cow {
             }
             Next::Flight(i) => {
                 let (held, verdict) = bio.hold();
-                let list = inner.flights.get(i).map(|flight| &mut flight.writers);
-                (list.map_or(Ok(()), |list| list.push(held)), verdict)
+                let rejected = match inner.flights.get(i) {
+                    Some(flight) => flight.writers.push(held),
+                    None => Err(held),
+                };
+                (rejected, verdict)
             }
             Next::Later => {
                 let (held, verdict) = bio.hold();
@@ -410,26 +466,37 @@ impl Cow {
         };
         drop(inner);
         Self::submit(reads);
-        if kick {
-            Self::kick(this);
-        }
+        this.kick(kick);
         // The bios of one engine come from one filter, so that nothing is ever rejected.
         drop(rejected);
         verdict
     }
 
-    /// Something is about to wait for copies to end. Tells whether the work item has to be queued.
-    fn wait_for_copies(&self, inner: &mut Inner) -> bool {
+    /// Something is about to wait for copies to end.
+    fn wait_for_copies(&self, inner: &mut Inner) -> Kick {
+        let hurried = self.hurry.load(Relaxed);
         self.hurry.store(true, Relaxed);
         inner.flush = true;
-        // Those that are being read will have it queued.
-        inner.flights.ready() != 0 || (inner.flights.count() == 0 && inner.may_replace())
+        Kick {
+            writers: inner.is_stuck(),
+            // From now on the end of a store has it queued; what has ended was not looked at.
+            store: inner.flights.has_unstored() || (!hurried && inner.flights.ready() != 0),
+            images: false,
+        }
     }
 
-    /// Queues the work item.
-    fn kick(this: &Arc<Self>) {
-        // If it is queued already, it has not looked at the lists yet.
-        let _ = this.engine.queue.enqueue::<_, 0>(this.clone());
+    /// Queues work items. One that is queued already has not looked at anything yet.
+    fn kick(self: &Arc<Self>, kick: Kick) {
+        let queue = &self.engine.queue;
+        if kick.writers {
+            let _ = queue.enqueue::<_, WRITERS>(self.clone());
+        }
+        if kick.store {
+            let _ = queue.enqueue::<_, STORE>(self.clone());
+        }
+        if kick.images {
+            let _ = queue.enqueue::<_, IMAGES>(self.clone());
+        }
     }
 
     /// Parks a part of an image bio that is about `chunk`, until it was stored. `claim` says
@@ -452,17 +519,24 @@ impl Cow {
                 Next::Later
             );
         }
-        let mut rest = inner.flights.park(chunk, bio);
-        if later {
-            if let Some(bio) = rest.take() {
+        let mut kick = Kick::default();
+        let rest = match inner.flights.park(chunk, bio) {
+            Some(bio) if later && !inner.is_stuck() => {
                 inner.images.push(bio);
+                None
             }
+            rest => rest,
+        };
+        if rest.is_none() {
+            kick = self.wait_for_copies(&mut inner);
         }
-        let kick = rest.is_none() && self.wait_for_copies(&mut inner);
         drop(inner);
         Self::submit(reads);
-        if kick {
-            Self::kick(self);
+        self.kick(kick);
+        if later {
+            // Nothing is under way whose end could give us memory.
+            rest.map(|bio| bio.end(Err(ENOMEM)));
+            return None;
         }
         rest
     }
@@ -471,7 +545,7 @@ impl Cow {
     pub(crate) fn retry(this: &Arc<Self>, bio: OwnedBio) {
         this.retry.lock().push(bio);
         this.storage.retried.fetch_add(1, Relaxed);
-        Self::kick(this);
+        let _ = this.engine.queue.enqueue::<_, IMAGES>(this.clone());
     }
 
     /// Excludes parts of the device, given as first sector and number of sectors. May sleep; calls
@@ -510,10 +584,17 @@ impl Cow {
     /// Lets go whatever waits, and waits until nothing is in flight. To be called once, when no
     /// writes and image bios come any more and the storage was closed.
     pub(crate) fn shut_down(this: &Arc<Self>) {
-        Self::kick(this);
+        let all = Kick {
+            writers: true,
+            store: true,
+            images: true,
+        };
+        this.kick(all);
         this.inflight.wait();
-        // What an interrupt has parked until then.
-        Self::kick(this);
+        // Nothing is copied any more, so all of these are let go.
+        this.free_old();
+        this.serve_writers();
+        this.serve_images();
         this.engine.queue.flush();
         this.free_old();
     }

@@ -36,10 +36,7 @@ use crate::{
         Range, //
     },
     registry::Registry,
-    units::{
-        UNIT_SECTORS,
-        UNIT_SECTORS_SHIFT, //
-    }, //
+    units::UNIT_SECTORS_SHIFT, //
 };
 
 /// A device of the snapshot, and whether the client was told that its image is of no use.
@@ -94,6 +91,8 @@ pub(crate) struct Storage {
     registry: Arc<Registry>,
     /// A positive errno once the images are of no use: the snapshot is corrupted, or is going.
     error: Atomic<i32>,
+    /// Units that copies under way need and have no place for yet.
+    placeless: Atomic<u64>,
     /// Sectors copied from original devices.
     pub(crate) copied: Atomic<u64>,
     /// Image reads that were overtaken by a write to the original, and done again.
@@ -121,6 +120,7 @@ impl Storage {
                 news: [Atomic::new(false), Atomic::new(false)],
                 registry: registry.clone(),
                 error: Atomic::new(0),
+                placeless: Atomic::new(0),
                 copied: Atomic::new(0),
                 retried: Atomic::new(0),
             }),
@@ -276,25 +276,37 @@ impl Storage {
         }
     }
 
-    /// Allocates room for `sectors` sectors and returns its first unit. Does not sleep.
+    /// A copy begins that needs `units` units.
+    pub(crate) fn expect(&self, units: u64) {
+        self.placeless.fetch_add(units, Relaxed);
+    }
+
+    /// It ends without having been stored.
+    pub(crate) fn unexpect(&self, units: u64) {
+        self.placeless.fetch_sub(units, Relaxed);
+    }
+
+    /// Allocates `units` units that were [expected](Self::expect), and returns the first one. Does
+    /// not sleep.
     ///
     /// Fails with `ENOSPC`.
-    pub(crate) fn alloc(&self, sectors: u64) -> Result<u32> {
+    pub(crate) fn alloc(&self, units: u64) -> Result<u32> {
         let mut space = self.space.lock();
-        let unit = space
-            .pool
-            .alloc(sectors.div_ceil(UNIT_SECTORS))
-            .ok_or(ENOSPC)?;
+        let unit = space.pool.alloc(units).ok_or(ENOSPC)?;
+        self.unexpect(units);
         self.ask_for_more(&mut space);
         Ok(unit)
     }
 
-    /// How many sectors may be used for what is not needed yet: what is free, less half of all, or
-    /// less half of the portion that clients give at a time if that is less.
+    /// How many sectors may be used for what is not needed yet: what is free and not expected to be
+    /// used, less half of all, or less half of the portion that clients give at a time if that is
+    /// less.
     pub(crate) fn spare(&self) -> u64 {
         let space = self.space.lock();
-        let capacity = space.pool.capacity() << UNIT_SECTORS_SHIFT;
-        let free = capacity.saturating_sub(space.pool.filled() << UNIT_SECTORS_SHIFT);
+        let capacity = space.pool.capacity();
+        let used = space.pool.filled() + self.placeless.load(Relaxed);
+        let free = capacity.saturating_sub(used) << UNIT_SECTORS_SHIFT;
+        let capacity = capacity << UNIT_SECTORS_SHIFT;
         free.saturating_sub(capacity.min(space.low.portion()) / 2)
     }
 

@@ -36,8 +36,7 @@ use crate::{
     },
     units::{
         SECTOR_SHIFT,
-        UNIT_SECTORS,
-        UNIT_SECTORS_SHIFT, //
+        UNIT_SECTORS, //
     }, //
 };
 
@@ -112,9 +111,7 @@ impl Cow {
         }
         let mut memory = inner.free.pop().ok_or(EBUSY)?;
         inner.idle_bytes -= memory.len();
-        // What is under way and has no place in the storage yet needs one, too.
-        let placeless = inner.flights.placeless() << UNIT_SECTORS_SHIFT;
-        let spare = || self.storage.spare().saturating_sub(placeless) >> self.geometry.chunk_shift;
+        let spare = || self.storage.spare() >> self.geometry.chunk_shift;
         let (map, geometry) = (&self.map, &self.geometry);
         let wanted = inner.account.extend(map, geometry, needed.clone(), spare);
         let mut started = self.start(&mut memory, &needed, &wanted);
@@ -140,6 +137,7 @@ impl Cow {
         inner.account.add(run.end - run.start, needs);
         let sectors = geometry.sectors_in(run.start, run.end - run.start);
         let units = sectors.div_ceil(UNIT_SECTORS);
+        self.storage.expect(units);
         let flight = Flight::new(memory, run.clone(), needs, units, self.busy());
         let index = inner.flights.begin(flight);
         // Before the bio is submitted: see `chunk_map`.
@@ -183,11 +181,9 @@ impl Cow {
         OldWindow::free_all(&mut old);
         let mut inner = self.inner.lock();
         inner.spare = old;
-        let waiting = inner.is_waiting();
+        let waiting = inner.let_waiting_try();
         drop(inner);
-        if waiting {
-            Self::kick(self);
-        }
+        self.kick(waiting);
     }
 
     /// Sends the bios of what was claimed on their way.

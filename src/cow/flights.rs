@@ -94,8 +94,13 @@ impl Flight {
 
     /// Gives the copy back. What is returned is to be dropped last.
     pub(super) fn recycle(self, free: &mut KVec<Memory>) -> Busy {
-        // There is room for all.
-        let _ = free.push_within_capacity(self.memory);
+        // There is room for all. The last one is taken first, and a reserve as the last resort.
+        let at = if self.memory.is_reserve() {
+            0
+        } else {
+            free.len()
+        };
+        let _ = free.insert_within_capacity(at, self.memory);
         self.busy
     }
 }
@@ -110,8 +115,6 @@ pub(super) struct Flights {
     waited_for: usize,
     /// How many ever began.
     began: u64,
-    /// Units of flights that have no place in the storage yet.
-    placeless: u64,
     /// Flights that were read and have no place, in the order in which that happened.
     unstored: KVec<usize>,
     /// What these need.
@@ -133,12 +136,16 @@ impl Flights {
             ready: 0,
             waited_for: 0,
             began: 0,
-            placeless: 0,
             unstored: KVec::with_capacity(copies, GFP_KERNEL)?,
             unstored_units: 0,
             // Writers shall not wait for memory that waits to be stored.
             batch: (copies / 4).clamp(1, BATCH),
         })
+    }
+
+    /// How many there can be.
+    pub(super) fn most(&self) -> usize {
+        self.slots.len()
     }
 
     /// How many there are.
@@ -156,11 +163,6 @@ impl Flights {
         self.waited_for != 0
     }
 
-    /// Units of flights that have no place in the storage yet.
-    pub(super) fn placeless(&self) -> u64 {
-        self.placeless
-    }
-
     /// The bytes of memory that they hold.
     pub(super) fn memory(&self) -> usize {
         let all = self.slots.iter().flatten();
@@ -174,7 +176,6 @@ impl Flights {
         if let Some(slot) = self.slots.get_mut(index) {
             self.began += 1;
             self.count += 1;
-            self.placeless += flight.units;
             *slot = Some(flight);
         }
         index
@@ -220,6 +221,11 @@ impl Flights {
         flight.writers.take()
     }
 
+    /// Whether there is something to be stored.
+    pub(super) fn has_unstored(&self) -> bool {
+        !self.unstored.is_empty()
+    }
+
     /// Whether enough has been read to be stored.
     pub(super) fn is_due(&self) -> bool {
         self.unstored.len() >= self.batch || self.unstored_units >= MAX_UNITS
@@ -246,7 +252,6 @@ impl Flights {
         let index = self.next_unstored()?;
         let flight = self.slots.get_mut(index)?.as_mut()?;
         flight.unit = Some(unit);
-        self.placeless -= flight.units;
         Some(flight)
     }
 
@@ -269,9 +274,7 @@ impl Flights {
         self.count -= 1;
         self.ready -= usize::from(flight.ready);
         self.waited_for -= usize::from(!flight.images.is_empty());
-        if flight.unit.is_none() {
-            self.placeless -= flight.units;
-        }
+        if flight.unit.is_none() {}
         Some(flight)
     }
 }
@@ -322,12 +325,10 @@ mod tests {
         }
         assert_eq!(flights.batch(1), (1, 2));
         assert_eq!(flights.batch(BATCH), (BATCH, 2 * BATCH as u64));
-        assert_eq!(flights.placeless(), 2 * (BATCH as u64 + 3));
         for i in 0..BATCH {
             let flight = flights.place(2 * i as u32).ok_or(EINVAL)?;
             assert_eq!(flight.run.start, 2 * i as u64);
         }
-        assert_eq!(flights.placeless(), 6);
         assert!(!flights.is_due());
         assert_eq!(flights.batch(BATCH), (3, 6));
         for i in 0..BATCH {
@@ -341,10 +342,7 @@ mod tests {
             flights.end_unstored().map(|flight| flight.run),
             Some(32..34)
         );
-        assert_eq!(
-            (flights.count(), flights.ready(), flights.placeless()),
-            (2, 2, 4)
-        );
+        assert_eq!((flights.count(), flights.ready()), (2, 2));
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The steps of a copy after its read: letting writes go, storing, the end. And the work item.
+//! The steps of a copy after its read: letting writes go, storing, the end. And the work items.
 
 use kernel::{
     block::{
@@ -10,7 +10,8 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::Relaxed,
-        Arc, //
+        Arc,
+        SpinLockIrq, //
     },
     time::msecs_to_jiffies,
     workqueue::WorkItem, //
@@ -31,11 +32,16 @@ use super::{
     },
     flights::Flight,
     Cow,
+    Ended,
     Inner,
+    Kick,
     IDLE_BYTES,
+    IMAGES,
     REAP,
+    STORE,
     TICK,
-    TICK_MS, //
+    TICK_MS,
+    WRITERS, //
 };
 use crate::{
     chunk_map::Place,
@@ -44,8 +50,7 @@ use crate::{
         Copy, //
     },
     engine::BATCH,
-    image_io,
-    units::UNIT_SECTORS_SHIFT, //
+    image_io, //
 };
 
 /// What comes of a read that has ended.
@@ -55,58 +60,55 @@ struct ReadDone {
     writers: HeldList,
     /// The flight, if it ends here.
     ended: Option<Flight>,
-    /// There is something to do for the work item.
-    to_do: bool,
+    kick: Kick,
 }
 
 impl Cow {
     /// The bio that reads for `copy` has ended. For any context.
     pub(crate) fn leave_read(this: &Arc<Self>, copy: Arc<Copy>) {
-        let mut ended = this.ended.lock();
+        let mut ended = this.read.lock();
         // There is room for each copy.
-        let _ = ended.read.push_within_capacity(copy);
+        let _ = ended.copies.push_within_capacity(copy);
         let kick = !ended.is_seen;
         ended.is_seen = true;
         drop(ended);
         if kick {
-            Self::kick(this);
+            let _ = this.engine.queue.enqueue::<_, WRITERS>(this.clone());
         }
     }
 
     /// All bios that store for `copies` have ended. For any context.
     ///
-    /// If nobody waits for that, it will be looked at when there is something else to do.
+    /// If nobody waits for that, it will be looked at when there is something else to store.
     pub(crate) fn leave_stored(this: &Arc<Self>, copies: [Option<Arc<Copy>>; BATCH]) {
-        let mut ended = this.ended.lock();
+        let mut ended = this.stored.lock();
         let mut bad = false;
         for copy in copies.into_iter().flatten() {
             bad |= copy.result().is_err();
             // There is room for each copy.
-            let _ = ended.stored.push_within_capacity(copy);
+            let _ = ended.copies.push_within_capacity(copy);
         }
         // Who begins to wait after this look has the work item queued.
         let wanted = bad || this.hurry.load(Relaxed) || this.has_failed();
-        let kick = !ended.is_seen && !ended.stored.is_empty() && wanted;
+        let kick = !ended.is_seen && !ended.copies.is_empty() && wanted;
         ended.is_seen |= kick;
         drop(ended);
         if kick {
-            Self::kick(this);
+            let _ = this.engine.queue.enqueue::<_, STORE>(this.clone());
         }
     }
 
-    /// A copy was read, or failed to be, and here [`submission_is_queued`] is true: lets go the
-    /// writes that wait.
+    /// A copy was read, or failed to be: lets the writes go that wait. Does not sleep if
+    /// [`submission_is_queued`].
     ///
     /// [`submission_is_queued`]: kernel::block::bio::submission_is_queued
-    pub(crate) fn read_done_inline(this: &Arc<Self>, copy: &Copy) {
+    pub(crate) fn end_read(this: &Arc<Self>, copy: &Copy) {
         let done = this.read_done(copy);
         done.writers.resubmit();
         if let Some(flight) = done.ended {
             this.recycle(flight);
         }
-        if done.to_do {
-            Self::kick(this);
-        }
+        this.kick(done.kick);
     }
 
     /// A copy was read, or failed to be. Does not sleep.
@@ -133,30 +135,33 @@ impl Cow {
             return ReadDone {
                 writers: take(&mut flight.writers),
                 ended: inner.flights.end(index),
-                to_do: true,
+                kick: Kick::default(),
             };
         }
         let waited_for = flight.is_waited_for();
         inner.flush |= waited_for || inner.is_waiting();
         self.map.set(run, |_| Place::InMemory);
         let writers = inner.flights.read(index);
-        let to_do = inner.flush || inner.flights.is_due();
-        if !to_do {
-            Self::arm_tick(self, inner);
+        let store = inner.flush || inner.flights.is_due();
+        if !store {
+            self.arm_tick(inner);
         }
         ReadDone {
             writers,
             ended: None,
-            to_do,
+            kick: Kick {
+                store,
+                ..Kick::default()
+            },
         }
     }
 
     /// Has what waits stored, and what was stored looked at, some time later.
-    fn arm_tick(this: &Arc<Self>, inner: &mut Inner) {
+    fn arm_tick(self: &Arc<Self>, inner: &mut Inner) {
         if inner.tick.is_none() {
-            inner.tick = Some(this.busy());
-            let queue = &this.engine.queue;
-            let _ = queue.enqueue_delayed::<_, TICK>(this.clone(), msecs_to_jiffies(TICK_MS));
+            inner.tick = Some(self.busy());
+            let queue = &self.engine.queue;
+            let _ = queue.enqueue_delayed::<_, TICK>(self.clone(), msecs_to_jiffies(TICK_MS));
         }
     }
 
@@ -209,11 +214,11 @@ impl Cow {
         if self.has_failed() {
             return Err(EIO);
         }
-        self.storage.alloc(units << UNIT_SECTORS_SHIFT)
+        self.storage.alloc(units)
     }
 
     /// A copy was stored, or failed to be.
-    fn store_done(&self, copy: &Copy) {
+    fn store_done(self: &Arc<Self>, copy: &Copy) {
         let index = copy.index();
         let mut inner = self.inner.lock();
         if let Err(err) = copy.result() {
@@ -233,8 +238,12 @@ impl Cow {
         }
     }
 
-    /// A flight has ended, good or bad. The work item has to run after this.
-    fn recycle(&self, mut flight: Flight) {
+    /// A flight has ended, good or bad. Does not sleep if no writes wait for it, or if
+    /// [`submission_is_queued`](kernel::block::bio::submission_is_queued).
+    fn recycle(self: &Arc<Self>, mut flight: Flight) {
+        if flight.unit.is_none() {
+            self.storage.unexpect(flight.units);
+        }
         let images = flight.take_images();
         let writers = take(&mut flight.writers);
         let mut inner = self.inner.lock();
@@ -246,14 +255,16 @@ impl Cow {
         inner.idle_bytes += flight.memory.len();
         let busy = flight.recycle(&mut inner.free);
         inner.images.append(images);
+        let kick = inner.let_waiting_try();
         drop(inner);
         drop(buffer);
         drop(writers);
+        self.kick(kick);
         drop(busy);
     }
 
     /// Serves the writes that wait for a copy.
-    fn serve_writers(self: &Arc<Self>) {
+    pub(super) fn serve_writers(self: &Arc<Self>) {
         loop {
             let mut reads = Reads::default();
             let mut inner = self.inner.lock();
@@ -282,7 +293,7 @@ impl Cow {
                     inner.writers.push_front(held)
                 }
             };
-            let stuck = !go_on && inner.flights.count() == 0 && inner.may_replace();
+            let stuck = !go_on && inner.is_stuck();
             drop(inner);
             Self::submit(reads);
             drop(rejected);
@@ -295,55 +306,119 @@ impl Cow {
         }
     }
 
-    /// Looks at the copies whose bios have ended.
-    fn look_at_ended(self: &Arc<Self>) {
-        let mut ended = take(&mut self.inner.lock().ended);
-        {
-            let mut new = self.ended.lock();
-            swap(&mut ended.read, &mut new.read);
-            swap(&mut ended.stored, &mut new.stored);
-            new.is_seen = true;
+    /// Looks at what was read.
+    fn look_at_read(this: &Arc<Self>) {
+        let mut copies = take(&mut this.inner.lock().read_room);
+        let mut ended = this.read.lock();
+        swap(&mut copies, &mut ended.copies);
+        ended.is_seen = true;
+        drop(ended);
+        for copy in copies.drain_all() {
+            Self::end_read(this, &copy);
         }
-        for copy in ended.read.drain_all() {
-            let done = self.read_done(&copy);
-            done.writers.resubmit();
-            if let Some(flight) = done.ended {
-                self.recycle(flight);
-            }
-        }
-        for copy in ended.stored.drain_all() {
-            self.store_done(&copy);
-        }
-        self.inner.lock().ended = ended;
+        this.inner.lock().read_room = copies;
     }
 
-    /// Stores what has to be stored now, or throws it away if it is of no use any more.
-    fn store_what_is_due(self: &Arc<Self>) {
-        let flush = take(&mut self.inner.lock().flush);
-        while self.store(flush) {}
-        while self.has_failed() {
-            let Some(flight) = self.inner.lock().flights.end_unstored() else {
-                break;
+    /// Looks at what was stored.
+    fn look_at_stored(self: &Arc<Self>) {
+        let mut copies = take(&mut self.inner.lock().stored_room);
+        let mut ended = self.stored.lock();
+        swap(&mut copies, &mut ended.copies);
+        ended.is_seen = true;
+        drop(ended);
+        for copy in copies.drain_all() {
+            self.store_done(&copy);
+        }
+        self.inner.lock().stored_room = copies;
+    }
+
+    /// Whether nothing more has ended; then the work item is queued when something has.
+    fn is_done(ended: &SpinLockIrq<Ended>) -> bool {
+        let mut ended = ended.lock();
+        ended.is_seen = !ended.copies.is_empty();
+        !ended.is_seen
+    }
+
+    /// Ends what was read and is of no use any more, and lets go what waits for copies.
+    fn give_up(self: &Arc<Self>) {
+        loop {
+            let mut inner = self.inner.lock();
+            let Some(flight) = inner.flights.end_unstored() else {
+                let kick = inner.let_waiting_try();
+                drop(inner);
+                self.kick(Kick {
+                    writers: false,
+                    ..kick
+                });
+                return;
             };
+            drop(inner);
             self.recycle(flight);
         }
     }
 
-    /// Whether the work item may end, since nothing more has ended.
-    fn may_end(this: &Arc<Self>) -> bool {
-        let mut inner = this.inner.lock();
-        let mut ended = this.ended.lock();
-        if !ended.read.is_empty() || !ended.stored.is_empty() {
-            return false;
+    /// Serves the bios of the image that may try again.
+    pub(super) fn serve_images(self: &Arc<Self>) {
+        let images = self.inner.lock().images_ready.take();
+        image_io::submit_list(self, images);
+        let retry: BioList = self.retry.lock().take();
+        image_io::submit_list(self, retry);
+    }
+}
+
+impl WorkItem<WRITERS> for Cow {
+    type Pointer = Arc<Cow>;
+
+    fn run(this: Arc<Cow>) {
+        Self::look_at_read(&this);
+        this.serve_writers();
+        if this.has_failed() {
+            this.give_up();
         }
-        ended.is_seen = false;
-        drop(ended);
+        // One pass at a time: who flushes the queue waits for no more than that.
+        if !Self::is_done(&this.read) {
+            this.kick(Kick {
+                writers: true,
+                ..Kick::default()
+            });
+        }
+    }
+}
+
+impl WorkItem<STORE> for Cow {
+    type Pointer = Arc<Cow>;
+
+    fn run(this: Arc<Cow>) {
+        this.look_at_stored();
+        let flush = take(&mut this.inner.lock().flush);
+        while this.store(flush) {}
+        // Where a store completes at once, its copy is of use again at once.
+        this.look_at_stored();
+        if this.has_failed() {
+            this.give_up();
+        }
+        let mut inner = this.inner.lock();
         let waits = inner.is_waiting() || inner.flights.are_waited_for();
         this.hurry.store(waits, Relaxed);
         if inner.flights.ready() != 0 {
-            Self::arm_tick(this, &mut inner);
+            this.arm_tick(&mut inner);
         }
-        true
+        let done = Self::is_done(&this.stored);
+        drop(inner);
+        if !done {
+            this.kick(Kick {
+                store: true,
+                ..Kick::default()
+            });
+        }
+    }
+}
+
+impl WorkItem<IMAGES> for Cow {
+    type Pointer = Arc<Cow>;
+
+    fn run(this: Arc<Cow>) {
+        this.serve_images();
     }
 }
 
@@ -363,26 +438,10 @@ impl WorkItem<TICK> for Cow {
         inner.flush = true;
         let busy = inner.tick.take();
         drop(inner);
-        Self::kick(&this);
+        this.kick(Kick {
+            store: true,
+            ..Kick::default()
+        });
         drop(busy);
-    }
-}
-
-impl WorkItem for Cow {
-    type Pointer = Arc<Cow>;
-
-    fn run(this: Arc<Cow>) {
-        loop {
-            this.look_at_ended();
-            this.store_what_is_due();
-            this.serve_writers();
-            let images = this.inner.lock().images.take();
-            image_io::submit_list(&this, images);
-            let retry: BioList = this.retry.lock().take();
-            image_io::submit_list(&this, retry);
-            if Self::may_end(&this) {
-                return;
-            }
-        }
     }
 }

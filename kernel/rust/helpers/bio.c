@@ -13,7 +13,9 @@ __rust_helper void rust_helper_zero_fill_bio(struct bio *bio)
 
 __rust_helper bool rust_helper_bio_submission_is_queued(void)
 {
-	return current->bio_list && preemptible();
+	/* On RT it may be preempted with a lock held, and in a softirq. */
+	return current->bio_list && preemptible() &&
+	       !IS_ENABLED(CONFIG_PREEMPT_RT);
 }
 
 __rust_helper void rust_helper_memzero_page(struct page *page, size_t offset,

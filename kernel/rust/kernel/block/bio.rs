@@ -215,7 +215,8 @@ impl Drop for OwnedBio {
 ///
 /// Where that is so, the completion of a bio may do what must not be done under somebody else's
 /// lock, but not sleep: the driver that completed it may be inside of an RCU read side. Always
-/// `false` where the kernel does not know whether locks are held (without `PREEMPT_COUNT`).
+/// `false` where the kernel does not know whether locks are held (without `PREEMPT_COUNT`, or with
+/// `PREEMPT_RT`).
 #[inline]
 pub fn submission_is_queued() -> bool {
     // SAFETY: Only looks at the current task.

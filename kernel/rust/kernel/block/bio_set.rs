@@ -49,7 +49,7 @@ pub const MAX_BUFFER_BIO: usize = (bindings::BIO_MAX_VECS as usize) << PAGE_SHIF
 /// Whether an allocation may wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// Fail rather than wait; callable in atomic context.
+    /// Fail rather than wait; callable in atomic context. The set's reserve is not used.
     Never,
     /// Wait for other bios of the same set to complete; never fails. Not for use where these
     /// depend on the caller.
@@ -59,7 +59,7 @@ pub enum Wait {
 impl Wait {
     fn gfp(self) -> bindings::gfp_t {
         match self {
-            Wait::Never => bindings::GFP_NOWAIT | bindings::__GFP_NOWARN,
+            Wait::Never => bindings::GFP_ATOMIC | bindings::__GFP_NOWARN,
             Wait::ForBio => bindings::GFP_NOIO,
         }
     }
@@ -431,6 +431,8 @@ impl<T: EndIo, const N: usize> BioSet<T, N> {
             _buffers,
             cloned,
         } = context;
+        // First, as the owner of `data` may take its end for that of all use of the device.
+        drop((_file, _buffers));
         data.end_io(cloned, result);
     }
 }

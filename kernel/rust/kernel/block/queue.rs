@@ -62,7 +62,7 @@ impl Drop for NoIoScope {
 ///
 /// Otherwise a freeze waits for a grace period of RCU, too, as the usage counter is one per
 /// processor, and bios do not enter meanwhile. Here it is one for all, which costs each bio a
-/// little more.
+/// little more. It is a hint: nothing else depends on it. Dropping it may sleep.
 #[must_use]
 pub struct QuickFreeze(Arc<BdevFile>);
 
