@@ -7,7 +7,7 @@ DEBUG ?= 0
 variant := $(if $(filter-out 0 n no,$(DEBUG)),debug,release)
 export KDIR
 
-.PHONY: help deps kernel tools tools-static man install-tools vm check soak lint matrix bench demo install-tree modules clean
+.PHONY: help deps kernel tools tools-static tools-fuzz man install-tools vm check soak lint matrix bench demo install-tree modules clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -60,10 +60,13 @@ vm: kernel tools
 		$(foreach size,$(DISKS),--disk $(size)) $(if $(SHARE),--share $(SHARE)) \
 		--append "$$APPEND" -- "$$CMD"
 
-check: deps tools tools-static
+tools-fuzz: deps
+	@scripts/tools fuzz
+
+check: deps tools tools-static tools-fuzz
 	@tests/check $(TESTS)
 
-soak: deps tools
+soak: deps tools tools-fuzz
 	@tests/check --soak $(TESTS)
 
 lint: deps tools

@@ -1,0 +1,487 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * One command: made valid, as far as anybody can know while others give commands too; then, now and
+ * then, spoilt; given; and what came of it is compared with what may come.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
+#include "fuzz.h"
+
+union args {
+	struct blk_snap_version version;
+	struct blk_snap_tracker_remove remove;
+	struct blk_snap_tracker_collect trackers;
+	struct blk_snap_tracker_read_cbt_bitmap map;
+	struct blk_snap_tracker_mark_dirty_blocks mark;
+	struct blk_snap_snapshot_create create;
+	struct blk_snap_snapshot_destroy destroy;
+	struct blk_snap_snapshot_append_storage append;
+	struct blk_snap_snapshot_take take;
+	struct blk_snap_snapshot_collect snapshots;
+	struct blk_snap_snapshot_collect_images images;
+	struct blk_snap_snapshot_event event;
+	char bytes[PAGE];
+};
+
+#define WITHOUT(NAME, type) \
+	.word = IOCTL_BLK_SNAP_##NAME, .size = sizeof(struct blk_snap_##type)
+#define WITH(NAME, type, counter, array) WITHOUT(NAME, type), \
+	.count_at = offsetof(struct blk_snap_##type, counter), \
+	.array_at = offsetof(struct blk_snap_##type, array), \
+	.item = sizeof(*((struct blk_snap_##type *)0)->array)
+
+static const struct shape {
+	unsigned int word, size;
+	/* Of those with an array: where its length and its address are, and the size of an item. */
+	unsigned int count_at, array_at, item;
+	int fills;		/* the array is for the answer */
+	unsigned int weight;
+	unsigned char errors[8];/* beside EFAULT */
+} shapes[COMMANDS] = {
+	[0] = { WITHOUT(VERSION, version), .weight = 20 },
+	[1] = { WITHOUT(TRACKER_REMOVE, tracker_remove), .weight = 2,
+		.errors = { ENODATA, EBUSY, ENXIO, ENODEV } },
+	[2] = { WITH(TRACKER_COLLECT, tracker_collect, count, cbt_info_array), .fills = 1, .weight = 40,
+		.errors = { ENOBUFS } },
+	[3] = { WITH(TRACKER_READ_CBT_MAP, tracker_read_cbt_bitmap, length, buff), .fills = 1, .weight = 60,
+		.errors = { ENODATA, EPERM } },
+	[4] = { WITH(TRACKER_MARK_DIRTY_BLOCKS, tracker_mark_dirty_blocks, count, dirty_blocks_array),
+		.weight = 40, .errors = { ENODEV, EINVAL, ENOMEM } },
+	[5] = { WITH(SNAPSHOT_CREATE, snapshot_create, count, dev_id_array), .weight = 6,
+		.errors = { EINVAL, EBUSY, ENXIO, ENODEV, EOPNOTSUPP, ENOMEM } },
+	[6] = { WITHOUT(SNAPSHOT_DESTROY, snapshot_destroy), .weight = 1, .errors = { ENODEV } },
+	[7] = { WITH(SNAPSHOT_APPEND_STORAGE, snapshot_append_storage, count, ranges), .weight = 40,
+		.errors = { ESRCH, EINVAL, ENXIO, ENODEV, EROFS, EOPNOTSUPP, ENOMEM } },
+	[8] = { WITHOUT(SNAPSHOT_TAKE, snapshot_take), .weight = 6,
+		.errors = { ESRCH, EALREADY, ENODEV, EINTR, ENOMEM } },
+	[9] = { WITH(SNAPSHOT_COLLECT, snapshot_collect, count, ids), .fills = 1, .weight = 40,
+		.errors = { ENODATA } },
+	[10] = { WITH(SNAPSHOT_COLLECT_IMAGES, snapshot_collect_images, count, image_info_array),
+		 .fills = 1, .weight = 60, .errors = { ESRCH, ENODEV, ENODATA } },
+	[11] = { WITHOUT(SNAPSHOT_WAIT_EVENT, snapshot_event), .weight = 40,
+		 .errors = { ENOENT, EINTR, ESRCH } },
+};
+
+enum { TRACKER_COLLECT = 2, READ_CBT_MAP = 3, CREATE = 5, APPEND = 7, TAKE = 8, COLLECT = 9, IMAGES = 10,
+       WAIT = 11 };
+
+struct call {
+	unsigned int nr, word;
+	const struct shape *shape;
+	union args args;
+	uint32_t count;
+	uintptr_t address, array;
+	int hostile;		/* EFAULT may come of it */
+	int cut;		/* EFAULT must come of it */
+	int unknown;		/* ENOTTY must */
+	int common;		/* others change the arguments meanwhile */
+};
+
+static struct blk_snap_dev_t some_device(struct rng *rng)
+{
+	const struct blk_snap_dev_t others[] = {
+		storage, { 0, 0 }, { image_major, below(rng, 4) }, { ~0u, ~0u }, { 1, 1u << 20 },
+		{ 10, below(rng, 256) }, { 4096, 0 }, { devices[0].id.mj, ~0u },
+	};
+
+	if (one_in(rng, 12))
+		return others[below(rng, sizeof(others) / sizeof(*others))];
+	return devices[below(rng, device_count)].id;
+}
+
+static struct blk_snap_uuid some_id(struct rng *rng)
+{
+	struct blk_snap_uuid id = shared->ids[below(rng, MAX_IDS)];
+
+	if (one_in(rng, 24))
+		id.b[below(rng, 16)] ^= 1 << below(rng, 8);
+	return id;
+}
+
+static const struct device *device_of(struct blk_snap_dev_t id)
+{
+	for (unsigned int i = 0; i < device_count; i++)
+		if (devices[i].id.mj == id.mj && devices[i].id.mn == id.mn)
+			return &devices[i];
+	return NULL;
+}
+
+static void put_count(struct call *call, uint32_t count)
+{
+	call->count = count;
+	memcpy(call->args.bytes + call->shape->count_at, &count, sizeof(count));
+}
+
+static void put_array(struct call *call, uintptr_t address)
+{
+	call->array = address;
+	memcpy(call->args.bytes + call->shape->array_at, &address, sizeof(address));
+}
+
+/* Ranges of a device: to be marked, or to be storage. What has stamps is no storage. */
+static void put_ranges(struct call *call, struct rng *rng, struct blk_snap_block_range *ranges)
+{
+	struct blk_snap_dev_t id = call->nr == APPEND ? call->args.append.dev_id : call->args.mark.dev_id;
+	const struct device *device = device_of(id);
+	uint64_t from = call->nr == APPEND && device ? (uint64_t)device->stamped * BLOCK / SECTOR : 0;
+	uint64_t end = device ? device->sectors : storage_sectors;
+	static const uint64_t bad[] = { ~0ull, 1ull << 63, 1ull << 55, 1ull << 40, ~0ull - 7 };
+
+	for (uint32_t i = 0; i < call->count; i++) {
+		struct blk_snap_block_range range = { from + next(rng) % ((end - from) / 8) * 8, 0 };
+
+		range.sector_count = 1 + next(rng) % (end - range.sector_offset);
+		if (call->nr == APPEND && range.sector_count > 2048)
+			range.sector_count = 8 * (1 + below(rng, 256));
+		if (one_in(rng, 24))
+			range.sector_count = bad[below(rng, 5)];
+		else if (one_in(rng, 24))
+			range.sector_offset = bad[below(rng, 5)];
+		else if (one_in(rng, 24))
+			range.sector_count = 0;
+		memcpy(&ranges[i], &range, sizeof(range));
+	}
+}
+
+/* A command as a client gives it. */
+static void make(struct worker *worker, struct call *call)
+{
+	struct rng *rng = &worker->rng;
+	unsigned int weights = 0;
+	char *array;
+
+	for (unsigned int i = 0; i < COMMANDS; i++)
+		weights += shapes[i].weight;
+	weights = below(rng, weights);
+	for (call->nr = 0; weights >= shapes[call->nr].weight; call->nr++)
+		weights -= shapes[call->nr].weight;
+	call->shape = &shapes[call->nr];
+	call->word = call->shape->word;
+	memset(&call->args, FILL, call->shape->size);
+	switch (call->nr) {
+	case 1: call->args.remove.dev_id = some_device(rng); break;
+	case 3: call->args.map.dev_id = some_device(rng);
+		call->args.map.offset = one_in(rng, 2) ? 0 : below(rng, 80);
+		break;
+	case 4: call->args.mark.dev_id = some_device(rng); break;
+	case 6: call->args.destroy.id = some_id(rng); break;
+	case 7: call->args.append.id = some_id(rng);
+		call->args.append.dev_id = one_in(rng, 2) ? storage : some_device(rng);
+		break;
+	case 8: call->args.take.id = some_id(rng); break;
+	case 10: call->args.images.id = some_id(rng); break;
+	case 11: call->args.event.id = some_id(rng);
+		call->args.event.timeout_ms = one_in(rng, 8) ? below(rng, 20) : 0;
+		break;
+	}
+	if (!call->shape->item)
+		return;
+	put_count(call, call->nr == READ_CBT_MAP ? below(rng, 128) : call->nr == CREATE ?
+		  1 + below(rng, 2) : below(rng, 6));
+	array = room_place(&worker->array, rng, call->count * call->shape->item);
+	put_array(call, (uintptr_t)array);
+	if (call->nr == CREATE)
+		for (uint32_t i = 0; i < call->count; i++) {
+			struct blk_snap_dev_t id = some_device(rng);
+
+			memcpy(array + i * sizeof(id), &id, sizeof(id));
+		}
+	else if (!call->shape->fills)
+		put_ranges(call, rng, (struct blk_snap_block_range *)array);
+	else if (one_in(rng, 4)) {
+		put_array(call, 0);
+		call->hostile = call->nr == READ_CBT_MAP;
+	}
+}
+
+/* An unknown command that looks like a known one. */
+static void spoil_word(struct rng *rng, struct call *call)
+{
+	call->unknown = 1;
+	switch (below(rng, 4)) {
+	case 0: call->word ^= 1u << below(rng, 32); break;
+	case 1: call->word = (call->word & ~0xffu) | below(rng, 256); break;
+	case 2: call->word ^= 1u << (16 + below(rng, 14)); break;
+	default: call->word = next(rng);
+	}
+	for (unsigned int i = 0; i < COMMANDS; i++)
+		if (call->word == shapes[i].word)
+			call->word = 0x5600;
+	/* Those that any file knows are not for the module. */
+	if ((call->word >> 8 & 0xff) != 'V')
+		call->word = 0x5620;
+}
+
+static void spoil(struct worker *worker, struct call *call)
+{
+	static const uint32_t counts[] = { 0, 1, 7, 4096, 4097, 1 << 20, (1 << 20) + 1, 1 << 28, 0x7fffffff,
+					   0x80000000, 0x0fffffff, ~0u };
+	struct rng *rng = &worker->rng;
+	/* Storage must be where nothing else is. */
+	int keep = call->nr == APPEND && device_of(call->args.append.dev_id);
+	unsigned int at;
+
+	call->hostile = 1;
+	switch (below(rng, 6)) {
+	case 0:
+		if (call->shape->item)
+			put_count(call, one_in(rng, 4) ? next(rng) :
+				  counts[below(rng, sizeof(counts) / sizeof(*counts))]);
+		break;
+	case 1:
+		if (!call->shape->item)
+			break;
+		if (keep || one_in(rng, 2))
+			put_array(call, hostile_address(rng, &worker->array));
+		else if (one_in(rng, 2))
+			put_array(call, call->array + worker->array.read_only);
+		else
+			put_array(call, call->array + 1 + below(rng, 7));
+		break;
+	case 2:
+		call->address = hostile_address(rng, &worker->args);
+		call->cut = 1;
+		break;
+	case 3:
+		call->address += worker->args.read_only;
+		break;
+	case 4:
+		spoil_word(rng, call);
+		break;
+	default:
+		/* Any byte, but for what says where the kernel writes to. */
+		at = below(rng, call->nr == APPEND ? 16 : call->shape->size);
+		if (!call->shape->item || at < call->shape->array_at ||
+		    at >= call->shape->array_at + sizeof(void *))
+			call->args.bytes[at] = next(rng);
+		if (call->shape->item)
+			memcpy(&call->count, call->args.bytes + call->shape->count_at, 4);
+	}
+}
+
+/* Where other threads write to at the same time. */
+static void share(struct worker *worker, struct call *call)
+{
+	size_t size = call->shape->item * (size_t)call->count;
+
+	if (call->nr == APPEND || call->shape->fills || size > PAGE)
+		return;
+	if (call->shape->item) {
+		memcpy(shared->page + PAGE, (void *)call->array, size);
+		put_array(call, (uintptr_t)shared->page + PAGE);
+	}
+	call->address = (uintptr_t)shared->page + (call->nr == WAIT ? 0 : 8 * below(&worker->rng, 3));
+	memcpy((void *)call->address, &call->args, call->shape->size);
+	call->hostile = call->common = 1;
+}
+
+/* What the kernel may have written to the arguments; the rest must be as it was. */
+static unsigned int allowed(const struct call *call, const union args *after, long result, int error,
+			    struct written *to)
+{
+	const struct shape *shape = call->shape;
+	unsigned int n = 0;
+	uint32_t items = call->count;
+
+#define MAY(offset, length) (to[n++] = (struct written){ call->address + (offset), (length) })
+	if (call->unknown || call->cut)
+		return 0;
+	if (error == EFAULT || !error) {
+		if (call->nr == 0)
+			MAY(0, shape->size);
+		if (call->nr == CREATE)
+			MAY(offsetof(struct blk_snap_snapshot_create, id), 16);
+		if (call->nr == WAIT) {
+			MAY(offsetof(struct blk_snap_snapshot_event, code), 12);
+			MAY(32, !error && !after->event.code ? sizeof(struct blk_snap_event_low_free_space) :
+			    sizeof(struct blk_snap_event_corrupted));
+		}
+	}
+	if (shape->fills && call->nr != READ_CBT_MAP &&
+	    (!error || error == EFAULT || error == ENOBUFS || error == ENODATA))
+		MAY(shape->count_at, 4);
+#undef MAY
+	if (shape->fills && (!error || error == EFAULT)) {
+		if (!error && call->nr == READ_CBT_MAP)
+			items = result;
+		else if (!error)
+			memcpy(&items, after->bytes + shape->count_at, 4);
+		to[n++] = (struct written){ call->array, (size_t)(items < ROOM ? items : ROOM) * shape->item };
+	}
+	return n;
+}
+
+static int is_random(const struct blk_snap_uuid *id)
+{
+	return id->b[6] >> 4 == 4 && id->b[8] >> 6 == 2;
+}
+
+static int is_known(struct blk_snap_dev_t id)
+{
+	return device_of(id) || (id.mj == storage.mj && id.mn == storage.mn);
+}
+
+static void check_tracker(const struct blk_snap_cbt_info *info)
+{
+	const char *bytes = (const char *)info;
+	unsigned int hole = offsetof(struct blk_snap_cbt_info, blk_size) + 4;
+
+	want(is_known(info->dev_id) && is_random(&info->generation_id));
+	want(info->blk_size >= SECTOR && !(info->blk_size & (info->blk_size - 1)));
+	want(info->blk_count == (info->device_capacity + info->blk_size - 1) / info->blk_size);
+	want(info->snap_number < 255);
+	for (; hole < offsetof(struct blk_snap_cbt_info, device_capacity); hole++)
+		want(!bytes[hole]);
+	for (hole = offsetof(struct blk_snap_cbt_info, snap_number) + 1; hole < sizeof(*info); hole++)
+		want(!bytes[hole]);
+}
+
+static void check_event(const struct blk_snap_snapshot_event *event)
+{
+	struct blk_snap_event_corrupted corrupted;
+	struct blk_snap_event_low_free_space low;
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	want(event->time_label > 0 && event->time_label <= now.tv_sec * 1000000000ll + now.tv_nsec);
+	memcpy(&corrupted, event->data, sizeof(corrupted));
+	memcpy(&low, event->data, sizeof(low));
+	if (event->code == blk_snap_event_code_low_free_space)
+		want(low.requested_nr_sect > 0 && low.requested_nr_sect < 1ull << 40);
+	else
+		want(event->code == blk_snap_event_code_corrupted && is_known(corrupted.orig_dev_id) &&
+		     corrupted.err_code > 0 && corrupted.err_code < MAX_ERRNO);
+}
+
+/* What was answered makes sense; ids are kept for later commands. */
+static void check_answer(struct worker *worker, const struct call *call, const union args *after, long result)
+{
+	uint32_t count = 0;
+
+	want(call->nr == READ_CBT_MAP ? (unsigned long)result <= call->count : result == 0);
+	if (call->nr == 0)
+		want(after->version.major == 1 && !after->version.minor);
+	if (call->nr == CREATE) {
+		want(is_random(&after->create.id));
+		shared->ids[below(&worker->rng, MAX_IDS)] = after->create.id;
+	}
+	if (call->nr == WAIT)
+		check_event(&after->event);
+	if (!call->shape->fills || call->nr == READ_CBT_MAP)
+		return;
+	memcpy(&count, after->bytes + call->shape->count_at, 4);
+	want(count < 1000 && (!call->array || count <= call->count));
+	if (!room_has(&worker->array, call->array, count * call->shape->item))
+		return;
+	for (uint32_t i = 0; i < count; i++) {
+		const char *item = (const char *)call->array + i * call->shape->item;
+		struct blk_snap_cbt_info info;
+		struct blk_snap_image_info image;
+		struct blk_snap_uuid id;
+
+		if (call->nr == TRACKER_COLLECT) {
+			memcpy(&info, item, sizeof(info));
+			check_tracker(&info);
+		} else if (call->nr == COLLECT) {
+			memcpy(&id, item, sizeof(id));
+			want(is_random(&id));
+			shared->ids[below(&worker->rng, MAX_IDS)] = id;
+		} else {
+			memcpy(&image, item, sizeof(image));
+			want(is_known(image.orig_dev_id) && image.image_dev_id.mj == image_major);
+			want(image.image_dev_id.mn < 64);
+		}
+	}
+}
+
+static int is_plausible(const struct call *call, int error)
+{
+	if (call->unknown)
+		return error == ENOTTY;
+	if (call->cut)
+		return error == EFAULT;
+	if (!error)
+		return 1;
+	if (error == EFAULT)
+		return call->hostile || call->nr == TAKE;
+	for (unsigned int i = 0; i < sizeof(call->shape->errors); i++)
+		if (call->shape->errors[i] == error)
+			return 1;
+	return 0;
+}
+
+static int give(struct worker *worker, const struct call *call, long *result)
+{
+	*result = ioctl(worker->fds[below(&worker->rng, 4)], call->word, call->address);
+	return *result < 0 ? errno : 0;
+}
+
+static void judge(struct worker *worker, struct call *call, const char *placed, long result, int error)
+{
+	struct written ranges[4];
+	union args after;
+	unsigned int n;
+	int at;
+
+	memset(&after, 0, sizeof(after));
+	memcpy(&after, call->common ? (char *)call->address : placed, call->shape->size);
+	if (!is_plausible(call, error))
+		die("%s, command %llu: %#x (count %#x, array %#lx, at %#lx): result %ld, %s", worker->name,
+		    (unsigned long long)worker->made, call->word, call->count, (long)call->array,
+		    (long)call->address, result, strerror(error));
+	if (call->common) {
+		if (!error && call->nr == CREATE)
+			shared->ids[below(&worker->rng, MAX_IDS)] = after.create.id;
+		return;
+	}
+	n = allowed(call, &after, result, error, ranges);
+	at = room_changed(&worker->args, ranges, n);
+	if (at < 0)
+		at = room_changed(&worker->array, ranges, n);
+	if (at >= 0)
+		die("%s, command %llu: %#x (count %#x, array %#lx, at %#lx): result %ld, %s: "
+		    "the byte at %#x of its memory was written", worker->name,
+		    (unsigned long long)worker->made, call->word, call->count, (long)call->array,
+		    (long)call->address, result, strerror(error), at);
+	if (!error && !call->unknown)
+		check_answer(worker, call, &after, result);
+}
+
+void fuzz_one(struct worker *worker)
+{
+	struct call call = { 0 };
+	char *placed;
+	long result;
+	int error;
+
+	if (one_in(&worker->rng, 64)) {
+		int *fd = &worker->fds[1 + below(&worker->rng, 3)];
+
+		close(*fd);
+		*fd = open("/dev/" BLK_SNAP_MODULE_NAME, O_RDWR | O_CLOEXEC);
+		want(*fd >= 0);
+	}
+	make(worker, &call);
+	placed = room_place(&worker->args, &worker->rng, call.shape->size);
+	call.address = (uintptr_t)placed;
+	if (one_in(&worker->rng, 3))
+		spoil(worker, &call);
+	else if (one_in(&worker->rng, 24))
+		share(worker, &call);
+	memcpy(placed, &call.args, call.shape->size);
+	room_remember(&worker->args);
+	room_remember(&worker->array);
+	error = give(worker, &call, &result);
+	worker->made++;
+	atomic_fetch_add_explicit(&shared->commands, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&shared->outcome[call.unknown ? COMMANDS : call.nr][error < MAX_ERRNO ? error : 1],
+				  1, memory_order_relaxed);
+	judge(worker, &call, placed, result, error);
+	room_clear(&worker->args);
+	room_clear(&worker->array);
+}
