@@ -180,6 +180,8 @@ def make_fs(kind, device, size=None):
         sh("mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0", device, *([f"{size >> 10}k"] if size else []))
     elif kind == "xfs":
         sh("mkfs.xfs", "-q", "-f", "-K", "--unsupported", *(["-d", f"size={size}"] if size else []), device)
+    elif kind == "btrfs":
+        sh("mkfs.btrfs", "-q", "-f", "-K", *(["-b", str(size)] if size else []), device)
     else:
         raise ValueError(kind)
 
@@ -188,6 +190,9 @@ def check_fs(kind, device):
     """Fails unless the file system is clean."""
     if kind == "ext4":
         sh("e2fsck", "-fn", device)
+    elif kind == "btrfs":
+        # Its data, too.
+        sh("btrfs", "check", "--readonly", "--check-data-csum", device)
     else:
         sh("xfs_repair", "-n", device)
 
