@@ -298,7 +298,7 @@ static void run_phase(void)
 	for (unsigned int i = 0; i < device_count; i++)
 		spawn(load, &devices[i]);
 	for (unsigned int i = 0; i < PROCESSES; i++) {
-		sleep_ms(below(&rng, 3000));
+		sleep_ms(below(&rng, 7000));
 		if (one_in(&rng, 2)) {
 			reap(pids[i], 0);
 			pids[i] = 0;

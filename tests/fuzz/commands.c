@@ -40,30 +40,30 @@ static const struct shape {
 	/* Of those with an array: where its length and its address are, and the size of an item. */
 	unsigned int count_at, array_at, item;
 	int fills;		/* the array is for the answer */
-	unsigned int weight;
+	unsigned int weight;	/* how often; small where it takes long on a debug kernel */
 	unsigned char errors[8];/* beside EFAULT */
 } shapes[COMMANDS] = {
-	[0] = { WITHOUT(VERSION, version), .weight = 20 },
+	[0] = { WITHOUT(VERSION, version), .weight = 80 },
 	[1] = { WITHOUT(TRACKER_REMOVE, tracker_remove), .weight = 2,
 		.errors = { ENODATA, EBUSY, ENXIO, ENODEV } },
-	[2] = { WITH(TRACKER_COLLECT, tracker_collect, count, cbt_info_array), .fills = 1, .weight = 40,
+	[2] = { WITH(TRACKER_COLLECT, tracker_collect, count, cbt_info_array), .fills = 1, .weight = 160,
 		.errors = { ENOBUFS } },
-	[3] = { WITH(TRACKER_READ_CBT_MAP, tracker_read_cbt_bitmap, length, buff), .fills = 1, .weight = 60,
+	[3] = { WITH(TRACKER_READ_CBT_MAP, tracker_read_cbt_bitmap, length, buff), .fills = 1, .weight = 240,
 		.errors = { ENODATA, EPERM } },
 	[4] = { WITH(TRACKER_MARK_DIRTY_BLOCKS, tracker_mark_dirty_blocks, count, dirty_blocks_array),
-		.weight = 40, .errors = { ENODEV, EINVAL, ENOMEM } },
+		.weight = 160, .errors = { ENODEV, EINVAL, ENOMEM } },
 	[5] = { WITH(SNAPSHOT_CREATE, snapshot_create, count, dev_id_array), .weight = 6,
 		.errors = { EINVAL, EBUSY, ENXIO, ENODEV, EOPNOTSUPP, ENOMEM } },
-	[6] = { WITHOUT(SNAPSHOT_DESTROY, snapshot_destroy), .weight = 1, .errors = { ENODEV } },
-	[7] = { WITH(SNAPSHOT_APPEND_STORAGE, snapshot_append_storage, count, ranges), .weight = 40,
+	[6] = { WITHOUT(SNAPSHOT_DESTROY, snapshot_destroy), .weight = 2, .errors = { ENODEV } },
+	[7] = { WITH(SNAPSHOT_APPEND_STORAGE, snapshot_append_storage, count, ranges), .weight = 160,
 		.errors = { ESRCH, EINVAL, ENXIO, ENODEV, EROFS, EOPNOTSUPP, ENOMEM } },
 	[8] = { WITHOUT(SNAPSHOT_TAKE, snapshot_take), .weight = 6,
 		.errors = { ESRCH, EALREADY, ENODEV, EINTR, ENOMEM } },
-	[9] = { WITH(SNAPSHOT_COLLECT, snapshot_collect, count, ids), .fills = 1, .weight = 40,
+	[9] = { WITH(SNAPSHOT_COLLECT, snapshot_collect, count, ids), .fills = 1, .weight = 160,
 		.errors = { ENODATA } },
 	[10] = { WITH(SNAPSHOT_COLLECT_IMAGES, snapshot_collect_images, count, image_info_array),
-		 .fills = 1, .weight = 60, .errors = { ESRCH, ENODEV, ENODATA } },
-	[11] = { WITHOUT(SNAPSHOT_WAIT_EVENT, snapshot_event), .weight = 40,
+		 .fills = 1, .weight = 240, .errors = { ESRCH, ENODEV, ENODATA } },
+	[11] = { WITHOUT(SNAPSHOT_WAIT_EVENT, snapshot_event), .weight = 160,
 		 .errors = { ENOENT, EINTR, ESRCH } },
 };
 
