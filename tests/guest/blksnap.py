@@ -283,7 +283,7 @@ def state_of(snapshot):
     sizes = {"capacity": "storage_size", "filled": "storage_used", "copied": "bytes_copied",
              "requested": "storage_requested"}
     return {"state": show("state"), "error": int(show("error")),
-            "retried": int(show("reads_retried")),
+            "retried": int(show("reads_retried")), "copying": int(show("copies_in_flight")),
             **{key: int(show(name)) // 512 for key, name in sizes.items()}}
 
 
