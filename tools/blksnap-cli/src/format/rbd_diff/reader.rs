@@ -67,11 +67,13 @@ impl Diff {
     }
 
     /// The snapshot it starts from, if it is not that of a full backup.
+    #[cfg(test)]
     pub fn from(&self) -> Option<&str> {
         self.from.as_deref()
     }
 
     /// The snapshot it leads to.
+    #[cfg(test)]
     pub fn to(&self) -> &str {
         &self.to
     }

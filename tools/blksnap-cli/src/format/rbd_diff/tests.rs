@@ -29,9 +29,12 @@ fn range(step: &Step) -> Range<u64> {
     first * BLOCK..((first + count) * BLOCK).min(SIZE)
 }
 
-/// Stores in a stream and in the plain device.
+/// Stores in a stream and in the plain device; the stream ends in between.
 fn store(stream: &mut Stream, device: &mut [u8], steps: &[Step]) {
-    for step in steps {
+    for (number, step) in steps.iter().enumerate() {
+        if number == steps.len() / 2 {
+            stream.finish().unwrap();
+        }
         let Range { start, end } = range(step);
         let part = &mut device[start as usize..end as usize];
         part.fill(step.2.unwrap_or(0));

@@ -3,7 +3,7 @@
 //! Writing a stream.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::Path;
 
@@ -27,6 +27,8 @@ pub struct Stream {
     end: u64,
     /// Zeros not written yet, as more may follow.
     zeros: Range<u64>,
+    /// Whether the record of the end is written.
+    ended: bool,
 }
 
 impl Stream {
@@ -57,6 +59,7 @@ impl Stream {
             size,
             end: 0,
             zeros: 0..0,
+            ended: false,
         };
         stream.put(MAGIC)?;
         if let Some(from) = from {
@@ -69,6 +72,23 @@ impl Stream {
         stream.put(to.as_bytes())?;
         stream.put(&Record::Size(size).to_bytes())?;
         Ok(stream)
+    }
+
+    /// Takes the end back, which only a file can do.
+    fn reopen(&mut self) -> Result<()> {
+        if !std::mem::take(&mut self.ended) {
+            return Ok(());
+        }
+        let failed = || format!("cannot add to {}", self.name);
+        let mut file = self
+            .file
+            .as_ref()
+            .context("it has ended")
+            .with_context(failed)?;
+        let end = -(Record::End.to_bytes().len() as i64);
+        file.seek(SeekFrom::End(end))
+            .and_then(|length| file.set_len(length))
+            .with_context(failed)
     }
 
     /// Writes the zeros that were kept back.
@@ -119,6 +139,7 @@ impl Writer for Stream {
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<()> {
         let range = offset..offset.saturating_add(data.len() as u64);
         self.check(&range)?;
+        self.reopen()?;
         self.put_zeros()?;
         if data.is_empty() {
             return Ok(());
@@ -130,6 +151,7 @@ impl Writer for Stream {
 
     fn zero(&mut self, range: Range<u64>) -> Result<()> {
         self.check(&range)?;
+        self.reopen()?;
         // A new image is empty where nothing was stored.
         if self.full && range.start >= self.end.max(self.zeros.end) {
             return Ok(());
@@ -144,8 +166,11 @@ impl Writer for Stream {
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.put_zeros()?;
-        self.put(&Record::End.to_bytes())?;
+        if !self.ended {
+            self.put_zeros()?;
+            self.put(&Record::End.to_bytes())?;
+            self.ended = true;
+        }
         let flushed = self.out.flush();
         flushed
             .and_then(|()| self.file.as_ref().map_or(Ok(()), File::sync_all))
