@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
+use crate::format::Format;
 use crate::size::Size;
 pub use legacy::{Legacy, PlaceArgs};
 
@@ -20,6 +21,7 @@ pub use legacy::{Legacy, PlaceArgs};
 #[command(name = "blksnap", version, max_term_width = 100)]
 #[command(after_help = "Examples:\n  \
     blksnap backup /dev/vda /dev/vdb --to /backup\n  \
+    blksnap restore /backup --to vda=/dev/vdc\n  \
     blksnap snapshot /home -- unshare -m sh -c 'mount -o ro,noload $BLKSNAP_IMAGE /mnt && restic backup /mnt'\n  \
     blksnap status --watch\n\n\
     A device is named by its path, or a link to it; the kernel's name (vda1); its number (254:1); UUID=, LABEL=, \
@@ -41,6 +43,10 @@ pub enum Command {
     Backup(Backup),
     /// Write a backup to a device or a new file
     Restore(Restore),
+    /// Check backups: the chain, every file, every checksum
+    Verify(Verify),
+    /// Show the backups in a directory
+    List(List),
     /// Hold a snapshot while a command runs
     Snapshot(Snapshot),
     /// Show what is tracked and which snapshots there are
@@ -97,18 +103,25 @@ const STORAGE_HELP: &str = "\
 #[derive(Debug, ClapArgs)]
 #[command(after_help = format!("Examples:\n  \
     blksnap backup /dev/vda /dev/vdb --to /backup\n  \
-    blksnap backup /dev/vda --to /backup --incremental --verify --storage /var/tmp\n\n\
-    The directory gets one raw image a device, with holes where there are only zeros, and manifest.json. A full backup \
-    becomes valid at its end, all at once, and only then replaces the one before. An incremental one works on a reflinked \
-    copy where the file system can do that, and is then as safe; elsewhere it changes the images in place, and the \
-    manifest says `updating` meanwhile: if it is interrupted, the next backup is a full one.\n\n{STORAGE_HELP}"))]
+    blksnap backup /dev/vda --to /backup --incremental --verify --storage /var/tmp\n  \
+    blksnap backup /dev/vda --to - --format rbd-diff --state /var/lib/vda.state | rbd import-diff - pool/vda\n\n\
+    Each backup is a directory in DIR, with one file a device, a list of its extents and their checksums, and \
+    manifest.json. It is there whole or not at all, and those before it are not changed. An incremental backup holds \
+    only what changed since the one before; restore, verify and prune put the chain together. It is full where what \
+    changed is not known, and says why.\n\n{STORAGE_HELP}"))]
 pub struct Backup {
     /// The devices, captured at one instant
     #[arg(required = true, value_name = "DEV")]
     pub devices: Vec<PathBuf>,
-    /// Directory of the backup
+    /// Directory of the backups; - writes one device to standard output, as an rbd-diff
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub to: PathBuf,
+    /// With --to -: the file that keeps what the next incremental backup needs to know
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub state: Option<PathBuf>,
+    /// How the data is stored; another format than that of the last backup begins with a full one
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
     /// Copy only what changed since the last backup, where that is known; this is the default
     #[arg(long, conflicts_with = "full")]
     pub incremental: bool,
@@ -133,16 +146,42 @@ pub struct Backup {
 #[command(after_help = "Examples:\n  \
     blksnap restore /backup --to /dev/vdc\n  \
     blksnap restore /backup --to vda=/dev/vdc --to vdb=/dev/vdd\n  \
-    blksnap restore /backup --to vda=/tmp/vda.img\n\n\
-    Everything is checked before the first write: the backup, the size of each target, and that it is not in use.")]
+    blksnap restore /backup/20261124T201629Z-0a1b2c3d --to vda=/tmp/vda.img\n\n\
+    Everything but the data is checked before the first write: the whole chain of backups, the size of each target, and \
+    that it is not in use. The data is checked as it is read.")]
 pub struct Restore {
-    /// Directory of the backup
+    /// Directory of the backups, of which the newest is taken, or of one of them
+    #[arg(value_hint = ValueHint::DirPath)]
     pub backup: PathBuf,
     /// Where to write: a block device that is not in use, or a file that does not exist yet; with
     /// the name of the device in the backup where it holds several
     #[arg(long, required = true, value_name = "[NAME=]TARGET")]
     pub to: Vec<String>,
     /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    blksnap verify /backup\n  \
+    blksnap verify /backup/20261124T201629Z-0a1b2c3d\n\n\
+    Reads all data, and tells of all damage. Exit code 1 if there is any.")]
+pub struct Verify {
+    /// Directory of the backups, or of one of them, which is checked with all it is based on
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub backup: PathBuf,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct List {
+    /// Directory of the backups
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub directory: PathBuf,
+    /// Print as JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -228,6 +267,8 @@ mod tests {
             "blksnap backup --to /tmp",
             "blksnap backup /dev/sda --to /tmp --full --incremental",
             "blksnap restore /tmp",
+            "blksnap backup /dev/sda --to /tmp --format tar",
+            "blksnap verify",
             "blksnap status --watch 0",
             "blksnap status --watch x",
             "blksnap snapshot /dev/sda --json -- true",

@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! `blksnap backup`: the devices as they are at one instant, in raw files; later, only what has
-//! changed.
+//! `blksnap backup`: the devices as they are at one instant; later, only what has changed.
 //!
 //! ```text
 //! lock the directory → create, take → plan each device → copy → compare → commit (rename) → destroy
 //! ```
 //!
 //! Before the comparison and after it, what has changed in the images meanwhile is copied again: see
-//! [`again`].
+//! [`again`]. A backup is a new directory in the [repository](crate::repository); those before are
+//! only read.
 
 mod again;
-mod directory;
 mod job;
+mod pipe;
 mod plan;
+pub mod record;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -23,14 +24,16 @@ use anyhow::{Context, Result, bail};
 use blksnap::{CbtInfo, DevId, Session};
 
 use crate::args;
+use crate::format::Format;
 use crate::hold;
-use crate::manifest::{self, Manifest, State};
+use crate::manifest::{Device, Kind, Manifest};
 use crate::names;
 use crate::output;
+use crate::repository::{Draft, Repository};
 use crate::signals::Signals;
-use directory::{Directory, Draft};
 use job::Job;
-use plan::Plan;
+use plan::{Base, Plan};
+use record::Recorder;
 use report::Report;
 
 /// A device that was named.
@@ -45,54 +48,63 @@ pub fn run(args: &args::Backup) -> Result<()> {
     let signals = Signals::catch()?;
     let start = Instant::now();
     let devices = resolve(&args.devices)?;
-    let directory = Directory::lock(&args.to)?;
-    let base = base(&directory, args.full)?;
-    if let Some(base) = &base {
-        same_devices(base, &devices, directory.path())?;
+    if args.to == Path::new("-") {
+        return pipe::run(args, &devices, &signals);
+    }
+    if args.state.is_some() {
+        bail!("--state is for --to -; in a directory, the last backup tells what is known");
+    }
+    let repository = Repository::create(&args.to)?;
+    let base = plan::base(&repository, args.full)?;
+    if let Ok(base) = &base {
+        same_devices(base, &devices, repository.path())?;
     }
     let ids: Vec<DevId> = devices.iter().map(|device| device.id).collect();
-    let mut session = hold::open(&ids, &args.storage, directory.path())?;
+    let mut session = hold::open(&ids, &args.storage, repository.path())?;
     let taken = session.take()?;
     signals.check()?;
-    if let Some(command) = &args.exec_after_take {
-        let mut shell = std::process::Command::new("sh");
-        shell.arg("-c").arg(command);
-        hold::run_command(shell, &session, &signals)?.success()?;
-    }
+    hold::after_take(args.exec_after_take.as_deref(), &session, &signals)?;
 
+    let snapshot = session.id().0;
+    let id = repository.next_id(taken.before.wall, snapshot)?;
+    let draft = Draft::new(&repository, id.clone())?;
     let work = Work {
         args,
         session: &session,
         signals: &signals,
-        base: base.as_ref(),
-        directory: &directory,
+        repository: &repository,
+        base: &base,
+        draft: &draft,
     };
     let jobs = work
         .copy_all(&devices)
         .map_err(|error| explain(error, &session))?;
-    let (drafts, reports): (Vec<_>, Vec<_>) = jobs.into_iter().map(Job::finish).unzip();
+    let (recorders, reports): (Vec<_>, Vec<_>) = jobs.into_iter().map(Job::finish).unzip();
     session.check()?;
+    let entries = recorders.into_iter().map(Recorder::finish);
+    let entries = entries.collect::<Result<_>>()?;
     let state = session.state();
-    let (storage_bytes, storage_portions) = (session.storage_bytes(), session.portions());
-    let storage_reserved = session.reserved_bytes();
-    let snapshot = session.id();
     let times = [unix_ns(taken.before.wall), unix_ns(taken.after.wall)];
-    let entries = drafts.iter().map(|draft| draft.entry.clone()).collect();
-    directory.commit(
-        drafts,
-        &Manifest::new(snapshot.0, times, entries),
-        base.as_ref(),
-    )?;
-    session.destroy()?;
+    let mut manifest = Manifest::new(id.clone(), snapshot, times, entries);
+    if manifest
+        .devices
+        .iter()
+        .any(|device| device.kind == Kind::Incremental)
+    {
+        manifest.base = base.as_ref().ok().map(|base| base.id.clone());
+    }
+    draft.commit(&manifest)?;
 
     let report = Report {
-        directory: directory.path().to_owned(),
-        snapshot: snapshot.0,
+        directory: repository.path().to_owned(),
+        backup: id,
+        base: manifest.base,
+        snapshot,
         taken: taken.into(),
         devices: reports,
-        storage_bytes,
-        storage_portions,
-        storage_reserved,
+        storage_bytes: session.storage_bytes(),
+        storage_portions: session.portions(),
+        storage_reserved: session.reserved_bytes(),
         copied_to_storage: state.copied_bytes(),
         stopped_ns: state.stopped_ns(),
         state: state
@@ -101,6 +113,7 @@ pub fn run(args: &args::Backup) -> Result<()> {
             .collect(),
         seconds: start.elapsed().as_secs_f64(),
     };
+    session.destroy()?;
     if args.json {
         output::print_json(&report)
     } else {
@@ -113,8 +126,9 @@ struct Work<'a> {
     args: &'a args::Backup,
     session: &'a Session,
     signals: &'a Signals,
-    base: Option<&'a Manifest>,
-    directory: &'a Directory,
+    repository: &'a Repository,
+    base: &'a Base,
+    draft: &'a Draft<'a>,
 }
 
 impl<'a> Work<'a> {
@@ -127,25 +141,23 @@ impl<'a> Work<'a> {
                 .iter()
                 .find(|info| info.device == device.id)
                 .with_context(|| format!("{} is no longer tracked", device.path.display()))?;
-            let plan = self.plan(device, info)?;
+            let format = self.args.format;
+            let plan = Plan::new(self.repository, self.base, device, info, format);
             if let (Plan::Full { reason }, true) = (&plan, self.args.incremental) {
-                eprintln!("{}: a full backup is made: {reason}", device.path.display());
+                output::remark(format!(
+                    "{}: a full backup is made: {reason}",
+                    device.path.display()
+                ));
             }
-            let draft = self.draft(device, info, &plan)?;
+            let recorder = self.recorder(device, info, &plan)?;
             jobs.push(Job::new(
                 self.session,
                 self.signals,
                 index,
                 *info,
                 plan,
-                draft,
+                recorder,
             )?);
-        }
-        // From the first change in place on, the old backup is none any more.
-        if let (Some(base), true) = (self.base, jobs.iter().any(Job::in_place)) {
-            let mut updating = base.clone();
-            updating.state = State::Updating;
-            updating.write(self.directory.path())?;
         }
         jobs.iter_mut().try_for_each(Job::copy)?;
         catch_up(&mut jobs, false)?;
@@ -156,47 +168,42 @@ impl<'a> Work<'a> {
         Ok(jobs)
     }
 
-    /// Decides how a device is copied.
-    fn plan(&self, device: &Given, info: &CbtInfo) -> Result<Plan> {
-        let base = match self.base {
-            None => Err("there is no earlier backup here".into()),
-            Some(base) if base.state == State::Updating => {
-                Err("the last update of it was interrupted".into())
-            }
-            Some(base) => base
-                .device(&device.path)
-                .ok_or_else(|| "it was not backed up before".into()),
-        };
-        let since = base.and_then(|old| {
-            self.directory.check(old)?;
-            plan::since(old, info)
-        });
-        Ok(match since {
-            _ if self.args.full => Plan::Full {
-                reason: "asked for".into(),
-            },
-            Err(reason) => Plan::Full { reason },
-            Ok(since) => Plan::Incremental { since },
-        })
+    /// Makes the file that a device is copied to.
+    fn recorder(&self, device: &Given, info: &CbtInfo, plan: &Plan) -> Result<Recorder> {
+        let entry = new_entry(device, info, plan, self.args.format);
+        Recorder::create(
+            self.draft.path(),
+            self.draft.id(),
+            entry,
+            plan.base().as_ref(),
+        )
     }
+}
 
-    /// Opens the file that a device is copied to.
-    fn draft(&self, device: &Given, info: &CbtInfo, plan: &Plan) -> Result<Draft> {
-        let id = self.session.id().to_string();
-        let entry = manifest::Device {
-            name: device.name.clone(),
-            path: device.path.clone(),
-            file: format!("{}-{}.raw", device.name.replace('!', "_"), &id[..8]),
-            size: info.capacity,
-            generation: info.generation.0,
-            number: info.number,
-            block_size: info.block_size,
-        };
-        match (plan, self.base.and_then(|base| base.device(&device.path))) {
-            (Plan::Incremental { .. }, Some(old)) => self.directory.update(old, entry),
-            _ => self.directory.create(entry),
-        }
-    }
+/// What a manifest will say of a device, but for what is known only when it was copied.
+fn new_entry(device: &Given, info: &CbtInfo, plan: &Plan, format: Format) -> Device {
+    let (kind, reason) = match plan {
+        Plan::Full { reason } => (Kind::Full, reason.as_str()),
+        Plan::Incremental { .. } => (Kind::Incremental, ""),
+    };
+    let entry = Device {
+        name: device.name.clone(),
+        path: device.path.clone(),
+        size: info.capacity,
+        generation: info.generation.0,
+        number: info.number,
+        block_size: info.block_size,
+        kind,
+        reason: reason.into(),
+        file_format: format,
+        file: String::new(),
+        file_size: 0,
+        extents: String::new(),
+        extents_blake3: String::new(),
+        data_bytes: 0,
+        zero_bytes: 0,
+    };
+    entry.stored_as(format)
 }
 
 /// Copies again what has changed in the images since, until nothing has.
@@ -207,7 +214,7 @@ fn catch_up(jobs: &mut [Job<'_>], verify: bool) -> Result<()> {
             let changed = job.copy_again()?;
             done &= changed.is_empty();
             if verify && !changed.is_empty() {
-                job.verify_ranges(changed.iter().collect())?;
+                job.verify_places(changed)?;
             }
         }
         if done {
@@ -248,28 +255,15 @@ fn resolve(paths: &[PathBuf]) -> Result<Vec<Given>> {
     Ok(devices)
 }
 
-/// The backup that is there already. A manifest that can't be understood stands in the way only of
-/// an incremental one.
-fn base(directory: &Directory, full: bool) -> Result<Option<Manifest>> {
-    match Manifest::read(directory.path()) {
-        Err(error) if !full => Err(error).context(
-            "cannot continue the backup that is there; use another directory, or --full to replace it",
-        ),
-        read => Ok(read.ok().flatten()),
-    }
-}
-
 /// A directory holds one set of devices: a run that names others would silently drop some.
 fn same_devices(base: &Manifest, devices: &[Given], dir: &Path) -> Result<()> {
-    let missing = base
-        .devices
-        .iter()
-        .find(|old| !devices.iter().any(|device| device.path == old.path));
+    let here = |old: &&Device| devices.iter().any(|given| plan::is_same(old, given));
+    let missing = base.devices.iter().find(|old| !here(old));
     let Some(missing) = missing else {
         return Ok(());
     };
     bail!(
-        "the backup in {} also holds {}: name all its devices, or use another directory",
+        "the last backup in {} also holds {}: name all its devices, use another directory, or give --full",
         dir.display(),
         missing.path.display()
     )

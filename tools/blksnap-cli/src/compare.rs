@@ -2,46 +2,75 @@
 
 //! Comparing a backup with the image it was made from, byte for byte.
 
-use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use blksnap::ByteSet;
-use rustix::fs::{Advice, fadvise};
 
-use crate::copy::{Source, stream};
+use crate::buffer::Buffer;
+use crate::chain::{Chain, Layer};
+use crate::copy::{Source, pieces};
+use crate::format::Reader;
+use crate::pipeline;
 use crate::progress::Progress;
 use crate::signals::Signals;
 
-/// Compares ranges of `source` with the same ones of a file. Gives the bytes that differ.
+/// Compares places of an image with what the layers of a backup have there. Gives the bytes that
+/// differ.
 pub fn compare(
-    source: &Source<'_>,
-    path: &Path,
-    ranges: impl Iterator<Item = Range<u64>> + Send,
+    image: &Path,
+    chain: &Chain,
+    places: &ByteSet,
     signals: &Signals,
     progress: &mut Progress,
 ) -> Result<ByteSet> {
-    let failed = || format!("cannot read {}", path.display());
-    let file = File::open(path).with_context(failed)?;
-    // What is compared is what is on disk: the pages are clean by now, and are dropped.
-    let _ = fadvise(&file, 0, None, Advice::DontNeed);
-    let _ = fadvise(&file, 0, None, Advice::Sequential);
-    let mut ours = vec![0; crate::buffer::SIZE];
     let mut wrong = ByteSet::default();
-    stream(source, ranges, signals, |bytes, offset| {
-        let ours = &mut ours[..bytes.len()];
-        file.read_exact_at(ours, offset).with_context(failed)?;
-        if ours != bytes {
-            for at in differing(ours, bytes) {
-                wrong.insert(offset + at..offset + at + 1);
-            }
-        }
-        progress.advance(bytes.len() as u64);
-        Ok(())
-    })?;
+    for layer in &chain.layers {
+        let parts = parts(layer, places);
+        let start = || {
+            let mut source = Source::open(image)?;
+            let mut reader = layer.reader()?;
+            let mut ours = Buffer::new();
+            Ok(
+                move |buffer: &mut Buffer, (range, data): &(Range<u64>, bool)| {
+                    let length = (range.end - range.start) as usize;
+                    let theirs = &mut buffer.bytes_mut()[..length];
+                    source.read(range.start, theirs)?;
+                    let ours = &mut ours.bytes_mut()[..length];
+                    match data {
+                        true => reader.read(range.start, ours)?,
+                        false => ours.fill(0),
+                    }
+                    let mut wrong = Vec::new();
+                    if ours != theirs {
+                        wrong.extend(differing(ours, theirs).map(|at| range.start + at));
+                    }
+                    Ok(wrong)
+                },
+            )
+        };
+        let parts = parts.iter().cloned();
+        pipeline::run(parts, start, signals, |_, (range, _), found| {
+            found.into_iter().for_each(|at| wrong.insert(at..at + 1));
+            progress.advance(range.end - range.start);
+            Ok(())
+        })?;
+    }
     Ok(wrong)
+}
+
+/// What is seen of a layer in some places, in pieces, and whether that is data.
+fn parts(layer: &Layer, places: &ByteSet) -> Vec<(Range<u64>, bool)> {
+    let mut parts = Vec::new();
+    for extent in layer.extents.iter() {
+        for part in layer.visible(extent) {
+            let inside: Vec<_> = places.inside(part).collect();
+            let data = extent.hash.is_some();
+            parts.extend(pieces(inside.into_iter()).map(|piece| (piece, data)));
+        }
+    }
+    parts
 }
 
 /// Where two pieces of the same length differ.
@@ -53,27 +82,39 @@ fn differing<'a>(a: &'a [u8], b: &'a [u8]) -> impl Iterator<Item = u64> + 'a {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::repository::Repository;
+    use crate::testing::Store;
 
     #[test]
-    fn differences_are_found_in_the_ranges() {
-        let dir = tempfile::tempdir().unwrap();
-        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
-        let mut data = vec![3u8; 3 << 20];
-        std::fs::write(&a, &data).unwrap();
-        data[5000..5002].fill(4);
-        data[(2 << 20) + 7] = 4;
-        std::fs::write(&b, &data).unwrap();
-        let source = Source::open(&a).unwrap();
+    fn differences_are_found_in_the_places() {
+        let store = Store::new(12 << 20);
+        let mut data = vec![0u8; 12 << 20];
+        data[5000..9 << 20].fill(3);
+        let full = store.full(&data);
+        let first = 4096 * 5;
+        data[first..first + 65536].fill(0);
+        let id = store.incremental(&full, &data, &[first as u64..first as u64 + 65536]);
+        let (repository, _) = Repository::read(store.path()).unwrap();
+        let manifest = repository.manifest(&id).unwrap();
+        let chain = Chain::open(&repository, &manifest, &manifest.devices[0]).unwrap();
+
+        let image = store.path().join("image");
         let signals = Signals::catch().unwrap();
-        let with = |range: Range<u64>| {
+        let with = |data: &[u8], place: Range<u64>| {
+            std::fs::write(&image, data).unwrap();
             let mut progress = Progress::start("test", 0);
-            let ranges = std::iter::once(range);
-            let wrong = compare(&source, &b, ranges, &signals, &mut progress);
+            let places = std::iter::once(place).collect();
+            let wrong = compare(&image, &chain, &places, &signals, &mut progress);
             wrong.unwrap().iter().collect::<Vec<_>>()
         };
-        let place = (2 << 20) + 7;
-        assert_eq!(with(0..source.size()), [5000..5002, place..place + 1]);
-        assert_eq!(with(8192..3 << 20), [place..place + 1]);
-        assert_eq!(with(8192..1 << 20), []);
+        let all = 0..12 << 20;
+        assert_eq!(with(&data, all.clone()), []);
+        for at in [0, first + 7, 8 << 20, 11 << 20] {
+            data[at] ^= 1;
+            let byte = at as u64;
+            assert_eq!(with(&data, all.clone()), [byte..byte + 1]);
+            assert_eq!(with(&data, byte + 1..12 << 20), []);
+            data[at] ^= 1;
+        }
     }
 }

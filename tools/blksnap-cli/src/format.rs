@@ -3,11 +3,16 @@
 //! The formats a backup can be stored in: one file per device and backup.
 
 pub mod qcow2;
+pub mod raw;
 pub mod rbd_diff;
 
+use std::fmt;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 /// Stores the data of one device of one backup.
 pub trait Writer {
@@ -25,9 +30,110 @@ pub trait Reader {
     fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<()>;
 }
 
+/// A format of files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// A sparse file of the size of the device, with everything at its place
+    #[default]
+    Raw,
+    /// An image of QEMU; of an incremental backup an overlay with a backing file
+    Qcow2,
+    /// What `rbd import-diff` of Ceph reads
+    RbdDiff,
+}
+
+/// The backup that has what is not stored in a file.
+pub struct Base {
+    /// Its name.
+    pub id: String,
+    /// Its file, as a path from the directory of the other.
+    pub file: PathBuf,
+}
+
+impl Base {
+    /// A file in the directory of another backup.
+    pub fn new(dir: &Path, file: &str) -> Self {
+        let id = dir.file_name().unwrap_or_default();
+        Self {
+            id: id.to_string_lossy().into_owned(),
+            file: Path::new("..").join(id).join(file),
+        }
+    }
+}
+
+impl Format {
+    /// Its name, which is also the suffix of its files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+            Self::RbdDiff => "rbd-diff",
+        }
+    }
+
+    /// Makes a new file for a device of `size` bytes, in the backup `id`. What is not stored in it
+    /// is in the base, or zero if there is none.
+    pub fn create(
+        self,
+        path: &Path,
+        size: u64,
+        id: &str,
+        base: Option<&Base>,
+    ) -> Result<Box<dyn Writer>> {
+        Ok(match self {
+            Self::Raw => Box::new(raw::RawWriter::create(path, size)?),
+            Self::Qcow2 => {
+                let backing = base.map(|base| base.file.to_string_lossy());
+                Box::new(qcow2::Image::create(path, size, backing.as_deref())?)
+            }
+            Self::RbdDiff => {
+                let from = base.map(|base| base.id.as_str());
+                Box::new(rbd_diff::Stream::create(path, size, from, id)?)
+            }
+        })
+    }
+
+    /// Opens a full file for changes in place; `None` if that can't be done.
+    pub fn update(self, path: &Path) -> Result<Option<Box<dyn Writer>>> {
+        Ok(match self {
+            Self::Raw => Some(Box::new(raw::RawWriter::open(path)?)),
+            Self::Qcow2 => Some(Box::new(qcow2::Image::open_for_update(path)?)),
+            Self::RbdDiff => None,
+        })
+    }
+
+    /// Opens a file of a device of `size` bytes for reading.
+    pub fn open(self, path: &Path, size: u64) -> Result<Box<dyn Reader>> {
+        let (found, reader): (_, Box<dyn Reader>) = match self {
+            Self::Raw => (size, Box::new(raw::RawReader::open(path)?)),
+            Self::Qcow2 => {
+                let image = qcow2::Layer::open(path)?;
+                (image.size(), Box::new(image))
+            }
+            Self::RbdDiff => {
+                let diff = rbd_diff::Diff::open(path)?;
+                (diff.size(), Box::new(diff))
+            }
+        };
+        ensure!(
+            found == size,
+            "{} is damaged: it is of a device of {found} bytes, not {size}",
+            path.display()
+        );
+        Ok(reader)
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
 /// A directory in memory, if there is such a place: the tests wait for the disk often.
 #[cfg(test)]
-fn test_dir() -> tempfile::TempDir {
+pub fn test_dir() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())
         .unwrap()

@@ -7,7 +7,8 @@
 //! snapshot ends with this process; but for SIGKILL, after which the next session at the same place
 //! cleans up.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -126,6 +127,17 @@ pub fn open(devices: &[DevId], args: &args::StorageArgs, default: &Path) -> Resu
         ));
     }
     Ok(session)
+}
+
+/// Runs what is to be run with `sh` after the take of a backup. Its output is no result of ours.
+pub fn after_take(command: Option<&OsStr>, session: &Session, signals: &Signals) -> Result<()> {
+    let Some(command) = command else {
+        return Ok(());
+    };
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(command);
+    shell.stdout(std::io::stderr().as_fd().try_clone_to_owned()?);
+    run_command(shell, session, signals)?.success()
 }
 
 /// Runs a command that is told of the images by its environment, and says at once when the snapshot

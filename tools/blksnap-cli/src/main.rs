@@ -10,27 +10,31 @@
 mod args;
 mod backup;
 mod buffer;
+mod chain;
 mod child;
 mod compare;
 mod copy;
 mod device;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, unused_imports, reason = "backup and restore use it next")
-)]
+mod extents;
 mod format;
 mod hold;
 mod legacy;
+mod list;
 mod manifest;
 mod mounts;
 mod names;
 mod output;
 mod pages;
+mod pipeline;
 mod progress;
+mod repository;
 mod restore;
 mod signals;
 mod size;
 mod status;
+#[cfg(test)]
+mod testing;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -69,6 +73,8 @@ fn run(args: Args) -> Result<ExitCode> {
     match args.command {
         Command::Backup(args) => backup::run(&args)?,
         Command::Restore(args) => restore::run(&args)?,
+        Command::Verify(args) => verify::run(&args)?,
+        Command::List(args) => list::run(&args)?,
         Command::Snapshot(args) => return hold::run(&args),
         Command::Status(args) => return status::run(&args),
         Command::Completions { shell } => pages::completions(shell)?,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! `manifest.json`: what a directory of backups holds.
+//! `manifest.json`: what one backup is, and which files belong to it.
 //!
-//! It is replaced as a whole (a new file, made durable, renamed), and says which files belong to
-//! the backup. What it does not name is not part of the backup.
+//! It is written as a whole (a new file, made durable, renamed). What it does not name is not part
+//! of the backup.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+use crate::format::Format;
 
 /// The name of the file.
 pub const NAME: &str = "manifest.json";
@@ -27,8 +29,12 @@ pub struct Manifest {
     pub format: String,
     /// 1. A greater one means that this program is too old.
     pub version: u32,
-    /// Whether the files are whole.
+    /// Whether this is a backup, or only a part of later ones.
     pub state: State,
+    /// The name of the directory.
+    pub id: String,
+    /// The backup that has what the incremental ones of these devices have not.
+    pub base: Option<String>,
     /// The snapshot.
     pub snapshot: Uuid,
     /// The time of day before and after the take, in nanoseconds since 1970.
@@ -37,14 +43,24 @@ pub struct Manifest {
     pub devices: Vec<Device>,
 }
 
-/// Whether the files of a backup are whole.
+/// What a directory is to people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// They are as the manifest says.
+    /// A backup.
     Complete,
-    /// They were being changed in place: they are neither the old nor the new backup.
-    Updating,
+    /// It was dropped; its data is to be merged into a later backup.
+    Dropped,
+}
+
+/// How a device was copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// All of it.
+    Full,
+    /// What has changed.
+    Incremental,
 }
 
 /// The backup of one device.
@@ -54,44 +70,76 @@ pub struct Device {
     pub name: String,
     /// The path it was given by.
     pub path: PathBuf,
-    /// The file of its bytes, in the same directory.
-    pub file: String,
     /// Bytes.
     pub size: u64,
-    /// The generation of change tracking.
+    /// The generation of change tracking. In the base, the device with the same one is this one.
     pub generation: Uuid,
     /// The number of the snapshot in it.
     pub number: u8,
     /// Bytes in a tracking block.
     pub block_size: u32,
+    /// Whether the base is needed.
+    pub kind: Kind,
+    /// Why it is full, in words.
+    pub reason: String,
+    /// The format of the file.
+    pub file_format: Format,
+    /// The file of its data, in the same directory.
+    pub file: String,
+    /// Bytes in that file, at least.
+    pub file_size: u64,
+    /// The file with the list of extents, in the same directory.
+    pub extents: String,
+    /// The blake3 checksum of that file.
+    pub extents_blake3: String,
+    /// Bytes of data in the extents.
+    pub data_bytes: u64,
+    /// Bytes of zeros in the extents.
+    pub zero_bytes: u64,
+}
+
+impl Device {
+    /// With the names of its files, which follow from its own and the format.
+    pub fn stored_as(mut self, format: Format) -> Self {
+        let name = self.name.replace('!', "_");
+        self.file_format = format;
+        self.file = format!("{name}.{format}");
+        self.extents = format!("{name}.extents.jsonl");
+        self
+    }
 }
 
 impl Manifest {
-    /// A whole backup.
-    pub fn new(snapshot: Uuid, taken_unix_ns: [u64; 2], devices: Vec<Device>) -> Self {
+    /// Of a new backup.
+    pub fn new(id: String, snapshot: Uuid, taken_unix_ns: [u64; 2], devices: Vec<Device>) -> Self {
         Self {
             format: FORMAT.into(),
             version: VERSION,
             state: State::Complete,
+            id,
+            base: None,
             snapshot,
             taken_unix_ns,
             devices,
         }
     }
 
-    /// Reads the manifest of a directory; `None` if there is none.
-    pub fn read(dir: &Path) -> Result<Option<Self>> {
+    /// Reads the manifest of a directory.
+    pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(NAME);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot read {}", path.display()));
-            }
-        };
-        Self::parse(&text)
-            .with_context(|| path.display().to_string())
-            .map(Some)
+        let text = fs::read_to_string(&path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => anyhow::anyhow!("there is no {}", path.display()),
+            _ => anyhow::Error::new(error).context(format!("cannot read {}", path.display())),
+        })?;
+        let manifest = Self::parse(&text).with_context(|| path.display().to_string())?;
+        if dir.file_name().is_none_or(|name| name != &*manifest.id) {
+            bail!(
+                "{}: it belongs to the directory {}; rename that back",
+                path.display(),
+                manifest.id
+            );
+        }
+        Ok(manifest)
     }
 
     /// Understands the text of a manifest.
@@ -116,10 +164,18 @@ impl Manifest {
             );
         }
         let manifest: Self = serde_json::from_str(text).context("damaged manifest")?;
-        for device in &manifest.devices {
-            if device.file.is_empty() || device.file.contains('/') || device.file.starts_with('.') {
-                bail!("damaged manifest: `{}` is no name of a file", device.file);
+        for name in manifest.devices.iter().flat_map(|d| [&d.file, &d.extents]) {
+            if name.is_empty() || name.contains('/') || name.starts_with('.') {
+                bail!("damaged manifest: `{name}` is no name of a file");
             }
+        }
+        // Names are of digits in a fixed order, so this also says that a chain has an end.
+        if manifest
+            .base
+            .as_ref()
+            .is_some_and(|base| *base >= manifest.id)
+        {
+            bail!("damaged manifest: its base is not older than itself");
         }
         Ok(manifest)
     }
@@ -127,7 +183,7 @@ impl Manifest {
     /// Writes it to a directory: either all of it, or nothing, is there after a crash.
     pub fn write(&self, dir: &Path) -> Result<()> {
         let path = dir.join(NAME);
-        let new = dir.join(format!("{NAME}.partial"));
+        let new = dir.join(format!(".{NAME}.new"));
         let write = || -> std::io::Result<()> {
             let mut file = File::create(&new)?;
             file.write_all(&serde_json::to_vec_pretty(self)?)?;
@@ -139,39 +195,80 @@ impl Manifest {
         write().with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// The backup of the device with this path.
-    pub fn device(&self, path: &Path) -> Option<&Device> {
-        self.devices.iter().find(|device| device.path == path)
+    /// The device that a person means by a name or path.
+    pub fn device(&self, name: &str) -> Option<&Device> {
+        let mut devices = self.devices.iter();
+        devices.find(|device| device.name == name || device.path == Path::new(name))
+    }
+
+    /// The names of the devices, for people.
+    pub fn names(&self) -> String {
+        let names: Vec<_> = self.devices.iter().map(|d| d.name.as_str()).collect();
+        names.join(", ")
+    }
+
+    /// Whether any device needs the base, or none.
+    pub fn kind(&self) -> Kind {
+        match self.base {
+            Some(_) => Kind::Incremental,
+            None => Kind::Full,
+        }
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Full => "full",
+            Self::Incremental => "incremental",
+        })
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
+    /// A device of a full backup.
+    pub fn device(name: &str) -> Device {
+        Device {
+            name: name.into(),
+            path: Path::new("/dev").join(name),
+            size: 4096,
+            generation: Uuid::from_u128(2),
+            number: 3,
+            block_size: 65536,
+            kind: Kind::Full,
+            reason: "asked for".into(),
+            file_format: Format::Raw,
+            file: format!("{name}.raw"),
+            file_size: 4096,
+            extents: format!("{name}.extents.jsonl"),
+            extents_blake3: blake3::hash(b"").to_hex().to_string(),
+            data_bytes: 0,
+            zero_bytes: 0,
+        }
+    }
+
     fn example() -> Manifest {
-        Manifest::new(
-            Uuid::from_u128(1),
-            [5, 6],
-            vec![Device {
-                name: "vda".into(),
-                path: "/dev/vda".into(),
-                file: "vda-00000000.raw".into(),
-                size: 4096,
-                generation: Uuid::from_u128(2),
-                number: 3,
-                block_size: 65536,
-            }],
-        )
+        let id = "20261124T201629Z-00000001";
+        Manifest::new(id.into(), Uuid::from_u128(1), [5, 6], vec![device("vda")])
     }
 
     #[test]
     fn what_is_written_is_read() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Manifest::read(dir.path()).unwrap(), None);
-        example().write(dir.path()).unwrap();
-        assert_eq!(Manifest::read(dir.path()).unwrap(), Some(example()));
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let dir = dir.path().join(example().id);
+        fs::create_dir(&dir).unwrap();
+        let error = Manifest::read(&dir).unwrap_err();
+        assert!(error.to_string().contains("there is no"), "{error:#}");
+        example().write(&dir).unwrap();
+        assert_eq!(Manifest::read(&dir).unwrap(), example());
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+        let other = dir.with_file_name("other");
+        fs::rename(&dir, &other).unwrap();
+        let error = Manifest::read(&other).unwrap_err();
+        assert!(error.to_string().contains("rename"), "{error:#}");
     }
 
     #[test]
@@ -181,7 +278,9 @@ mod tests {
             ("\"version\":1", "\"version\":2,\"new\":0", "newer blksnap"),
             (FORMAT, "tar", "but of `tar`"),
             ("\"complete\"", "\"perhaps\"", "damaged"),
-            ("vda-00000000.raw", "../../etc/passwd", "no name of a file"),
+            ("vda.raw", "../../etc/passwd", "no name of a file"),
+            ("vda.extents", ".", "no name of a file"),
+            ("null", "\"20261124T201629Z-00000001\"", "not older"),
             ("{", "", "not the manifest"),
         ] {
             let error = Manifest::parse(&text.replacen(from, to, 1)).unwrap_err();

@@ -2,61 +2,42 @@
 
 //! `blksnap restore`: a backup written to devices or new files.
 //!
-//! Everything is looked at before the first byte is written: the manifest, each file, each target.
+//! Everything is looked at before the first byte is written: the chain of manifests, the lists of
+//! extents, the size of each file, each target. The data is checked as it is read; what is damaged
+//! is not written.
 
-use std::fs::File;
-use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
+mod target;
+
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use blksnap::DevId;
-use rustix::fs::{OFlags, SeekFrom, fsync, seek};
-use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::args;
-use crate::copy::{Copied, Source, Target, Zeros, copy};
-use crate::device::{is_block_device, size_of};
-use crate::manifest::{Device, Manifest, State};
-use crate::mounts::user_of;
+use crate::chain::{Chain, Layer};
+use crate::copy::pieces;
+use crate::manifest::{Device, Manifest};
 use crate::output;
 use crate::progress::Progress;
+use crate::repository::Repository;
 use crate::signals::Signals;
 use crate::size::Size;
+use target::{OpenTarget, Target};
 
 /// Restores what was asked for.
 pub fn run(args: &args::Restore) -> Result<()> {
     let signals = Signals::catch()?;
-    let manifest = Manifest::read(&args.backup)?
-        .with_context(|| format!("there is no backup in {}", args.backup.display()))?;
-    if manifest.state != State::Complete {
-        bail!(
-            "the backup in {} was being updated and is not whole: make a new one",
-            args.backup.display()
-        );
-    }
-    let pairs = pair(&manifest, &args.to)?;
-    let jobs = pairs
-        .into_iter()
-        .map(|(device, target)| Job::check(&args.backup, device, target))
-        .collect::<Result<Vec<_>>>()?;
-    let jobs = jobs
-        .into_iter()
-        .map(Job::open)
-        .collect::<Result<Vec<_>>>()?;
-    let mut reports = Vec::new();
-    for job in jobs {
-        reports.push(job.run(&signals)?);
-    }
+    let reports = restore(&args.backup, &args.to, &signals)?;
     if args.json {
         return output::print_json(&reports);
     }
     for report in reports {
         output::print(format!(
-            "{}: {} restored to {}, {} written",
+            "{}: {} of {} restored to {}, {} written",
             report.name,
             Size(report.size),
+            report.backup,
             report.target.display(),
             Size(report.bytes_written)
         ))?;
@@ -66,7 +47,8 @@ pub fn run(args: &args::Restore) -> Result<()> {
 
 /// What was done with one device.
 #[derive(Debug, Serialize)]
-struct Report {
+pub struct Report {
+    backup: String,
     name: String,
     target: PathBuf,
     size: u64,
@@ -74,25 +56,82 @@ struct Report {
     seconds: f64,
 }
 
+/// Restores devices of a backup to targets.
+pub fn restore(backup: &Path, targets: &[String], signals: &Signals) -> Result<Vec<Report>> {
+    let (repository, id) = Repository::read(backup)?;
+    let manifest = repository.find(id.as_deref())?;
+    let mut jobs = Vec::new();
+    for (device, path) in pair(&manifest, targets)? {
+        let target = Target::check(&path, device)?;
+        let chain = Chain::open(&repository, &manifest, device);
+        let chain = chain.with_context(|| format!("cannot restore {}", device.name))?;
+        jobs.push((device, chain, target));
+    }
+    let open = |(device, chain, target): (_, _, Target)| {
+        let device: &Device = device;
+        Ok((device, chain, target.open(device.size)?))
+    };
+    let jobs: Vec<_> = jobs.into_iter().map(open).collect::<Result<_>>()?;
+    let mut reports = Vec::new();
+    for (device, chain, mut target) in jobs {
+        let what = format!("{}: restoring to {}", device.name, target.path().display());
+        let bytes = chain.layers.iter().map(Layer::data_bytes).sum();
+        let mut progress = Progress::start(what, bytes);
+        for layer in &chain.layers {
+            write(layer, &target, signals, &mut progress)?;
+        }
+        target.finish()?;
+        reports.push(Report {
+            backup: manifest.id.clone(),
+            name: device.name.clone(),
+            target: target.path().to_owned(),
+            size: device.size,
+            bytes_written: bytes,
+            seconds: progress.finish(),
+        });
+    }
+    Ok(reports)
+}
+
+/// Writes what is seen of a layer.
+fn write(
+    layer: &Layer,
+    target: &OpenTarget,
+    signals: &Signals,
+    progress: &mut Progress,
+) -> Result<()> {
+    for extent in layer.extents.zeros() {
+        let visible: Vec<_> = layer.visible(extent).collect();
+        // In pieces: a device may take long for a large range.
+        for piece in pieces(visible.into_iter()) {
+            signals.check()?;
+            target.zero(piece)?;
+        }
+    }
+    layer.read(layer.data(), signals, |extent, bytes, good| {
+        good?;
+        for part in layer.visible(extent) {
+            let inside = |at: u64| (at - extent.start) as usize;
+            target.write(part.start, &bytes[inside(part.start)..inside(part.end)])?;
+            progress.advance(part.end - part.start);
+        }
+        Ok(())
+    })
+}
+
 /// Finds which device goes where.
 fn pair<'a>(manifest: &'a Manifest, targets: &[String]) -> Result<Vec<(&'a Device, PathBuf)>> {
-    let names = || {
-        let names: Vec<_> = manifest.devices.iter().map(|d| d.name.as_str()).collect();
-        names.join(", ")
-    };
     let mut pairs: Vec<(&Device, PathBuf)> = Vec::new();
     for text in targets {
-        let named = text.split_once('=').and_then(|(name, target)| {
-            let mut devices = manifest.devices.iter();
-            let device = devices.find(|d| d.name == name || d.path == Path::new(name))?;
-            Some((device, target))
-        });
+        let named = text
+            .split_once('=')
+            .and_then(|(name, target)| Some((manifest.device(name)?, target)));
         let (device, target) = match (named, manifest.devices.as_slice()) {
             (Some(pair), _) => pair,
             (None, [device]) => (device, text.as_str()),
             (None, _) => bail!(
                 "which device goes to `{text}`? Write NAME=TARGET; the backup has {}",
-                names()
+                manifest.names()
             ),
         };
         if pairs.iter().any(|(other, _)| other.name == device.name) {
@@ -111,262 +150,126 @@ fn pair<'a>(manifest: &'a Manifest, targets: &[String]) -> Result<Vec<(&'a Devic
     Ok(pairs)
 }
 
-/// One device to be restored, after everything that can be seen without opening the target for
-/// writing was checked.
-struct Job {
-    name: String,
-    size: u64,
-    from: PathBuf,
-    to: PathBuf,
-    to_device: bool,
-}
-
-impl Job {
-    /// Checks the file of the backup and the target.
-    fn check(dir: &Path, device: &Device, to: PathBuf) -> Result<Self> {
-        let from = dir.join(&device.file);
-        let file = File::open(&from)
-            .with_context(|| format!("the backup is damaged: cannot open {}", from.display()))?;
-        let found = size_of(&file, &from)?;
-        if found != device.size {
-            bail!(
-                "the backup is damaged: {} has {found} bytes in place of {}",
-                from.display(),
-                device.size
-            );
-        }
-        let to_device = is_block_device(&to);
-        if to_device {
-            let id = DevId::resolve(&to)?;
-            if let Some(user) = user_of(id) {
-                bail!("cannot restore to {}: {user}", to.display());
-            }
-            let target =
-                File::open(&to).with_context(|| format!("cannot open {}", to.display()))?;
-            let size = size_of(&target, &to)?;
-            if size < device.size {
-                bail!(
-                    "cannot restore to {}: it has {} ({size} bytes), {} needs {} ({} bytes)",
-                    to.display(),
-                    Size(size),
-                    device.name,
-                    Size(device.size),
-                    device.size
-                );
-            }
-        } else if to.symlink_metadata().is_ok() {
-            bail!(
-                "cannot restore to {}: it exists and is not a block device; name a device, or a file that does not exist",
-                to.display()
-            );
-        } else if to.starts_with("/dev") {
-            bail!(
-                "cannot restore to {}: there is no such device",
-                to.display()
-            );
-        }
-        Ok(Self {
-            name: device.name.clone(),
-            size: device.size,
-            from,
-            to,
-            to_device,
-        })
-    }
-
-    /// Opens the target. Nothing is written to a device by this, and the kernel keeps others from
-    /// using it.
-    fn open(self) -> Result<OpenJob> {
-        let mut options = File::options();
-        options.read(true).write(true);
-        if self.to_device {
-            // For a block device this means: not while it is mounted or otherwise claimed.
-            options.custom_flags(OFlags::EXCL.bits() as i32);
-        } else {
-            options.create_new(true);
-        }
-        let file = options.open(&self.to).map_err(|error| {
-            let busy = error.raw_os_error() == Some(Errno::BUSY.raw_os_error());
-            let why = if busy { " (it is in use)" } else { "" };
-            anyhow!(error).context(format!("cannot restore to {}{why}", self.to.display()))
-        })?;
-        Ok(OpenJob {
-            created: !self.to_device,
-            job: self,
-            file,
-        })
-    }
-}
-
-/// A job whose target is open. A file that was made for it is removed if it does not become whole.
-struct OpenJob {
-    job: Job,
-    file: File,
-    created: bool,
-}
-
-impl OpenJob {
-    /// Writes.
-    fn run(mut self, signals: &Signals) -> Result<Report> {
-        let Job {
-            name,
-            size,
-            from,
-            to,
-            to_device,
-        } = &self.job;
-        let source = Source::open(from)?;
-        let zeros = if *to_device {
-            Zeros::ZeroRange
-        } else {
-            self.file
-                .set_len(*size)
-                .with_context(|| format!("cannot make {} so large", to.display()))?;
-            Zeros::Skip
-        };
-        let mut target = Target::new(to, &self.file, zeros);
-        let data = data_of(from, *size)?;
-        let mut at = 0;
-        for range in data.iter().cloned().chain([*size..*size]) {
-            signals.check()?;
-            target.clear(at..range.start)?;
-            at = range.end;
-        }
-        let bytes = data.iter().map(|range| range.end - range.start).sum();
-        let mut progress = Progress::start(format!("{name}: restoring to {}", to.display()), bytes);
-        let Copied { written, .. } = copy(
-            &source,
-            &mut target,
-            data.into_iter(),
-            signals,
-            &mut progress,
-        )?;
-        fsync(&self.file).with_context(|| format!("cannot write back {}", to.display()))?;
-        self.created = false;
-        Ok(Report {
-            name: name.clone(),
-            target: to.clone(),
-            size: *size,
-            bytes_written: written,
-            seconds: progress.finish(),
-        })
-    }
-}
-
-impl Drop for OpenJob {
-    fn drop(&mut self) {
-        if self.created {
-            let _ = std::fs::remove_file(&self.job.to);
-        }
-    }
-}
-
-/// The parts of a file that are no holes.
-fn data_of(path: &Path, size: u64) -> Result<Vec<Range<u64>>> {
-    let failed = || format!("cannot find the holes of {}", path.display());
-    let file = File::open(path).with_context(failed)?;
-    let mut data = Vec::new();
-    let mut at = 0;
-    while at < size {
-        let start = match seek(&file, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => break,
-            Err(errno) => return Err(errno).with_context(failed),
-        };
-        at = seek(&file, SeekFrom::Hole(start))
-            .with_context(failed)?
-            .min(size);
-        data.push(start..at);
-    }
-    Ok(data)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
-
     use uuid::Uuid;
 
     use super::*;
+    use crate::manifest::tests::device;
+    use crate::testing::Store;
 
-    fn backup(dir: &Path, names: &[&str]) -> Manifest {
-        let devices = names.iter().map(|name| {
-            let file = format!("{name}.raw");
-            let raw = File::create(dir.join(&file)).unwrap();
-            raw.set_len(1 << 20).unwrap();
-            raw.write_all_at(name.as_bytes(), 300_000).unwrap();
-            Device {
-                name: (*name).into(),
-                path: format!("/dev/{name}").into(),
-                file,
-                size: 1 << 20,
-                generation: Uuid::nil(),
-                number: 1,
-                block_size: 65536,
-            }
-        });
-        let manifest = Manifest::new(Uuid::nil(), [0, 0], devices.collect());
-        manifest.write(dir).unwrap();
-        manifest
-    }
+    const SIZE: usize = 9 << 20;
 
-    fn restore(dir: &Path, to: &[String]) -> Result<()> {
-        run(&args::Restore {
-            backup: dir.to_owned(),
-            to: to.to_vec(),
-            json: true,
-        })
+    fn to(store: &Store, backup: &str, target: &str) -> Result<Vec<u8>> {
+        let path = store.path().join(target);
+        let targets = [format!("vda={}", path.display())];
+        restore(&store.path().join(backup), &targets, &Signals::catch()?)?;
+        let read = std::fs::read(&path)?;
+        std::fs::remove_file(&path)?;
+        Ok(read)
     }
 
     #[test]
-    fn files_are_restored_whole_or_not_at_all() {
-        let dir = tempfile::tempdir().unwrap();
-        backup(dir.path(), &["vda", "vdb"]);
-        let target = |name: &str| dir.path().join(name).display().to_string();
-        restore(
-            dir.path(),
-            &[
-                format!("vda={}", target("a")),
-                format!("/dev/vdb={}", target("b")),
-            ],
-        )
-        .unwrap();
-        for (file, name) in [("a", "vda"), ("b", "vdb")] {
-            let read = |name: String| std::fs::read(dir.path().join(name)).unwrap();
-            assert!(read(file.into()) == read(format!("{name}.raw")));
+    fn every_backup_of_a_chain_is_restored() {
+        let store = Store::new(SIZE as u64);
+        let mut data: Vec<u8> = (0..SIZE).map(|i| ((i * 7) >> 3) as u8 | 1).collect();
+        data[3 << 20..7 << 20].fill(0);
+        let mut all = vec![(store.full(&data), data.clone())];
+        for (at, value, length) in [(100, 0, 70_000), (5 << 20, 9, 65536), (5 << 20, 0, 4096)] {
+            data[at..at + length].fill(value);
+            let changed = at as u64..(at + length) as u64;
+            let base = all.last().unwrap().0.clone();
+            let id = store.incremental(&base, &data, &[changed]);
+            all.push((id, data.clone()));
         }
-        // A file that exists is not overwritten, and the other is not made.
-        let to = [
-            format!("vda={}", target("new")),
-            format!("vdb={}", target("b")),
-        ];
-        let error = restore(dir.path(), &to).unwrap_err();
-        assert!(error.to_string().contains("exists"), "{error:#}");
-        assert!(!dir.path().join("new").exists());
+        for (id, data) in &all {
+            assert!(to(&store, id, "out").unwrap() == *data, "{id}");
+        }
+        // The newest, by the directory of all.
+        assert!(to(&store, "", "out").unwrap() == data);
+    }
+
+    #[test]
+    fn a_flipped_bit_is_found_and_nothing_is_left() {
+        let store = Store::new(SIZE as u64);
+        let data = vec![3; SIZE];
+        let full = store.full(&data);
+        store.incremental(&full, &data, std::slice::from_ref(&(0..65536)));
+        let raw = store.path().join(&full).join("vda.raw");
+        let mut bytes = std::fs::read(&raw).unwrap();
+        bytes[5 << 20] ^= 1;
+        std::fs::write(&raw, bytes).unwrap();
+        let error = format!("{:#}", to(&store, "", "out").unwrap_err());
+        let place = format!("{full}/vda.raw is damaged: 1048576 bytes at byte 5242880");
+        assert!(error.contains(&place), "{error}");
+        assert!(!store.path().join("out").exists());
     }
 
     #[test]
     fn what_is_wrong_is_said_before_anything_is_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let empty = tempfile::tempdir().unwrap();
-        let mut manifest = backup(dir.path(), &["vda", "vdb"]);
-        let fails = |to: &[&str], why: &str| {
-            let to: Vec<_> = to.iter().map(|to| (*to).to_owned()).collect();
-            let error = restore(dir.path(), &to).unwrap_err();
-            assert!(format!("{error:#}").contains(why), "{error:#}");
+        let store = Store::new(SIZE as u64);
+        let data = vec![3; SIZE];
+        let full = store.full(&data);
+        let next = store.incremental(&full, &data, &[]);
+        let (full_dir, next_dir) = (store.path().join(&full), store.path().join(&next));
+        let fails = |backup: &str, target: &str, why: &str| {
+            let error = format!("{:#}", to(&store, backup, target).unwrap_err());
+            assert!(error.contains(why), "{why}: {error}");
+            assert!(!store.path().join("out").exists());
         };
-        fails(&["/tmp/x"], "the backup has vda, vdb");
-        fails(&["vda=/tmp/x-1", "vda=/tmp/x-2"], "two targets");
-        fails(&["vda=/tmp/x-1", "vdb=/tmp/x-1"], "target of two");
-        fails(&["vda=/dev/nonexistent"], "no such device");
-        fails(&["vda=/etc/passwd"], "exists");
-        std::fs::write(dir.path().join("vda.raw"), "short").unwrap();
-        fails(&["vda=/tmp/x-1"], "5 bytes in place of 1048576");
-        std::fs::remove_file(dir.path().join("vda.raw")).unwrap();
-        fails(&["vda=/tmp/x-1"], "damaged");
-        manifest.state = State::Updating;
-        manifest.write(dir.path()).unwrap();
-        fails(&["vda=/tmp/x-1"], "not whole");
-        assert!(restore(empty.path(), &["/tmp/x".into()]).is_err());
+        fails("", "/dev/nonexistent", "no such device");
+        fails("", "/etc/passwd", "exists and is not a block device");
+        fails("20200101T000000Z-00000000", "out", "there is no backup");
+        let raw = full_dir.join("vda.raw");
+        let whole = std::fs::read(&raw).unwrap();
+        std::fs::write(&raw, &whole[..SIZE - 1]).unwrap();
+        fails("", "out", "has 9437183 bytes in place of 9437184");
+        std::fs::remove_file(&raw).unwrap();
+        fails("", "out", "vda.raw: No such file");
+        std::fs::write(&raw, &whole).unwrap();
+        let manifest = next_dir.join("manifest.json");
+        let text = std::fs::read_to_string(&manifest).unwrap();
+        std::fs::write(&manifest, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
+        fails("", "out", "newer blksnap");
+        fails("", "out", "name an older one");
+        std::fs::write(&manifest, text).unwrap();
+        std::fs::rename(&full_dir, store.path().join("away")).unwrap();
+        fails("", "out", &format!("its base {full} is missing"));
+        let empty = tempfile::tempdir().unwrap();
+        let none = restore(empty.path(), &["/tmp/x".into()], &Signals::catch().unwrap());
+        assert!(
+            none.unwrap_err()
+                .to_string()
+                .contains("there is no backup in")
+        );
+    }
+
+    #[test]
+    fn each_device_has_one_target() {
+        let devices = vec![device("vda"), device("vdb")];
+        let manifest = Manifest::new(String::new(), Uuid::nil(), [0, 0], devices);
+        let paired = |to: &[&str]| {
+            let to: Vec<_> = to.iter().map(|to| (*to).to_owned()).collect();
+            let pairs = pair(&manifest, &to).map_err(|error| error.to_string())?;
+            Ok(pairs
+                .into_iter()
+                .map(|(d, to)| (d.name.clone(), to))
+                .collect::<Vec<_>>())
+        };
+        assert_eq!(
+            paired(&["/dev/vdb=/tmp/x", "vda=/tmp/y"]),
+            Ok(vec![
+                ("vdb".into(), "/tmp/x".into()),
+                ("vda".into(), "/tmp/y".into())
+            ])
+        );
+        for (to, why) in [
+            (vec!["/tmp/x"], "the backup has vda, vdb"),
+            (vec!["vda=/tmp/x", "vda=/tmp/y"], "two targets"),
+            (vec!["vda=/tmp/x", "vdb=/tmp/x"], "target of two"),
+        ] {
+            let error: String = paired(&to).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
     }
 }

@@ -7,8 +7,6 @@
 //! marks both in the change map that is being read. A mark does not show where the map says "changed
 //! since the last snapshot" already; but where our own storage is, is known.
 
-use std::ops::Range;
-
 use blksnap::{ByteSet, CbtInfo, ChangeMap, Session};
 
 /// What was known of a device at some time.
@@ -47,13 +45,10 @@ pub fn is_inside(inner: &ByteSet, outer: &ByteSet) -> bool {
         .all(|range| outer.outside(range).next().is_none())
 }
 
-/// The ranges of a set.
-pub fn ranges(set: &ByteSet) -> Vec<Range<u64>> {
-    set.iter().collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
 
     fn set(ranges: &[Range<u64>]) -> ByteSet {
@@ -75,7 +70,10 @@ mod tests {
         // The second block was marked before, so that only the storage tells.
         let later = known(&[0, 2, 2], &[0..1024, 4096..4608, 9 * 4096..10 * 4096]);
         assert_eq!(
-            ranges(&later.changed_since(&before, 3 * 4096)),
+            later
+                .changed_since(&before, 3 * 4096)
+                .iter()
+                .collect::<Vec<_>>(),
             [512..1024, 4096..4608, 8192..12288]
         );
     }

@@ -3,19 +3,19 @@
 //! The backup of one device: copied, brought up to date with what changed in its image meanwhile,
 //! compared.
 
-use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use blksnap::{ByteSet, CbtInfo, Session};
 
-use super::again::{Known, is_inside, ranges};
-use super::directory::Draft;
+use super::again::{Known, is_inside};
 use super::plan::Plan;
-use super::report::{DeviceReport, Kind};
+use super::record::Recorder;
+use super::report::DeviceReport;
+use crate::chain::{Chain, Layer};
 use crate::compare::compare;
-use crate::copy::{Source, Target, Zeros, copy};
+use crate::copy::Source;
 use crate::progress::Progress;
 use crate::signals::Signals;
 
@@ -30,34 +30,40 @@ pub struct Job<'a> {
     image: &'a Path,
     info: CbtInfo,
     plan: Plan,
-    draft: Draft,
+    recorder: Recorder,
     /// What was known before the last copying began.
     known: Known,
     report: DeviceReport,
 }
 
 impl<'a> Job<'a> {
-    /// Prepares the backup of the device number `index` to a draft.
+    /// Prepares the backup of the device number `index`.
     pub fn new(
         session: &'a Session,
         signals: &'a Signals,
         index: usize,
         info: CbtInfo,
         plan: Plan,
-        draft: Draft,
+        recorder: Recorder,
     ) -> Result<Self> {
         let image = session.images()[index].path.as_path();
-        let (kind, reason, since) = match &plan {
-            Plan::Full { reason } => (Kind::Full, reason.clone(), None),
-            Plan::Incremental { since } => (Kind::Incremental, String::new(), Some(*since)),
-        };
+        let entry = recorder.entry();
+        let size = Source::open(image)?.size();
+        if size != info.capacity {
+            bail!(
+                "{} has {} bytes, its image {} has {size}",
+                entry.path.display(),
+                info.capacity,
+                image.display(),
+            );
+        }
         let report = DeviceReport {
-            device: draft.entry.path.clone(),
+            device: entry.path.clone(),
             image: image.to_owned(),
-            file: draft.entry.file.clone().into(),
-            kind,
-            reason,
-            since,
+            file: entry.file.clone().into(),
+            kind: entry.kind,
+            reason: entry.reason.clone(),
+            since: plan.since(),
             number: info.number,
             generation: info.generation.0,
             size: info.capacity,
@@ -77,30 +83,25 @@ impl<'a> Job<'a> {
             image,
             info,
             plan,
-            draft,
+            recorder,
             report,
         })
-    }
-
-    /// Whether the earlier backup is changed in place.
-    pub fn in_place(&self) -> bool {
-        self.draft.in_place()
     }
 
     /// Copies what the plan says.
     pub fn copy(&mut self) -> Result<()> {
         let path = self.report.device.display();
-        let (what, ranges) = match self.plan {
-            Plan::Full { .. } => (
+        let (what, places) = match self.plan.since() {
+            None => (
                 format!("{path}: copying everything"),
                 std::iter::once(0..self.info.capacity).collect(),
             ),
-            Plan::Incremental { since } => (
+            Some(since) => (
                 format!("{path}: copying what changed since snapshot {since}"),
                 self.known.map().changed_since(since).collect(),
             ),
         };
-        self.copy_ranges(what, ranges, self.draft.zeros())?;
+        self.copy_places(what, places)?;
         Ok(())
     }
 
@@ -112,44 +113,35 @@ impl<'a> Job<'a> {
         if !changed.is_empty() {
             let path = self.report.device.display();
             let what = format!("{path}: copying again what has changed in the image");
-            // What is zero now was not when it was copied before.
-            let copied = self.copy_ranges(what, ranges(&changed), Zeros::Punch)?;
-            self.report.bytes_copied_again += copied;
+            let read = self.copy_places(what, changed.clone())?;
+            self.report.bytes_copied_again += read;
         }
         Ok(changed)
     }
 
-    /// Copies ranges; gives how many bytes were read.
-    fn copy_ranges(&mut self, what: String, ranges: Vec<Range<u64>>, zeros: Zeros) -> Result<u64> {
-        let source = self.source()?;
-        let mut target = Target::new(self.draft.path(), self.draft.file(), zeros);
-        let bytes = ranges.iter().map(|range| range.end - range.start).sum();
-        let mut progress = Progress::start(what, bytes);
-        let ranges = ranges.into_iter();
-        let copied = copy(&source, &mut target, ranges, self.signals, &mut progress)?;
+    /// Copies places; gives how many bytes were read.
+    fn copy_places(&mut self, what: String, places: ByteSet) -> Result<u64> {
+        let copied = self.recorder.copy(what, self.image, places, self.signals)?;
         self.report.bytes_copied += copied.read;
         self.report.bytes_written += copied.written;
-        self.report.seconds += progress.finish();
+        self.report.seconds += copied.seconds;
         Ok(copied.read)
     }
 
-    /// Compares all of the backup with the image.
+    /// Compares all of the backup, the base too, with the image.
     pub fn verify(&mut self) -> Result<()> {
-        self.verify_ranges(vec![0..self.info.capacity])?;
+        self.verify_places(std::iter::once(0..self.info.capacity).collect())?;
         self.report.verified = true;
         Ok(())
     }
 
-    /// Compares ranges. A difference is an error, unless the image is known to have changed there.
-    pub fn verify_ranges(&mut self, mut todo: Vec<Range<u64>>) -> Result<()> {
+    /// Compares places. A difference is an error, unless the image is known to have changed there.
+    pub fn verify_places(&mut self, mut todo: ByteSet) -> Result<()> {
         loop {
+            let chain = self.chain()?;
             let what = format!("{}: comparing", self.report.device.display());
-            let bytes = todo.iter().map(|range| range.end - range.start).sum();
-            let mut progress = Progress::start(what, bytes);
-            let source = self.source()?;
-            let path = self.draft.path();
-            let pieces = todo.into_iter();
-            let wrong = compare(&source, path, pieces, self.signals, &mut progress)?;
+            let mut progress = Progress::start(what, todo.len());
+            let wrong = compare(self.image, &chain, &todo, self.signals, &mut progress)?;
             progress.finish();
             if wrong.is_empty() {
                 return Ok(());
@@ -158,23 +150,32 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// The backup as it is now.
+    fn chain(&mut self) -> Result<Chain> {
+        let parts = self.plan.parts().iter().rev();
+        let layers = parts.map(|(dir, device)| Layer::open(dir.clone(), device));
+        let mut layers = layers.collect::<Result<Vec<_>>>()?;
+        layers.push(self.recorder.layer()?);
+        Ok(Chain::new(layers))
+    }
+
     /// Copies again what has changed in the image, and gives that, if this explains the differences.
-    fn copy_explained(&mut self, wrong: &ByteSet) -> Result<Vec<Range<u64>>> {
+    fn copy_explained(&mut self, wrong: &ByteSet) -> Result<ByteSet> {
         let mut changed = ByteSet::default();
         for _ in 0..LOOKS {
             self.copy_again()?
                 .iter()
                 .for_each(|range| changed.insert(range));
             if is_inside(wrong, &changed) {
-                return Ok(ranges(&changed));
+                return Ok(changed);
             }
             // Storage of somebody else reads as zeros just before it is marked.
             std::thread::sleep(LOOK);
         }
         let first = wrong.iter().next().unwrap_or_default();
         bail!(
-            "the backup {} differs from the image: {} bytes, in {} places, the first at byte {} ({} bytes)",
-            self.draft.path().display(),
+            "the backup of {} differs from the image: {} bytes, in {} places, the first at byte {} ({} bytes)",
+            self.report.device.display(),
             wrong.len(),
             wrong.iter().count(),
             first.start,
@@ -182,27 +183,12 @@ impl<'a> Job<'a> {
         )
     }
 
-    /// Opens the image.
-    fn source(&self) -> Result<Source<'a>> {
-        let source = Source::open(self.image)?;
-        if source.size() != self.info.capacity {
-            bail!(
-                "{} has {} bytes, its image {} has {}",
-                self.report.device.display(),
-                self.info.capacity,
-                self.image.display(),
-                source.size()
-            );
-        }
-        Ok(source)
-    }
-
-    /// The result, and what was done.
-    pub fn finish(mut self) -> (Draft, DeviceReport) {
-        self.report.blocks_changed = match self.plan {
-            Plan::Full { .. } => self.info.block_count.into(),
-            Plan::Incremental { since } => self.known.map().count_since(since) as u64,
+    /// What was recorded, to be finished, and what was done.
+    pub fn finish(mut self) -> (Recorder, DeviceReport) {
+        self.report.blocks_changed = match self.plan.since() {
+            None => self.info.block_count.into(),
+            Some(since) => self.known.map().count_since(since) as u64,
         };
-        (self.draft, self.report)
+        (self.recorder, self.report)
     }
 }

@@ -2,9 +2,17 @@
 
 //! Full or incremental: what is known decides.
 
-use blksnap::CbtInfo;
+use std::path::PathBuf;
 
-use crate::manifest;
+use anyhow::Result;
+use blksnap::CbtInfo;
+use uuid::Uuid;
+
+use super::Given;
+use crate::chain;
+use crate::format::{self, Format};
+use crate::manifest::{Device, Manifest};
+use crate::repository::Repository;
 
 /// How a device is copied.
 pub enum Plan {
@@ -17,71 +25,191 @@ pub enum Plan {
     Incremental {
         /// Its number.
         since: u8,
+        /// Where the rest is: the newest part of the device first.
+        parts: Vec<(PathBuf, Device)>,
     },
 }
 
-/// The number since which changes are wanted; or why it is not known what has changed.
-pub fn since(old: &manifest::Device, info: &CbtInfo) -> Result<u8, String> {
-    if old.size != info.capacity {
+impl Plan {
+    /// The number of the snapshot since which changes are copied.
+    pub fn since(&self) -> Option<u8> {
+        match self {
+            Self::Full { .. } => None,
+            Self::Incremental { since, .. } => Some(*since),
+        }
+    }
+
+    /// Where the rest is, the newest part first.
+    pub fn parts(&self) -> &[(PathBuf, Device)] {
+        match self {
+            Self::Full { .. } => &[],
+            Self::Incremental { parts, .. } => parts,
+        }
+    }
+
+    /// The newest part, as the files of the new backup name it.
+    pub fn base(&self) -> Option<format::Base> {
+        let (dir, device) = self.parts().first()?;
+        Some(format::Base::new(dir, &device.file))
+    }
+
+    /// Decides for a device.
+    pub fn new(
+        repository: &Repository,
+        base: &Base,
+        device: &Given,
+        info: &CbtInfo,
+        format: Format,
+    ) -> Self {
+        let find = || {
+            let base = base.as_ref().map_err(Clone::clone)?;
+            let old = same(base, device).ok_or("it was not backed up before")?;
+            let since = since(old, info, format)?;
+            let parts =
+                chain::parts(repository, base, old).map_err(|error| format!("{error:#}"))?;
+            Ok(Self::Incremental { since, parts })
+        };
+        find().unwrap_or_else(|reason| Self::Full { reason })
+    }
+}
+
+/// The backup that an incremental one would be based on, or why there is none.
+pub type Base = Result<Manifest, String>;
+
+/// The newest backup, if it may be the base.
+pub fn base(repository: &Repository, full: bool) -> Result<Base> {
+    if full {
+        return Ok(Err("asked for".into()));
+    }
+    Ok(match repository.newest() {
+        Err(error) => Err(format!("{error:#}")),
+        Ok(None) => Err("there is no earlier backup here".into()),
+        Ok(Some(manifest)) => Ok(manifest),
+    })
+}
+
+/// A device in the base.
+pub fn same<'a>(base: &'a Manifest, device: &Given) -> Option<&'a Device> {
+    let mut devices = base.devices.iter();
+    devices.find(|old| is_same(old, device))
+}
+
+/// Whether a device that was backed up is the one that was named.
+pub fn is_same(old: &Device, device: &Given) -> bool {
+    old.path == device.path || old.name == device.name
+}
+
+/// The number since which changes are wanted; or why that is of no use.
+fn since(old: &Device, info: &CbtInfo, format: Format) -> Result<u8, String> {
+    if old.file_format != format {
         return Err(format!(
-            "the device had {} bytes at the last backup, and has {} now",
-            old.size, info.capacity
+            "the last backup has the format {}, and {format} is asked for",
+            old.file_format
         ));
     }
-    if old.generation != info.generation.0 {
+    continued(old.size, old.generation, old.number, info)
+}
+
+/// The same for what was kept of a device: its size, the generation and the number of the snapshot.
+pub fn continued(size: u64, generation: Uuid, number: u8, info: &CbtInfo) -> Result<u8, String> {
+    if size != info.capacity {
+        return Err(format!(
+            "the device had {size} bytes at the last backup, and has {} now",
+            info.capacity
+        ));
+    }
+    if generation != info.generation.0 {
         return Err(
             "its changes were not tracked all the time since the last backup (a reboot, the module reloaded, or \
              255 snapshots)"
                 .into(),
         );
     }
-    if old.number >= info.number {
+    if number >= info.number {
         return Err(format!(
-            "the last backup has the number {}, the snapshot {}",
-            old.number, info.number
+            "the last backup has the number {number}, the snapshot {}",
+            info.number
         ));
     }
-    Ok(old.number)
+    Ok(number)
 }
 
 #[cfg(test)]
 mod tests {
     use blksnap::{DevId, GenerationId};
-    use uuid::Uuid;
 
     use super::*;
+    use crate::manifest::tests::device;
+    use crate::testing::Store;
+
+    const SIZE: u64 = 1 << 20;
+
+    fn info() -> CbtInfo {
+        CbtInfo {
+            device: DevId { major: 8, minor: 0 },
+            block_size: 65536,
+            capacity: SIZE,
+            block_count: 16,
+            generation: GenerationId(device("vda").generation),
+            number: 4,
+        }
+    }
 
     #[test]
     fn only_a_known_past_is_continued() {
-        let old = manifest::Device {
-            name: "vda".into(),
-            path: "/dev/vda".into(),
-            file: "vda.raw".into(),
-            size: 1 << 20,
-            generation: Uuid::from_u128(1),
+        let old = Device {
+            size: SIZE,
+            ..device("vda")
+        };
+        let since = |info| since(&old, &info, Format::Raw);
+        assert_eq!(since(info()), Ok(3));
+        let number = CbtInfo {
             number: 3,
-            block_size: 65536,
+            ..info()
         };
-        let info = CbtInfo {
-            device: DevId { major: 8, minor: 0 },
-            block_size: 65536,
-            capacity: 1 << 20,
-            block_count: 16,
-            generation: GenerationId(Uuid::from_u128(1)),
-            number: 4,
-        };
-        assert_eq!(since(&old, &info), Ok(3));
-        let number = CbtInfo { number: 3, ..info };
-        assert!(since(&old, &number).unwrap_err().contains("number"));
+        assert!(since(number).unwrap_err().contains("number"));
         let capacity = CbtInfo {
             capacity: 2 << 20,
-            ..info
+            ..info()
         };
-        assert!(since(&old, &capacity).unwrap_err().contains("bytes"));
+        assert!(since(capacity).unwrap_err().contains("bytes"));
         let generation = CbtInfo {
-            generation: GenerationId(Uuid::from_u128(2)),
-            ..info
+            generation: GenerationId(Uuid::from_u128(7)),
+            ..info()
         };
-        assert!(since(&old, &generation).unwrap_err().contains("tracked"));
+        assert!(since(generation).unwrap_err().contains("tracked"));
+    }
+
+    #[test]
+    fn without_a_good_base_it_is_full_and_why_is_said() {
+        let store = Store::new(SIZE);
+        let given = |name: &str| Given {
+            path: format!("/dev/{name}").into(),
+            id: info().device,
+            name: name.into(),
+        };
+        let plan = |name: &str, full: bool| {
+            let repository = Repository::create(store.path()).unwrap();
+            let base = base(&repository, full).unwrap();
+            match Plan::new(&repository, &base, &given(name), &info(), Format::Raw) {
+                Plan::Full { reason } => reason,
+                Plan::Incremental { since, parts } => format!("{since}, {} parts", parts.len()),
+            }
+        };
+        assert_eq!(plan("vda", false), "there is no earlier backup here");
+        let data = vec![1; SIZE as usize];
+        let full = store.full(&data);
+        assert_eq!(plan("vda", false), "1, 1 parts");
+        let next = store.incremental(&full, &data, &[]);
+        assert_eq!(plan("vda", false), "2, 2 parts");
+        assert_eq!(plan("vda", true), "asked for");
+        assert_eq!(plan("vdb", false), "it was not backed up before");
+        let file = store.path().join(&full).join("vda.raw");
+        std::fs::write(&file, "short").unwrap();
+        assert!(plan("vda", false).contains("has 5 bytes in place of 1048576"));
+        std::fs::remove_dir_all(store.path().join(&full)).unwrap();
+        assert!(plan("vda", false).contains(&format!("its base {full} is missing")));
+        std::fs::write(store.path().join(next).join("manifest.json"), "{").unwrap();
+        assert!(plan("vda", false).contains("is damaged"));
     }
 }

@@ -12,13 +12,18 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::unix_ns;
+use crate::manifest::Kind;
 use crate::size::Size;
 
 /// What a backup has done.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Where the backup is.
+    /// The directory of backups.
     pub directory: PathBuf,
+    /// The name of this one.
+    pub backup: String,
+    /// The one it is based on.
+    pub base: Option<String>,
     /// The snapshot it was made from.
     pub snapshot: Uuid,
     /// When that was taken.
@@ -70,16 +75,6 @@ impl From<Taken> for TakenReport {
     }
 }
 
-/// How a device was copied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// All of it.
-    Full,
-    /// What has changed.
-    Incremental,
-}
-
 /// What was done with one device.
 #[derive(Debug, Serialize)]
 pub struct DeviceReport {
@@ -120,33 +115,39 @@ pub struct DeviceReport {
     pub bytes_copied_again: u64,
 }
 
+impl fmt::Display for DeviceReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}, ", self.device.display(), Size(self.size))?;
+        match self.since {
+            Some(since) => write!(
+                f,
+                "incremental since snapshot {since}: {} of {} blocks of {} changed, {} copied",
+                self.blocks_changed,
+                self.blocks,
+                Size(self.block_size.into()),
+                Size(self.bytes_copied)
+            )?,
+            None => write!(
+                f,
+                "full ({}): {} copied, {} stored",
+                self.reason,
+                Size(self.bytes_copied),
+                Size(self.bytes_written)
+            )?,
+        }
+        f.write_str(if self.verified {
+            ", compared and equal"
+        } else {
+            ""
+        })
+    }
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dir = self.directory.join(&self.backup);
         for device in &self.devices {
-            write!(f, "{}: {}, ", device.device.display(), Size(device.size))?;
-            match device.since {
-                Some(since) => write!(
-                    f,
-                    "incremental since snapshot {since}: {} of {} blocks of {} changed, {} copied",
-                    device.blocks_changed,
-                    device.blocks,
-                    Size(device.block_size.into()),
-                    Size(device.bytes_copied)
-                )?,
-                None => write!(
-                    f,
-                    "full ({}): {} copied, {} stored",
-                    device.reason,
-                    Size(device.bytes_copied),
-                    Size(device.bytes_written)
-                )?,
-            }
-            let end = if device.verified {
-                ", compared and equal"
-            } else {
-                ""
-            };
-            writeln!(f, "{end}; {}", self.directory.join(&device.file).display())?;
+            writeln!(f, "{device}; {}", dir.join(&device.file).display())?;
         }
         if let Some(copied) = self.copied_to_storage {
             write!(f, "difference storage: {} used of ", Size(copied))?;

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! `blksnap backup DEV --to -`: one device as an rbd-diff on standard output.
+//!
+//! What the receiver has is not known here, so a file keeps what an incremental backup needs to
+//! know: the generation and number of the last snapshot, and the name it has for the receiver. It is
+//! replaced after all was written. A stream that fails has no end, which the receiver sees.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::job::Job;
+use super::plan::Plan;
+use super::record::Recorder;
+use super::{Given, catch_up, explain, new_entry, plan};
+use crate::args;
+use crate::format::Format;
+use crate::format::rbd_diff::Stream;
+use crate::hold;
+use crate::output;
+use crate::repository::{name_of, sync_dir};
+use crate::signals::Signals;
+
+/// What [`State::format`] says.
+const FORMAT: &str = "blksnap-state";
+/// The newest version known here.
+const VERSION: u32 = 1;
+
+/// What is known of the last backup.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct State {
+    format: String,
+    version: u32,
+    /// The name of the snapshot in the stream.
+    snapshot: String,
+    path: PathBuf,
+    size: u64,
+    generation: Uuid,
+    number: u8,
+}
+
+/// Writes a backup to standard output.
+pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<()> {
+    let [device] = devices else {
+        bail!("only one device can be written to standard output");
+    };
+    ensure!(
+        args.format == Format::RbdDiff,
+        "only the format rbd-diff can be written to standard output: give --format rbd-diff"
+    );
+    ensure!(
+        !args.verify && !args.json,
+        "--verify and --json need a directory: standard output is the backup"
+    );
+    let stdout = std::io::stdout();
+    ensure!(
+        !stdout.is_terminal(),
+        "the backup is not for a terminal: redirect standard output to a file or a pipe"
+    );
+    let old = State::read(args.state.as_deref(), args.full)?;
+
+    let mut session = hold::open(&[device.id], &args.storage, Path::new("."))?;
+    let taken = session.take()?;
+    signals.check()?;
+    hold::after_take(args.exec_after_take.as_deref(), &session, signals)?;
+    let info = session.control().tracker(device.id)?;
+    let info = info.with_context(|| format!("{} is no longer tracked", device.path.display()))?;
+    let since = old.and_then(|old| {
+        let number = plan::continued(old.size, old.generation, old.number, &info)?;
+        Ok((number, old.snapshot))
+    });
+    let (plan, from) = match since {
+        Ok((since, from)) => {
+            let parts = Vec::new();
+            (Plan::Incremental { since, parts }, Some(from))
+        }
+        Err(reason) => (Plan::Full { reason }, None),
+    };
+    if let Plan::Full { reason } = &plan {
+        output::remark(format!(
+            "{}: a full backup is made: {reason}",
+            device.path.display()
+        ));
+    }
+    let to = name_of(taken.before.wall, session.id().0)?;
+    let out = File::from(stdout.as_fd().try_clone_to_owned()?);
+    let stream = Stream::new(
+        Box::new(out),
+        "standard output",
+        info.capacity,
+        from.as_deref(),
+        &to,
+    )?;
+    let entry = new_entry(device, &info, &plan, Format::RbdDiff);
+    let recorder = Recorder::with(PathBuf::new(), entry, Box::new(stream));
+    let mut jobs = [Job::new(&session, signals, 0, info, plan, recorder)?];
+    let copied = jobs[0].copy().and_then(|()| catch_up(&mut jobs, false));
+    copied.map_err(|error| explain(error, &session))?;
+    let [job] = jobs;
+    let (recorder, report) = job.finish();
+    // The end is written only if all before it is good.
+    session.check()?;
+    recorder.close()?;
+    if let Some(path) = &args.state {
+        State {
+            format: FORMAT.into(),
+            version: VERSION,
+            snapshot: to,
+            path: device.path.clone(),
+            size: info.capacity,
+            generation: info.generation.0,
+            number: info.number,
+        }
+        .write(path)?;
+    }
+    session.destroy()?;
+    output::remark(report.to_string());
+    Ok(())
+}
+
+impl State {
+    /// Reads the file; or says why a full backup is made.
+    fn read(path: Option<&Path>, full: bool) -> Result<Result<Self, String>> {
+        let Some(path) = path else {
+            return Ok(Err("there is no --state to tell what changed since".into()));
+        };
+        let failed = || format!("the state {}", path.display());
+        let text = match fs::read_to_string(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Ok(Err(format!("{} does not exist", path.display())));
+            }
+            text => text.with_context(failed)?,
+        };
+        // Also when a full backup is asked for: nothing else is overwritten.
+        let state: Self = serde_json::from_str(&text).with_context(failed)?;
+        ensure!(
+            state.format == FORMAT && state.version <= VERSION,
+            "{}: not written by this version of blksnap",
+            failed()
+        );
+        Ok(if full {
+            Err("asked for".into())
+        } else {
+            Ok(state)
+        })
+    }
+
+    /// Replaces the file: the old one or the new one is there after a crash.
+    fn write(&self, path: &Path) -> Result<()> {
+        let mut new = path.as_os_str().to_owned();
+        new.push(".new");
+        let write = || -> std::io::Result<()> {
+            let mut file = File::create(&new)?;
+            file.write_all(&serde_json::to_vec_pretty(self)?)?;
+            file.write_all(b"\n")?;
+            file.sync_all()?;
+            fs::rename(&new, path)
+        };
+        write().with_context(|| format!("cannot write {}", path.display()))?;
+        match path.parent() {
+            Some(dir) if dir != Path::new("") => sync_dir(dir),
+            _ => sync_dir(Path::new(".")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_is_kept_and_only_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let read = |full| State::read(Some(&path), full);
+        assert!(
+            State::read(None, false)
+                .unwrap()
+                .unwrap_err()
+                .contains("--state")
+        );
+        assert!(read(false).unwrap().unwrap_err().contains("does not exist"));
+        let state = |version| State {
+            format: FORMAT.into(),
+            version,
+            snapshot: "20261124T201629Z-00000001".into(),
+            path: "/dev/vda".into(),
+            size: 4096,
+            generation: Uuid::from_u128(1),
+            number: 3,
+        };
+        state(1).write(&path).unwrap();
+        assert_eq!(read(false).unwrap(), Ok(state(1)));
+        assert_eq!(read(true).unwrap(), Err("asked for".into()));
+        state(2).write(&path).unwrap();
+        assert!(read(false).is_err());
+        fs::write(&path, "root:x:0:0").unwrap();
+        assert!(read(true).is_err(), "no other file is replaced");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

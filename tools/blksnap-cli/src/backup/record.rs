@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! The files of one device in a backup being made: ranges of an image come in, the data goes to the
+//! one file, the extents with their checksums to the other.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use blksnap::ByteSet;
+
+use crate::buffer::Buffer;
+use crate::chain::Layer;
+use crate::copy::{Source, pieces, round_out};
+use crate::extents::{Extents, cut};
+use crate::format::{Base, Reader, Writer};
+use crate::manifest::Device;
+use crate::pipeline;
+use crate::progress::Progress;
+use crate::signals::Signals;
+
+/// Direct I/O wants no smaller pieces.
+const BLOCK: u64 = 4096;
+
+/// What a copy has moved.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Copied {
+    /// Bytes read from the image.
+    pub read: u64,
+    /// Bytes stored; zeros are not.
+    pub written: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Records one device.
+pub struct Recorder {
+    dir: PathBuf,
+    entry: Device,
+    writer: Box<dyn Writer>,
+    extents: Extents,
+}
+
+impl Recorder {
+    /// Makes the file that `entry` names, in the directory of the backup `id`.
+    pub fn create(dir: &Path, id: &str, entry: Device, base: Option<&Base>) -> Result<Self> {
+        let path = dir.join(&entry.file);
+        let writer = entry.file_format.create(&path, entry.size, id, base)?;
+        Ok(Self::with(dir.to_owned(), entry, writer))
+    }
+
+    /// Stores what is recorded by a writer.
+    pub fn with(dir: PathBuf, entry: Device, writer: Box<dyn Writer>) -> Self {
+        Self {
+            dir,
+            entry,
+            writer,
+            extents: Extents::default(),
+        }
+    }
+
+    /// What the manifest will say.
+    pub fn entry(&self) -> &Device {
+        &self.entry
+    }
+
+    /// Copies places of the image. What was copied before is replaced.
+    pub fn copy(
+        &mut self,
+        what: String,
+        image: &Path,
+        places: ByteSet,
+        signals: &Signals,
+    ) -> Result<Copied> {
+        let unit = self.writer.granularity().max(BLOCK);
+        let places = round_out(&places, unit, self.entry.size);
+        let places = self.extents.take_out(places);
+        let mut progress = Progress::start(what, places.len());
+        let (mut copied, mut stored) = (Copied::default(), Vec::new());
+        let ranges: Vec<_> = places.iter().collect();
+        let start = || {
+            let mut source = Source::open(image)?;
+            Ok(move |buffer: &mut Buffer, piece: &std::ops::Range<u64>| {
+                let bytes = &mut buffer.bytes_mut()[..(piece.end - piece.start) as usize];
+                source.read(piece.start, bytes)?;
+                Ok(cut(bytes, piece.start))
+            })
+        };
+        let pieces = pieces(ranges.iter().cloned());
+        pipeline::run(pieces, start, signals, |buffer, piece, extents| {
+            for extent in &extents {
+                let at = (extent.start - piece.start) as usize;
+                let bytes = &buffer.bytes()[at..at + extent.length as usize];
+                match extent.hash {
+                    Some(_) => self.writer.write(extent.start, bytes)?,
+                    None => self.writer.zero(extent.range())?,
+                }
+                copied.written += extent.hash.map_or(0, |_| extent.length);
+            }
+            stored.extend(extents);
+            copied.read += piece.end - piece.start;
+            progress.advance(piece.end - piece.start);
+            Ok(())
+        })?;
+        self.extents.add(stored);
+        copied.seconds = progress.finish();
+        Ok(copied)
+    }
+
+    /// What was recorded so far, to be read.
+    pub fn layer(&mut self) -> Result<Layer> {
+        self.writer.finish()?;
+        Ok(Layer {
+            dir: self.dir.clone(),
+            device: self.entry.clone(),
+            extents: self.extents.clone(),
+            hidden: ByteSet::default(),
+        })
+    }
+
+    /// Makes the data whole, where there is no list of extents.
+    pub fn close(mut self) -> Result<()> {
+        self.writer.finish()
+    }
+
+    /// Makes the files whole and durable, and gives what the manifest says of them.
+    pub fn finish(mut self) -> Result<Device> {
+        self.writer.finish()?;
+        let path = self.dir.join(&self.entry.file);
+        let meta = path.metadata();
+        let meta = meta.with_context(|| format!("cannot look at {}", path.display()))?;
+        let (hash, _) = self.extents.write(&self.dir.join(&self.entry.extents))?;
+        self.entry.file_size = meta.len();
+        self.entry.extents_blake3 = hash.to_hex().to_string();
+        (self.entry.data_bytes, self.entry.zero_bytes) = self.extents.totals();
+        Ok(self.entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::tests::device;
+
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn what_is_copied_again_replaces_what_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        let mut data: Vec<u8> = (0..10 * MIB + 512)
+            .map(|i| ((i * 7) >> 3) as u8 | 1)
+            .collect();
+        data[2 * MIB..5 * MIB].fill(0);
+        std::fs::write(&image, &data).unwrap();
+        let size = data.len() as u64;
+        let entry = Device {
+            size,
+            ..device("vda")
+        };
+        let signals = Signals::catch().unwrap();
+        let mut recorder = Recorder::create(dir.path(), "id", entry, None).unwrap();
+        let all = std::iter::once(0..size).collect();
+        let copied = recorder.copy("test".into(), &image, all, &signals).unwrap();
+        assert_eq!((copied.read, copied.written), (size, size - 3 * MIB as u64));
+        // One byte comes and one becomes a zero of many.
+        data[3 * MIB + 5] = 1;
+        data[6 * MIB..7 * MIB].fill(0);
+        std::fs::write(&image, &data).unwrap();
+        let mib = MIB as u64;
+        let changed = [3 * mib + 5..3 * mib + 6, 6 * mib..7 * mib];
+        let changed = changed.into_iter().collect();
+        let copied = recorder
+            .copy("again".into(), &image, changed, &signals)
+            .unwrap();
+        assert_eq!(
+            copied.read,
+            BLOCK + mib,
+            "a block of zeros, an extent of data"
+        );
+        let layer = recorder.layer().unwrap();
+        let mut read = vec![0; data.len()];
+        for extent in layer.extents.data() {
+            let range = extent.start as usize..extent.range().end as usize;
+            layer
+                .reader()
+                .unwrap()
+                .read(extent.start, &mut read[range.clone()])
+                .unwrap();
+            assert!(extent.matches(&read[range]));
+        }
+        assert!(read == data);
+        let entry = recorder.finish().unwrap();
+        assert_eq!(entry.data_bytes + entry.zero_bytes, size);
+        assert!(std::fs::read(dir.path().join("vda.raw")).unwrap() == data);
+    }
+}

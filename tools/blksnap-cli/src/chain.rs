@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! One device in a chain of backups: a full one, and what has changed since, layer upon layer.
+//!
+//! Every layer has extents; of what several layers have, the newest is what is seen. An extent of
+//! data is read and checked as a whole, also if only a part of it is seen.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use blake3::Hash;
+use blksnap::ByteSet;
+
+use crate::buffer::Buffer;
+use crate::extents::{Extent, Extents};
+use crate::format::Reader;
+use crate::manifest::{Device, Kind, Manifest};
+use crate::pipeline;
+use crate::repository::Repository;
+use crate::signals::Signals;
+
+/// What one backup has of a device.
+pub struct Layer {
+    /// The directory of the backup.
+    pub dir: PathBuf,
+    /// What the manifest says.
+    pub device: Device,
+    /// What it has.
+    pub extents: Extents,
+    /// What newer layers have.
+    pub hidden: ByteSet,
+}
+
+impl Layer {
+    /// Reads the list of extents of a device of a backup.
+    pub fn open(dir: PathBuf, device: &Device) -> Result<Self> {
+        check_files(&dir, device)?;
+        let hash = Hash::from_hex(&device.extents_blake3)
+            .with_context(|| format!("damaged manifest of {}", dir.display()))?;
+        Ok(Self {
+            extents: Extents::read(&dir.join(&device.extents), hash, device.size)?,
+            device: device.clone(),
+            dir,
+            hidden: ByteSet::default(),
+        })
+    }
+
+    /// The file of its data.
+    pub fn file(&self) -> PathBuf {
+        self.dir.join(&self.device.file)
+    }
+
+    /// Opens the file of its data.
+    pub fn reader(&self) -> Result<Box<dyn Reader>> {
+        self.device.file_format.open(&self.file(), self.device.size)
+    }
+
+    /// The parts of an extent that are seen.
+    pub fn visible(&self, extent: &Extent) -> impl Iterator<Item = Range<u64>> {
+        self.hidden.outside(extent.range())
+    }
+
+    /// The extents of data that are seen.
+    pub fn data(&self) -> impl Iterator<Item = &Extent> + Clone {
+        let data = self.extents.data();
+        data.filter(|extent| self.visible(extent).next().is_some())
+    }
+
+    /// Bytes that are seen of the extents of data.
+    pub fn data_bytes(&self) -> u64 {
+        let parts = self.data().flat_map(|extent| self.visible(extent));
+        parts.map(|part| part.end - part.start).sum()
+    }
+
+    /// Reads extents of data, in order, in several threads, and hands each to `sink`, and whether
+    /// its checksum is right, or why it could not be read.
+    pub fn read<'a>(
+        &'a self,
+        extents: impl Iterator<Item = &'a Extent> + Clone + Send,
+        signals: &Signals,
+        mut sink: impl FnMut(&'a Extent, &[u8], Result<()>) -> Result<()>,
+    ) -> Result<()> {
+        let start = || {
+            let mut reader = self.reader()?;
+            Ok(move |buffer: &mut Buffer, extent: &&Extent| {
+                let bytes = &mut buffer.bytes_mut()[..extent.length as usize];
+                Ok(reader.read(extent.start, bytes).and_then(|()| {
+                    ensure!(extent.matches(bytes), "the checksum is wrong");
+                    Ok(())
+                }))
+            })
+        };
+        pipeline::run(extents, start, signals, |buffer, extent, good| {
+            let good = good.with_context(|| self.damaged(extent));
+            sink(extent, &buffer.bytes()[..extent.length as usize], good)
+        })
+    }
+
+    fn damaged(&self, extent: &Extent) -> String {
+        format!(
+            "{} is damaged: {} bytes at byte {} of the device",
+            self.file().display(),
+            extent.length,
+            extent.start
+        )
+    }
+}
+
+/// All layers of a device, the oldest first. Together they have all of the device.
+pub struct Chain {
+    /// The layers.
+    pub layers: Vec<Layer>,
+}
+
+impl Chain {
+    /// Opens what a backup needs to have a device, and checks all but the data.
+    pub fn open(repository: &Repository, manifest: &Manifest, device: &Device) -> Result<Self> {
+        let parts = parts(repository, manifest, device)?;
+        let layers = parts.into_iter().rev();
+        let layers = layers.map(|(dir, device)| Layer::open(dir, &device));
+        let chain = Self::new(layers.collect::<Result<_>>()?);
+        chain.check_whole()?;
+        Ok(chain)
+    }
+
+    /// Of layers, the oldest first.
+    pub fn new(mut layers: Vec<Layer>) -> Self {
+        let mut hidden = ByteSet::default();
+        for layer in layers.iter_mut().rev() {
+            layer.hidden = hidden.clone();
+            layer
+                .extents
+                .places()
+                .iter()
+                .for_each(|range| hidden.insert(range));
+        }
+        Self { layers }
+    }
+
+    /// Fails if a part of the device is in no layer.
+    fn check_whole(&self) -> Result<()> {
+        let Some(top) = self.layers.last() else {
+            bail!("an empty chain");
+        };
+        let mut all = top.hidden.clone();
+        for layer in &self.layers {
+            layer
+                .extents
+                .places()
+                .iter()
+                .for_each(|range| all.insert(range));
+        }
+        match all.outside(0..top.device.size).next() {
+            Some(gap) => bail!(
+                "{} is damaged: byte {} of {} is in no list of extents",
+                top.dir.display(),
+                gap.start,
+                top.device.name
+            ),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The directories and the entries of what a backup needs to have a device, the newest first. Only
+/// the manifests are read, and the sizes of files compared with them.
+pub fn parts(
+    repository: &Repository,
+    manifest: &Manifest,
+    device: &Device,
+) -> Result<Vec<(PathBuf, Device)>> {
+    let mut parts = Vec::new();
+    let (mut manifest, mut device) = (manifest.clone(), device.clone());
+    loop {
+        let dir = repository.dir(&manifest.id);
+        check_files(&dir, &device)?;
+        parts.push((dir, device.clone()));
+        if device.kind == Kind::Full {
+            return Ok(parts);
+        }
+        let broken = || format!("the chain of {} is broken", manifest.id);
+        let Some(base) = &manifest.base else {
+            bail!(
+                "{}: {} is incremental, without a base",
+                broken(),
+                device.name
+            );
+        };
+        let older = repository
+            .manifest(base)
+            .with_context(|| format!("{}: its base {base} is missing or damaged", broken()))?;
+        let mut devices = older.devices.iter();
+        let same = devices.find(|old| {
+            let known = old.generation == device.generation && old.number < device.number;
+            known && old.size == device.size && old.file_format == device.file_format
+        });
+        let same = same.with_context(|| format!("{}: {base} has no {}", broken(), device.name))?;
+        device = same.clone();
+        manifest = older;
+    }
+}
+
+/// Fails if the files of a device are not there, or too short.
+fn check_files(dir: &Path, device: &Device) -> Result<()> {
+    let size_of = |name: &str| {
+        let path = dir.join(name);
+        let meta = path.metadata();
+        let meta = meta.with_context(|| format!("the backup is damaged: {}", path.display()))?;
+        Ok::<_, anyhow::Error>((path, meta.len()))
+    };
+    size_of(&device.extents)?;
+    let (path, size) = size_of(&device.file)?;
+    // A file may have grown when others were merged into it.
+    if size < device.file_size {
+        bail!(
+            "the backup is damaged: {} has {size} bytes in place of {}",
+            path.display(),
+            device.file_size
+        );
+    }
+    Ok(())
+}

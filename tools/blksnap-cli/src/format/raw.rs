@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Raw files: every byte of the device at its place, zeros as holes.
+//!
+//! The file of a full backup is an image that can be used as it is. In that of an incremental one
+//! only what changed is there; what is a hole is told by the list of extents alone.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use super::{Reader, Writer};
+
+/// Writes a file.
+pub struct RawWriter {
+    path: PathBuf,
+    file: File,
+    /// From here on, nothing was written yet.
+    fresh: u64,
+}
+
+impl RawWriter {
+    /// Makes a new file with only zeros.
+    pub fn create(path: &Path, size: u64) -> Result<Self> {
+        let make = || {
+            let mut options = File::options();
+            let file = options.read(true).write(true).create_new(true).open(path)?;
+            file.set_len(size)?;
+            Ok::<_, std::io::Error>(file)
+        };
+        Ok(Self {
+            file: make().with_context(|| format!("cannot create {}", path.display()))?,
+            path: path.to_owned(),
+            fresh: 0,
+        })
+    }
+
+    /// Opens a file to change it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::options().read(true).write(true).open(path);
+        Ok(Self {
+            file: file.with_context(|| format!("cannot open {}", path.display()))?,
+            path: path.to_owned(),
+            fresh: u64::MAX,
+        })
+    }
+
+    fn failed(&self, what: &str, at: u64) -> String {
+        format!("cannot {what} {} at byte {at}", self.path.display())
+    }
+}
+
+impl Writer for RawWriter {
+    fn granularity(&self) -> u64 {
+        1
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<()> {
+        self.file
+            .write_all_at(data, offset)
+            .with_context(|| self.failed("write to", offset))?;
+        self.fresh = self.fresh.max(offset + data.len() as u64);
+        Ok(())
+    }
+
+    fn zero(&mut self, range: Range<u64>) -> Result<()> {
+        if range.start >= self.fresh {
+            return Ok(());
+        }
+        clear(
+            &self.file,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            range.clone(),
+        )
+        .with_context(|| self.failed("clear", range.start))
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.file
+            .sync_all()
+            .with_context(|| format!("cannot write back {}", self.path.display()))
+    }
+}
+
+/// Makes a range of a file or device read as zeros: by a flag of fallocate, or by writing where
+/// that can't be done.
+pub fn clear(file: &File, how: FallocateFlags, range: Range<u64>) -> std::io::Result<()> {
+    match rustix::fs::fallocate(file, how, range.start, range.end - range.start) {
+        Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
+            static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+            let mut at = range.start;
+            while at < range.end {
+                let length = (range.end - at).min(ZEROS.len() as u64);
+                file.write_all_at(&ZEROS[..length as usize], at)?;
+                at += length;
+            }
+            Ok(())
+        }
+        done => done.map_err(Into::into),
+    }
+}
+
+/// Reads a file.
+pub struct RawReader {
+    path: PathBuf,
+    file: File,
+}
+
+impl RawReader {
+    /// Opens it.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+        })
+    }
+}
+
+impl Reader for RawReader {
+    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<()> {
+        self.file.read_exact_at(data, offset).with_context(|| {
+            let (length, path) = (data.len(), self.path.display());
+            format!("cannot read {length} bytes at byte {offset} of {path}")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn what_is_stored_last_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.raw");
+        let mut writer = RawWriter::create(&path, 1 << 20).unwrap();
+        assert!(RawWriter::create(&path, 1 << 20).is_err());
+        writer.zero(0..65536).unwrap();
+        writer.write(65536, &[7; 200_000]).unwrap();
+        writer.zero(131_072..196_608).unwrap();
+        writer.write(140_000, b"again").unwrap();
+        writer.finish().unwrap();
+
+        let mut expected = vec![0; 1 << 20];
+        expected[65536..265_536].fill(7);
+        expected[131_072..196_608].fill(0);
+        expected[140_000..140_005].copy_from_slice(b"again");
+        assert!(std::fs::read(&path).unwrap() == expected);
+        let mut data = [1; 10];
+        let mut reader = RawReader::open(&path).unwrap();
+        reader.read(139_998, &mut data).unwrap();
+        assert_eq!(&data, b"\0\0again\0\0\0");
+        assert!(reader.read((1 << 20) - 5, &mut data).is_err());
+
+        let before = path.metadata().unwrap().blocks();
+        let mut writer = RawWriter::open(&path).unwrap();
+        writer.zero(0..1 << 20).unwrap();
+        assert!(std::fs::read(&path).unwrap().iter().all(|&byte| byte == 0));
+        assert!(path.metadata().unwrap().blocks() <= before);
+    }
+}

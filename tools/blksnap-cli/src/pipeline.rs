@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Large pieces of data through several threads, and in order.
+//!
+//! ```text
+//! pieces ─┬─ worker: read into a buffer, look at it (checksum, comparison) ─┐
+//!         ├─ worker …                                                       ├─ sink, on this thread
+//!         └─ worker …                                                       ┘
+//! ```
+//!
+//! The workers take the pieces in turn, so the sink gets them in order by asking the workers in
+//! turn. A worker has two buffers: one is filled while the other is emptied. These are all.
+
+use std::sync::mpsc::sync_channel;
+use std::thread;
+
+use anyhow::Result;
+
+use crate::buffer::Buffer;
+use crate::signals::Signals;
+
+/// Enough to keep a device busy that wants several requests at once.
+const WORKERS: usize = 4;
+/// Buffers of one worker.
+const BUFFERS: usize = 2;
+
+/// Runs `work` for each piece, on one of several threads, and hands the buffer it has filled and
+/// what it gave to `sink`, in the order of the pieces. `start` makes the `work` of a thread. The
+/// first error ends all.
+pub fn run<P: Send, W, T: Send>(
+    pieces: impl Iterator<Item = P> + Clone + Send,
+    start: impl Fn() -> Result<W> + Sync,
+    signals: &Signals,
+    mut sink: impl FnMut(&Buffer, P, T) -> Result<()>,
+) -> Result<()>
+where
+    W: FnMut(&mut Buffer, &P) -> Result<T>,
+{
+    thread::scope(|scope| {
+        let mut lanes = Vec::new();
+        for lane in 0..WORKERS {
+            let mut pieces = pieces.clone().skip(lane).step_by(WORKERS).peekable();
+            if pieces.peek().is_none() {
+                break;
+            }
+            let (full_in, full_out) = sync_channel(BUFFERS);
+            let (free_in, free_out) = sync_channel(BUFFERS);
+            for _ in 0..BUFFERS {
+                free_in.send(Buffer::new())?;
+            }
+            let start = &start;
+            scope.spawn(move || {
+                let all = || -> Result<()> {
+                    let mut work = start()?;
+                    for piece in pieces {
+                        // When the other side has gone, it knows why.
+                        let Ok(mut buffer) = free_out.recv() else {
+                            break;
+                        };
+                        let value = work(&mut buffer, &piece)?;
+                        if full_in.send(Ok((buffer, piece, value))).is_err() {
+                            break;
+                        }
+                    }
+                    Ok(())
+                };
+                if let Err(error) = all() {
+                    let _ = full_in.send(Err(error));
+                }
+            });
+            lanes.push((full_out, free_in));
+        }
+        for (full_out, free_in) in lanes.iter().cycle() {
+            // Who has no piece left in its turn has had the last but `WORKERS` or fewer before it.
+            let Ok(full) = full_out.recv() else {
+                break;
+            };
+            signals.check()?;
+            let (buffer, piece, value) = full?;
+            sink(&buffer, piece, value)?;
+            // The worker may be done already.
+            let _ = free_in.send(buffer);
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::bail;
+
+    use super::*;
+
+    fn squares(count: u64, fail_at: u64) -> (Vec<u64>, Result<()>) {
+        let signals = Signals::catch().unwrap();
+        let mut got = Vec::new();
+        let start = || {
+            Ok(move |buffer: &mut Buffer, piece: &u64| {
+                if *piece == fail_at {
+                    bail!("piece {piece}");
+                }
+                buffer.bytes_mut()[0] = *piece as u8;
+                Ok(piece * piece)
+            })
+        };
+        let result = run(0..count, start, &signals, |buffer, piece, square| {
+            assert_eq!(buffer.bytes()[0], piece as u8);
+            got.push(square);
+            Ok(())
+        });
+        (got, result)
+    }
+
+    #[test]
+    fn results_come_in_order() {
+        for count in [0, 1, 3, 4, 5, 100] {
+            let (got, result) = squares(count, u64::MAX);
+            assert!(result.is_ok());
+            assert_eq!(got, (0..count).map(|n| n * n).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn an_error_ends_it_in_its_turn() {
+        for at in [0, 2, 7, 99] {
+            let (got, result) = squares(100, at);
+            assert_eq!(result.unwrap_err().to_string(), format!("piece {at}"));
+            assert_eq!(got.len() as u64, at);
+        }
+        let signals = Signals::catch().unwrap();
+        let start = || Ok(|_: &mut Buffer, _: &u64| Ok(()));
+        let mut calls = 0;
+        let result = run(0..100, start, &signals, |_, _, ()| {
+            calls += 1;
+            bail!("full")
+        });
+        assert_eq!((calls, result.unwrap_err().to_string()), (1, "full".into()));
+    }
+}

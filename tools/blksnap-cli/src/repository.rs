@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! A directory of backups.
+//!
+//! ```text
+//! DIR/
+//!   20261124T201629Z-0a1b2c3d/     a backup: the time of it (UTC), the beginning of the snapshot's id
+//!     manifest.json                see [`manifest`](crate::manifest)
+//!     vda.raw                      see [`format`](crate::format)
+//!     vda.extents.jsonl            see [`extents`](crate::extents)
+//!   .partial-…/                    one being made or removed
+//!   .lock, .readers                held by who changes DIR, and by who reads from it
+//! ```
+//!
+//! A backup comes and goes by the rename of its directory, so it is there whole or not at all; what
+//! an interrupted program has left is removed by the next one that holds the lock. The names of
+//! backups are in the order of their making, also if the clock was turned back.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
+use time::{Duration, OffsetDateTime, PrimitiveDateTime};
+use uuid::Uuid;
+
+use crate::manifest::{Manifest, State};
+
+/// What directories that are no backups begin with.
+pub const PARTIAL: &str = ".partial-";
+/// The first part of the name of a backup.
+const TIME: &[BorrowedFormatItem<'_>] =
+    format_description!("[year][month][day]T[hour][minute][second]Z");
+/// Characters in the name of a backup.
+const ID_LENGTH: usize = 16 + 1 + 8;
+
+/// A directory of backups, locked.
+pub struct Repository {
+    path: PathBuf,
+    _locks: Vec<File>,
+}
+
+impl Repository {
+    /// To add a backup: makes the directory if need be.
+    pub fn create(path: &Path) -> Result<Self> {
+        fs::create_dir_all(path)
+            .with_context(|| format!("cannot make the directory {}", path.display()))?;
+        let locks = vec![lock(path, ".lock", true)?];
+        let repository = Self::at(path, locks)?;
+        repository.sweep()?;
+        Ok(repository)
+    }
+
+    /// To change or remove backups.
+    pub fn change(path: &Path) -> Result<Self> {
+        let locks = vec![lock(path, ".lock", true)?, lock(path, ".readers", true)?];
+        let repository = Self::at(path, locks)?;
+        repository.sweep()?;
+        Ok(repository)
+    }
+
+    /// To read from backups. `path` is the directory of them all, or of one, whose name is given
+    /// then.
+    pub fn read(path: &Path) -> Result<(Self, Option<String>)> {
+        let path = path
+            .canonicalize()
+            .with_context(|| format!("there is no backup {}", path.display()))?;
+        let (dir, id) = match (
+            path.parent(),
+            path.file_name().and_then(|name| name.to_str()),
+        ) {
+            (Some(parent), Some(name)) if is_id(name) => (parent, Some(name.to_owned())),
+            _ => (&*path, None),
+        };
+        // Where nothing can be written, nothing can change either.
+        let locks = match lock(dir, ".readers", false) {
+            Err(error) if is_readonly(&error) => Vec::new(),
+            locked => vec![locked?],
+        };
+        Ok((Self::at(dir, locks)?, id))
+    }
+
+    fn at(path: &Path, locks: Vec<File>) -> Result<Self> {
+        ensure!(path.is_dir(), "{} is no directory", path.display());
+        Ok(Self {
+            path: path.to_owned(),
+            _locks: locks,
+        })
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The directory of a backup.
+    pub fn dir(&self, id: &str) -> PathBuf {
+        self.path.join(id)
+    }
+
+    /// All directories of backups, the oldest first.
+    pub fn ids(&self) -> Result<Vec<String>> {
+        let names = self.names()?;
+        Ok(names.into_iter().filter(|name| is_id(name)).collect())
+    }
+
+    /// What interrupted programs have left.
+    pub fn leftovers(&self) -> Result<Vec<String>> {
+        let mut names = self.names()?;
+        names.retain(|name| name.starts_with(PARTIAL));
+        Ok(names)
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let failed = || format!("cannot read the directory {}", self.path.display());
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.path).with_context(failed)? {
+            let name = entry.with_context(failed)?.file_name();
+            names.extend(name.into_string().ok());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// The manifest of a backup.
+    pub fn manifest(&self, id: &str) -> Result<Manifest> {
+        Manifest::read(&self.dir(id))
+    }
+
+    /// All backups, or why they are none, the oldest first; without those that were dropped.
+    pub fn backups(&self) -> Result<Vec<(String, Result<Manifest>)>> {
+        let all = self.ids()?.into_iter().map(|id| {
+            let manifest = self.manifest(&id);
+            (id, manifest)
+        });
+        Ok(all
+            .filter(|(_, read)| !matches!(read, Ok(one) if one.state == State::Dropped))
+            .collect())
+    }
+
+    /// The newest backup, if there is one.
+    pub fn newest(&self) -> Result<Option<Manifest>> {
+        match self.backups()?.pop() {
+            Some((id, manifest)) => manifest
+                .with_context(|| {
+                    format!(
+                        "the newest backup in {}, {id}, is damaged",
+                        self.path.display()
+                    )
+                })
+                .map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The backup that is asked for: the one named, or the newest.
+    pub fn find(&self, id: Option<&str>) -> Result<Manifest> {
+        let manifest = match id {
+            Some(id) => self.manifest(id)?,
+            None => self
+                .newest()
+                .context("name an older one to use that")?
+                .with_context(|| format!("there is no backup in {}", self.path.display()))?,
+        };
+        if manifest.state == State::Dropped {
+            bail!("{} was dropped by `blksnap prune`", manifest.id);
+        }
+        Ok(manifest)
+    }
+
+    /// A name for a new backup, greater than all that are there.
+    pub fn next_id(&self, taken: SystemTime, snapshot: Uuid) -> Result<String> {
+        let mut time = OffsetDateTime::from(taken);
+        if let Some(last) = self.ids()?.last() {
+            let last = PrimitiveDateTime::parse(&last[..16], TIME).context(last.clone())?;
+            time = time.max(last.assume_utc() + Duration::SECOND);
+        }
+        name_of(time.into(), snapshot)
+    }
+
+    /// Makes renames and removals durable.
+    pub fn sync(&self) -> Result<()> {
+        sync_dir(&self.path)
+    }
+
+    /// Removes a backup, all at once.
+    pub fn remove(&self, id: &str) -> Result<()> {
+        let gone = self.path.join(format!("{PARTIAL}{id}"));
+        fs::rename(self.dir(id), &gone).with_context(|| format!("cannot remove {id}"))?;
+        self.sync()?;
+        fs::remove_dir_all(&gone).with_context(|| format!("cannot remove {}", gone.display()))
+    }
+
+    /// Removes what interrupted programs have left.
+    fn sweep(&self) -> Result<()> {
+        for name in self.leftovers()? {
+            let path = self.path.join(name);
+            fs::remove_dir_all(&path)
+                .with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// A backup being made. What does not come to be one is removed.
+pub struct Draft<'a> {
+    repository: &'a Repository,
+    id: String,
+    path: PathBuf,
+    committed: bool,
+}
+
+impl<'a> Draft<'a> {
+    /// Makes a directory for it.
+    pub fn new(repository: &'a Repository, id: String) -> Result<Self> {
+        let path = repository.path.join(format!("{PARTIAL}{id}"));
+        fs::create_dir(&path)
+            .with_context(|| format!("cannot make the directory {}", path.display()))?;
+        Ok(Self {
+            repository,
+            id,
+            path,
+            committed: false,
+        })
+    }
+
+    /// Where it is now.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The name it will have.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Makes it a backup. Its files are durable.
+    pub fn commit(mut self, manifest: &Manifest) -> Result<()> {
+        manifest.write(&self.path)?;
+        let path = self.repository.dir(&self.id);
+        fs::rename(&self.path, &path)
+            .with_context(|| format!("cannot rename {}", self.path.display()))?;
+        self.committed = true;
+        self.repository.sync()
+    }
+}
+
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        if !self.committed {
+            // If this fails, the next backup removes it.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// The name that says when a snapshot was taken, and which it is.
+pub fn name_of(taken: SystemTime, snapshot: Uuid) -> Result<String> {
+    let time = OffsetDateTime::from(taken).format(TIME);
+    let time = time.context("cannot write the time")?;
+    let snapshot = snapshot.simple().to_string();
+    Ok(format!("{time}-{}", &snapshot[..8]))
+}
+
+/// Makes changes of a directory durable.
+pub fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .with_context(|| format!("cannot write back {}", path.display()))
+}
+
+/// Whether a name is that of a backup.
+pub fn is_id(name: &str) -> bool {
+    name.len() == ID_LENGTH
+        && name.is_ascii()
+        && PrimitiveDateTime::parse(&name[..16], TIME).is_ok()
+        && name.as_bytes()[16] == b'-'
+        && name[17..].bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Takes a lock that is kept until the file is closed.
+fn lock(dir: &Path, name: &str, exclusive: bool) -> Result<File> {
+    let path = dir.join(name);
+    let failed = || format!("cannot lock {}", path.display());
+    let open = |write: bool| {
+        File::options()
+            .read(true)
+            .write(write)
+            .create(write)
+            .open(&path)
+    };
+    // A lock that is there already can be shared without a right to write.
+    let file = match open(true) {
+        Err(_) if !exclusive => open(false),
+        file => file,
+    };
+    let file = file.with_context(failed)?;
+    let how = match exclusive {
+        true => FlockOperation::NonBlockingLockExclusive,
+        false => FlockOperation::NonBlockingLockShared,
+    };
+    match flock(&file, how) {
+        Err(Errno::WOULDBLOCK) if name == ".readers" && exclusive => bail!(
+            "the backups in {} are being read; try again when that is done",
+            dir.display()
+        ),
+        Err(Errno::WOULDBLOCK) if exclusive => bail!(
+            "another backup to {} is running, or a prune of it",
+            dir.display()
+        ),
+        Err(Errno::WOULDBLOCK) => bail!(
+            "the backups in {} are being pruned; try again when that is done",
+            dir.display()
+        ),
+        locked => locked.with_context(failed)?,
+    }
+    Ok(file)
+}
+
+/// Whether an error says that a directory can't be written to.
+fn is_readonly(error: &anyhow::Error) -> bool {
+    let kind = error
+        .downcast_ref::<std::io::Error>()
+        .map(|error| error.kind());
+    use std::io::ErrorKind::*;
+    matches!(kind, Some(ReadOnlyFilesystem | PermissionDenied | NotFound))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use crate::manifest::tests::device;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| !matches!(name.as_str(), ".lock" | ".readers"))
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn seconds(count: u64) -> SystemTime {
+        UNIX_EPOCH + std::time::Duration::from_secs(count)
+    }
+
+    #[test]
+    fn a_backup_is_there_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = Repository::create(dir.path()).unwrap();
+        let id = repository
+            .next_id(seconds(0), Uuid::from_u128(1 << 100))
+            .unwrap();
+        assert_eq!(id, "19700101T000000Z-00000010");
+        let draft = Draft::new(&repository, id.clone()).unwrap();
+        fs::write(draft.path().join("vda.raw"), "x").unwrap();
+        assert_eq!(repository.leftovers().unwrap().len(), 1);
+        drop(draft);
+        assert!(names(dir.path()).is_empty());
+
+        let draft = Draft::new(&repository, id.clone()).unwrap();
+        let manifest = Manifest::new(id.clone(), Uuid::nil(), [0, 0], vec![device("vda")]);
+        draft.commit(&manifest).unwrap();
+        assert_eq!(names(dir.path()), [&*id]);
+        assert_eq!(repository.newest().unwrap(), Some(manifest.clone()));
+        // The clock may stand still, and be turned back.
+        let next = repository.next_id(seconds(0), Uuid::nil()).unwrap();
+        assert_eq!(next, "19700101T000001Z-00000000");
+        assert!(is_id(&next));
+        assert!(!is_id("19700101T000061Z-00000000"));
+
+        let (same, found) = Repository::read(&dir.path().join(&id)).unwrap();
+        assert_eq!(found.as_deref(), Some(&*id));
+        assert_eq!(same.find(found.as_deref()).unwrap(), manifest);
+        repository.remove(&id).unwrap();
+        assert!(names(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn what_was_interrupted_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let partial = dir.path().join(".partial-20261124T201629Z-00000001");
+        fs::create_dir(&partial).unwrap();
+        fs::write(partial.join("vda.raw"), "x").unwrap();
+        fs::write(dir.path().join("other"), "x").unwrap();
+        Repository::create(dir.path()).unwrap();
+        assert_eq!(names(dir.path()), ["other"]);
+    }
+
+    #[test]
+    fn who_is_in_the_way_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let fails = |result: Result<Repository>, why: &str| {
+            let error = result.map(|_| ()).unwrap_err();
+            assert!(error.to_string().contains(why), "{error:#}");
+        };
+        {
+            let _backup = Repository::create(dir.path()).unwrap();
+            fails(Repository::create(dir.path()), "another backup");
+            fails(Repository::change(dir.path()), "another backup");
+            let _reader = Repository::read(dir.path()).unwrap();
+        }
+        {
+            let _reader = Repository::read(dir.path()).unwrap();
+            let _other = Repository::read(dir.path()).unwrap();
+            fails(Repository::change(dir.path()), "being read");
+        }
+        let _prune = Repository::change(dir.path()).unwrap();
+        fails(
+            Repository::read(dir.path()).map(|(one, _)| one),
+            "being pruned",
+        );
+    }
+}

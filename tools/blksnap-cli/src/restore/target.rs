@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Where a device is restored to: a block device that nobody uses, or a file that does not exist.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use blksnap::DevId;
+use rustix::fs::{FallocateFlags, OFlags};
+use rustix::io::Errno;
+
+use crate::device::{is_block_device, size_of};
+use crate::format::raw::clear;
+use crate::manifest::Device;
+use crate::mounts::user_of;
+use crate::size::Size;
+
+/// A target, after everything that can be seen without opening it for writing was checked.
+pub struct Target {
+    path: PathBuf,
+    is_device: bool,
+}
+
+impl Target {
+    /// Checks whether a device can be restored to a path.
+    pub fn check(path: &Path, device: &Device) -> Result<Self> {
+        let is_device = is_block_device(path);
+        let failed = format!("cannot restore to {}", path.display());
+        if is_device {
+            if let Some(user) = user_of(DevId::resolve(path)?) {
+                bail!("{failed}: {user}");
+            }
+            let file = File::open(path).with_context(|| failed.clone())?;
+            let size = size_of(&file, path)?;
+            if size < device.size {
+                bail!(
+                    "{failed}: it has {} ({size} bytes), {} needs {} ({} bytes)",
+                    Size(size),
+                    device.name,
+                    Size(device.size),
+                    device.size
+                );
+            }
+        } else if path.symlink_metadata().is_ok() {
+            bail!(
+                "{failed}: it exists and is not a block device; name a device, or a file that does not exist"
+            );
+        } else if is_among_devices(path) {
+            bail!("{failed}: there is no such device");
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            is_device,
+        })
+    }
+
+    /// Opens it. Nothing is written to a device by this, and the kernel keeps others from using it.
+    pub fn open(self, size: u64) -> Result<OpenTarget> {
+        let mut options = File::options();
+        options.read(true).write(true);
+        if self.is_device {
+            // For a block device this means: not while it is mounted or otherwise claimed.
+            options.custom_flags(OFlags::EXCL.bits() as i32);
+        } else {
+            options.create_new(true);
+        }
+        let file = options.open(&self.path).map_err(|error| {
+            let busy = error.raw_os_error() == Some(Errno::BUSY.raw_os_error());
+            let why = if busy { " (it is in use)" } else { "" };
+            anyhow!(error).context(format!("cannot restore to {}{why}", self.path.display()))
+        })?;
+        let target = OpenTarget {
+            created: !self.is_device,
+            path: self.path,
+            file,
+        };
+        if target.created {
+            target
+                .file
+                .set_len(size)
+                .with_context(|| format!("cannot make {} so large", target.path.display()))?;
+        }
+        Ok(target)
+    }
+}
+
+/// Whether a path that does not exist would be where the kernel shows devices: a slip of the pen.
+fn is_among_devices(path: &Path) -> bool {
+    let on = |path: &Path| path.metadata().map(|meta| meta.dev()).ok();
+    path.starts_with("/dev")
+        && path
+            .parent()
+            .is_some_and(|parent| on(parent) == on("/dev".as_ref()))
+}
+
+/// A target that is written to. A file that was made for it is removed if it does not become whole.
+pub struct OpenTarget {
+    path: PathBuf,
+    file: File,
+    created: bool,
+}
+
+impl OpenTarget {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes data to its place.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.file
+            .write_all_at(bytes, offset)
+            .with_context(|| format!("cannot write to {} at byte {offset}", self.path.display()))
+    }
+
+    /// Makes a range read as zeros. A new file does so already.
+    pub fn zero(&self, range: Range<u64>) -> Result<()> {
+        if self.created {
+            return Ok(());
+        }
+        let start = range.start;
+        let how = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        clear(&self.file, how, range)
+            .with_context(|| format!("cannot clear {} at byte {start}", self.path.display()))
+    }
+
+    /// Waits until all is on disk. A file is kept from now on.
+    pub fn finish(&mut self) -> Result<()> {
+        self.file
+            .sync_all()
+            .with_context(|| format!("cannot write back {}", self.path.display()))?;
+        self.created = false;
+        Ok(())
+    }
+}
+
+impl Drop for OpenTarget {
+    fn drop(&mut self) {
+        if self.created {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}

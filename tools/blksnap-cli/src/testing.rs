@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! For tests: backups made of bytes in place of a snapshot's images.
+
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use uuid::Uuid;
+
+use crate::backup::record::Recorder;
+use crate::format::{Base, Format, test_dir};
+use crate::manifest::{Device, Kind, Manifest, tests::device};
+use crate::repository::{Draft, Repository};
+use crate::signals::Signals;
+
+/// A directory of backups of one device, `vda`.
+pub struct Store {
+    dir: tempfile::TempDir,
+    size: u64,
+    format: Format,
+}
+
+impl Store {
+    /// An empty one, for a device of `size` bytes.
+    pub fn new(size: u64) -> Self {
+        Self::with(size, Format::Raw)
+    }
+
+    /// The same, with a format of files.
+    pub fn with(size: u64, format: Format) -> Self {
+        let dir = test_dir();
+        Self { dir, size, format }
+    }
+
+    /// The directory of backups.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Makes a full backup, and gives its name.
+    pub fn full(&self, data: &[u8]) -> String {
+        self.make(None, data, std::slice::from_ref(&(0..self.size)))
+    }
+
+    /// Makes an incremental backup of what changed, and gives its name.
+    pub fn incremental(&self, base: &str, data: &[u8], changed: &[Range<u64>]) -> String {
+        self.make(Some(base), data, changed)
+    }
+
+    fn make(&self, base: Option<&str>, data: &[u8], changed: &[Range<u64>]) -> String {
+        let repository = Repository::create(self.path()).unwrap();
+        let count = repository.ids().unwrap().len() as u8 + 1;
+        let taken = UNIX_EPOCH + Duration::from_secs(1 << 30);
+        let id = repository.next_id(taken, Uuid::from_u128(u128::from(count) << 120));
+        let id = id.unwrap();
+        let image = self.path().join(".image");
+        fs::write(&image, data).unwrap();
+        let draft = Draft::new(&repository, id.clone()).unwrap();
+        let entry = Device {
+            size: self.size,
+            number: count,
+            kind: base.map_or(Kind::Full, |_| Kind::Incremental),
+            ..device("vda").stored_as(self.format)
+        };
+        let base_file = base.map(|base| Base::new(&repository.dir(base), &entry.file));
+        let mut recorder = Recorder::create(draft.path(), &id, entry, base_file.as_ref()).unwrap();
+        let signals = Signals::catch().unwrap();
+        let changed = changed.iter().cloned().collect();
+        recorder
+            .copy("test".into(), &image, changed, &signals)
+            .unwrap();
+        fs::remove_file(&image).unwrap();
+        let entry = recorder.finish().unwrap();
+        let mut manifest = Manifest::new(id.clone(), Uuid::nil(), [0, 0], vec![entry]);
+        manifest.base = base.map(str::to_owned);
+        draft.commit(&manifest).unwrap();
+        id
+    }
+}

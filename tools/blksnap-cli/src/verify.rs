@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! `blksnap verify`: whether backups can be restored, found out by reading all of them.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+
+use crate::args;
+use crate::chain::{self, Chain, Layer};
+use crate::manifest::Manifest;
+use crate::output;
+use crate::progress::Progress;
+use crate::repository::Repository;
+use crate::signals::Signals;
+use crate::size::Size;
+
+/// Checks what was asked for.
+pub fn run(args: &args::Verify) -> Result<()> {
+    let signals = Signals::catch()?;
+    let report = verify(&args.backup, &signals)?;
+    if args.json {
+        output::print_json(&report)?;
+    } else {
+        for damage in &report.damage {
+            output::print(format!("{}: {}", damage.backup, damage.what))?;
+        }
+        if report.damage.is_empty() {
+            output::print(format!(
+                "{} backups checked, {} of data read: all good",
+                report.backups.len(),
+                Size(report.bytes_read)
+            ))?;
+        }
+    }
+    match report.damage.len() {
+        0 => Ok(()),
+        count => bail!(
+            "{}: damage in {count} places; what is not damaged can be restored",
+            args.backup.display()
+        ),
+    }
+}
+
+/// What was found.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// The backups that were checked, with all they are based on.
+    pub backups: Vec<String>,
+    /// Bytes of data that were read and compared with their checksums.
+    pub bytes_read: u64,
+    /// All that is wrong.
+    pub damage: Vec<Damage>,
+}
+
+/// Something wrong.
+#[derive(Debug, Serialize)]
+pub struct Damage {
+    /// The backup whose files are concerned.
+    pub backup: String,
+    /// The device, where it is one.
+    pub device: Option<String>,
+    /// The first byte of the device that is concerned, where it is data.
+    pub start: Option<u64>,
+    /// How many bytes.
+    pub length: Option<u64>,
+    /// In words.
+    pub what: String,
+}
+
+/// Checks all backups in a directory, or the one whose directory is given.
+pub fn verify(path: &Path, signals: &Signals) -> Result<Report> {
+    let (repository, id) = Repository::read(path)?;
+    let mut report = Report::default();
+    // A file that several backups need is read once.
+    let mut read = BTreeSet::new();
+    let backups = match id {
+        Some(id) => {
+            let manifest = repository.find(Some(&id));
+            vec![(id, manifest)]
+        }
+        None => repository.backups()?,
+    };
+    if backups.is_empty() {
+        bail!("there is no backup in {}", path.display());
+    }
+    for (id, manifest) in backups {
+        report.backups.push(id.clone());
+        match manifest {
+            Ok(manifest) => check(&repository, &manifest, &mut read, &mut report, signals)?,
+            Err(error) => report.add(&id, None, format!("{error:#}")),
+        }
+    }
+    Ok(report)
+}
+
+/// Checks one backup.
+fn check(
+    repository: &Repository,
+    manifest: &Manifest,
+    read: &mut BTreeSet<PathBuf>,
+    report: &mut Report,
+    signals: &Signals,
+) -> Result<()> {
+    for device in &manifest.devices {
+        // The chain first: it says more of what is missing.
+        if let Err(error) = Chain::open(repository, manifest, device) {
+            report.add(&manifest.id, Some(&device.name), format!("{error:#}"));
+        }
+        let parts = chain::parts(repository, manifest, device);
+        // With a broken chain, the file of this backup is looked at all the same.
+        let parts = parts.unwrap_or_else(|_| vec![(repository.dir(&manifest.id), device.clone())]);
+        for (dir, device) in parts {
+            if let (true, Ok(layer)) = (
+                read.insert(dir.join(&device.file)),
+                Layer::open(dir, &device),
+            ) {
+                check_data(&layer, report, signals)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads all data of a layer.
+fn check_data(layer: &Layer, report: &mut Report, signals: &Signals) -> Result<()> {
+    let id = layer.dir.file_name().unwrap_or_default().to_string_lossy();
+    let what = format!("{id}: checking {}", layer.device.name);
+    let mut progress = Progress::start(what, layer.extents.totals().0);
+    layer.read(layer.extents.data(), signals, |extent, _, good| {
+        progress.advance(extent.length);
+        report.bytes_read += extent.length;
+        if let Err(error) = good {
+            report.damage.push(Damage {
+                backup: id.clone().into(),
+                device: Some(layer.device.name.clone()),
+                start: Some(extent.start),
+                length: Some(extent.length),
+                what: format!("{error:#}"),
+            });
+        }
+        Ok(())
+    })?;
+    progress.finish();
+    Ok(())
+}
+
+impl Report {
+    fn add(&mut self, backup: &str, device: Option<&str>, what: String) {
+        self.damage.push(Damage {
+            backup: backup.into(),
+            device: device.map(str::to_owned),
+            start: None,
+            length: None,
+            what,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Store;
+
+    #[test]
+    fn all_damage_is_found() {
+        let store = Store::new(16 << 20);
+        let data = vec![5; 16 << 20];
+        let full = store.full(&data);
+        let next = store.incremental(&full, &data, std::slice::from_ref(&(0..65536)));
+        let last = store.incremental(&next, &data, std::slice::from_ref(&(0..65536)));
+        let signals = Signals::catch().unwrap();
+        let check = |path: &Path| verify(path, &signals).unwrap();
+        let good = check(store.path());
+        assert!(good.damage.is_empty(), "{good:?}");
+        assert_eq!(good.backups.len(), 3);
+        assert_eq!(good.bytes_read, (16 << 20) + 2 * 65536);
+        assert_eq!(
+            check(&store.path().join(&next)).bytes_read,
+            (16 << 20) + 65536
+        );
+
+        let raw = store.path().join(&full).join("vda.raw");
+        let mut bytes = std::fs::read(&raw).unwrap();
+        bytes[5 << 20] ^= 1;
+        bytes[13 << 20] ^= 0x80;
+        std::fs::write(&raw, &bytes).unwrap();
+        let extents = store.path().join(&last).join("vda.extents.jsonl");
+        std::fs::write(&extents, "[0,1,null]\n").unwrap();
+        let report = check(store.path());
+        let places: Vec<_> = report
+            .damage
+            .iter()
+            .map(|d| (d.backup.as_str(), d.start))
+            .collect();
+        assert_eq!(
+            places,
+            [
+                (&*full, Some(5 << 20)),
+                (&*full, Some(13 << 20)),
+                (&*last, None)
+            ]
+        );
+        std::fs::write(&raw, "short").unwrap();
+        let report = check(&store.path().join(&next));
+        assert!(
+            report.damage[0].what.contains("has 5 bytes in place of"),
+            "{report:?}"
+        );
+        std::fs::remove_dir_all(store.path().join(&full)).unwrap();
+        let report = check(&store.path().join(&next));
+        assert!(report.damage[0].what.contains("its base"), "{report:?}");
+    }
+}
