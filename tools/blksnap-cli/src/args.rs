@@ -22,6 +22,7 @@ pub use legacy::{Legacy, PlaceArgs};
 #[command(after_help = "Examples:\n  \
     blksnap backup /dev/vda /dev/vdb --to /backup\n  \
     blksnap restore /backup --to vda=/dev/vdc\n  \
+    blksnap prune /backup --keep 14\n  \
     blksnap snapshot /home -- unshare -m sh -c 'mount -o ro,noload $BLKSNAP_IMAGE /mnt && restic backup /mnt'\n  \
     blksnap status --watch\n\n\
     A device is named by its path, or a link to it; the kernel's name (vda1); its number (254:1); UUID=, LABEL=, \
@@ -47,6 +48,8 @@ pub enum Command {
     Verify(Verify),
     /// Show the backups in a directory
     List(List),
+    /// Keep only the newest backups
+    Prune(Prune),
     /// Hold a snapshot while a command runs
     Snapshot(Snapshot),
     /// Show what is tracked and which snapshots there are
@@ -187,6 +190,27 @@ pub struct List {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Example:\n  \
+    blksnap prune /backup --keep 14\n\n\
+    What the oldest kept backup needs of those before it is merged into it, in place where the format allows that: little \
+    more space is needed. It can be interrupted at any time: the kept backups are good all the time, and the next prune \
+    goes on.")]
+pub struct Prune {
+    /// Directory of the backups
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub directory: PathBuf,
+    /// How many backups to keep, the newest ones
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep: u32,
+    /// Only say what would be done
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, ClapArgs)]
 #[command(after_help = format!("Examples:\n  \
     blksnap snapshot /dev/vda --storage /var/tmp -- unshare -m sh -c 'mount -o ro,noload $BLKSNAP_IMAGE /mnt && tar cf /backup/vda.tar /mnt'\n  \
     blksnap snapshot vda1 vdb -- sh -c 'for image in $BLKSNAP_IMAGES; do dd if=$image bs=1M | md5sum; done'\n  \
@@ -269,6 +293,8 @@ mod tests {
             "blksnap restore /tmp",
             "blksnap backup /dev/sda --to /tmp --format tar",
             "blksnap verify",
+            "blksnap prune /tmp",
+            "blksnap prune /tmp --keep 0",
             "blksnap status --watch 0",
             "blksnap status --watch x",
             "blksnap snapshot /dev/sda --json -- true",

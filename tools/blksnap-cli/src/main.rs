@@ -27,6 +27,7 @@ mod output;
 mod pages;
 mod pipeline;
 mod progress;
+mod prune;
 mod repository;
 mod restore;
 mod signals;
@@ -75,6 +76,7 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Restore(args) => restore::run(&args)?,
         Command::Verify(args) => verify::run(&args)?,
         Command::List(args) => list::run(&args)?,
+        Command::Prune(args) => prune::run(&args)?,
         Command::Snapshot(args) => return hold::run(&args),
         Command::Status(args) => return status::run(&args),
         Command::Completions { shell } => pages::completions(shell)?,

@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! `blksnap prune`: only the newest backups are kept, and what they need of those before.
+//!
+//! ```text
+//! full ← incremental ← incremental ← oldest kept ← …        before
+//! └──────── dropped, one by one ───┘
+//! └─ file changed in place: merged ┘ → oldest kept, full ← …    after
+//! ```
+//!
+//! The full file may be as large as the device, so it is not copied: what is newer is written into
+//! it, and it is moved to the oldest backup that is kept.
+//!
+//! # Why it may be killed at any time
+//!
+//! Each step leaves every backup that `blksnap list` shows one that can be restored:
+//!
+//! 1. The backups that go are dropped, the newest first, so that no one that is still listed needs
+//!    one that is not. If a kept backup needs it, its manifest says `dropped` from then on; else it
+//!    is removed. Either is one rename.
+//! 2. The list of extents of the full file is replaced by one of what is still seen of it, by a new
+//!    manifest. Parts of extents get checksums of their own. Nobody can tell the difference: what
+//!    is hidden is not read, but as a part of an extent of which another part is seen.
+//! 3. What is newer is written into the full file. All of it goes to places that are in no list of
+//!    this file any more, and is still in the newer files; so the merged view stays the same, and
+//!    its checksums right, however much was written.
+//! 4. The full file gets a second name (a link), the one of the file of the oldest kept backup,
+//!    whose place it takes by a rename. Its own extents are in the full file too, at the same
+//!    places. Later backups find it by the old name.
+//! 5. A new manifest says that this backup is full, and has the list of the merged extents.
+//! 6. The dropped directories are removed. Nobody needs them any more.
+//!
+//! A prune that finds dropped backups begins with 2; what was done already is done again, with the
+//! same result. Where a format can't be changed in place, or a file can't have two names, 2 and 3
+//! are the writing of a new file.
+
+mod merge;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+
+use crate::args;
+use crate::chain::{self, Chain};
+use crate::manifest::{Manifest, State};
+use crate::output;
+use crate::repository::Repository;
+use crate::signals::Signals;
+use crate::size::Size;
+
+/// Prunes as asked for.
+pub fn run(args: &args::Prune) -> Result<()> {
+    let signals = Signals::catch()?;
+    let report = prune(&args.directory, args.keep as usize, args.dry_run, &signals)?;
+    if args.json {
+        return output::print_json(&report);
+    }
+    let would = if args.dry_run { "would be " } else { "" };
+    for id in &report.dropped {
+        output::print(format!("{id}: {would}dropped"))?;
+    }
+    for merged in &report.merged {
+        let how = if merged.in_place {
+            "in place"
+        } else {
+            "into a new file"
+        };
+        output::print(format!(
+            "{}: {} {would}made full: {} {would}merged {how}",
+            merged.backup,
+            merged.device,
+            Size(merged.bytes)
+        ))?;
+    }
+    output::print(format!("{} backups {would}kept", report.kept.len()))
+}
+
+/// What was done, or would be.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    directory: PathBuf,
+    dry_run: bool,
+    kept: Vec<String>,
+    dropped: Vec<String>,
+    merged: Vec<Merged>,
+}
+
+/// A device of a backup that was made full.
+#[derive(Debug, Serialize)]
+pub struct Merged {
+    backup: String,
+    device: String,
+    /// Whether the full file of an earlier backup became the one of this.
+    in_place: bool,
+    /// Bytes written.
+    bytes: u64,
+}
+
+/// Keeps the newest backups in a directory.
+pub fn prune(path: &Path, keep: usize, dry_run: bool, signals: &Signals) -> Result<Report> {
+    let repository = match dry_run {
+        true => Repository::read(path)?.0,
+        false => Repository::change(path)?,
+    };
+    let backups = repository.backups()?;
+    let good: Vec<&Manifest> = backups
+        .iter()
+        .filter_map(|(_, read)| read.as_ref().ok())
+        .collect();
+    let Some(oldest_listed) = good.first() else {
+        bail!("there is no backup in {}", path.display());
+    };
+    let kept = &good[good.len().saturating_sub(keep)..];
+    let oldest = kept[0];
+    check_bases(kept)?;
+    let mut report = Report {
+        directory: repository.path().to_owned(),
+        dry_run,
+        kept: kept.iter().map(|manifest| manifest.id.clone()).collect(),
+        dropped: backups
+            .iter()
+            .map(|(id, _)| id.clone())
+            .filter(|id| *id < oldest.id)
+            .collect(),
+        merged: Vec::new(),
+    };
+    if dry_run {
+        for device in &oldest.devices {
+            let chain = Chain::open(&repository, oldest, device)?;
+            report.merged.extend(merge::plan(&chain, oldest));
+        }
+        return Ok(report);
+    }
+    // One that was interrupted comes first.
+    report
+        .merged
+        .extend(merge::into(&repository, &oldest_listed.id, signals, true)?);
+    drop_backups(&repository, &report.dropped, &oldest.id, signals)?;
+    report
+        .merged
+        .extend(merge::into(&repository, &oldest.id, signals, false)?);
+    merge::tidy(&repository, &oldest.id)?;
+    for id in repository.ids()?.iter().rev() {
+        if repository
+            .manifest(id)
+            .is_ok_and(|read| read.state == State::Dropped)
+        {
+            step("removing what was merged")?;
+            repository.remove(id)?;
+        }
+    }
+    Ok(report)
+}
+
+/// Fails if a backup other than the oldest needs one that is not kept.
+fn check_bases(kept: &[&Manifest]) -> Result<()> {
+    for manifest in &kept[1..] {
+        let Some(base) = &manifest.base else { continue };
+        if !kept.iter().any(|other| other.id == *base) {
+            bail!(
+                "{} is based on {base}, which is damaged or older than others that are kept: keep more, or fewer",
+                manifest.id
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Drops backups: those which `oldest` needs are no backups any more, the others are removed.
+fn drop_backups(
+    repository: &Repository,
+    dropped: &[String],
+    oldest: &str,
+    signals: &Signals,
+) -> Result<()> {
+    let oldest = repository.manifest(oldest)?;
+    let mut needed = Vec::new();
+    for device in &oldest.devices {
+        // All of it is looked at before anything is changed.
+        Chain::open(repository, &oldest, device)
+            .with_context(|| format!("{} would be of no use alone", oldest.id))?;
+        let parts = chain::parts(repository, &oldest, device)?;
+        needed.extend(parts.into_iter().map(|(dir, _)| dir));
+    }
+    for id in dropped.iter().rev() {
+        signals.check()?;
+        step("dropping")?;
+        if needed.contains(&repository.dir(id)) {
+            let mut manifest = repository.manifest(id)?;
+            manifest.state = State::Dropped;
+            manifest.write(&repository.dir(id))?;
+        } else {
+            repository.remove(id)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where tests pretend that the program is killed.
+fn step(what: &str) -> Result<()> {
+    #[cfg(test)]
+    tests::count(what)?;
+    let _ = what;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::format::Format;
+    use crate::restore::restore;
+    use crate::testing::Store;
+    use crate::verify::verify;
+
+    thread_local! {
+        /// How many steps may still be done.
+        static STEPS: Cell<u32> = const { Cell::new(u32::MAX) };
+    }
+
+    pub fn count(what: &str) -> Result<()> {
+        let left = STEPS.get();
+        STEPS.set(left.saturating_sub(1));
+        if left == 0 {
+            bail!("killed before {what}");
+        }
+        Ok(())
+    }
+
+    const MIB: usize = 1 << 20;
+    const SIZE: usize = 3 * MIB;
+
+    /// A chain of backups, and what each should be.
+    fn chain(format: Format) -> (Store, Vec<(String, Vec<u8>)>) {
+        let store = Store::with(SIZE as u64, format);
+        let mut data: Vec<u8> = (0..SIZE).map(|i| ((i * 7) >> 3) as u8 | 1).collect();
+        data[MIB..MIB + 655_360].fill(0);
+        // Of a chain that is not needed by the others.
+        let mut all = vec![(store.full(&data), data.clone())];
+        data[0..65536].fill(4);
+        all.push((
+            store.incremental(&all[0].0, &data, &[0..65536]),
+            data.clone(),
+        ));
+        data[7] = 0;
+        all.push((store.full(&data), data.clone()));
+        for (at, value, length) in [
+            (65536, 0, 131_072),
+            (MIB + 65536, 9, 65536),
+            (MIB, 0, MIB + 65536),
+            (2 * MIB + 65536, 8, MIB - 65536),
+            (131_072, 7, 65536),
+        ] {
+            data[at..at + length].fill(value);
+            let changed = at as u64..(at + length) as u64;
+            let base = all.last().unwrap().0.clone();
+            all.push((store.incremental(&base, &data, &[changed]), data.clone()));
+        }
+        (store, all)
+    }
+
+    /// All backups that are listed are as they should be, and those of `kept` are there.
+    fn check(store: &Store, all: &[(String, Vec<u8>)], kept: &[(String, Vec<u8>)], when: &str) {
+        let signals = Signals::catch().unwrap();
+        let listed = {
+            let (repository, _) = Repository::read(store.path()).unwrap();
+            let backups = repository.backups().unwrap();
+            backups
+                .into_iter()
+                .map(|(id, read)| {
+                    read.unwrap();
+                    id
+                })
+                .collect::<Vec<_>>()
+        };
+        for (id, _) in kept {
+            assert!(listed.contains(id), "{when}: {id} has gone");
+        }
+        let out = store.path().join("out");
+        for (id, data) in all.iter().filter(|(id, _)| listed.contains(id)) {
+            let to = [out.display().to_string()];
+            restore(&store.path().join(id), &to, &signals).expect(when);
+            assert!(std::fs::read(&out).unwrap() == *data, "{when}: {id}");
+            std::fs::remove_file(&out).unwrap();
+        }
+        let report = verify(store.path(), &signals).unwrap();
+        assert!(report.damage.is_empty(), "{when}: {report:?}");
+    }
+
+    /// Kills a prune before each of its steps, and the next one before each of its steps.
+    fn killed_anywhere(format: Format, keep: usize) {
+        let signals = Signals::catch().unwrap();
+        let mut steps = 0;
+        loop {
+            let (store, all) = chain(format);
+            let kept = &all[all.len() - keep..];
+            STEPS.set(steps);
+            let first = prune(store.path(), keep, false, &signals);
+            STEPS.set(u32::MAX);
+            let when = match &first {
+                Ok(_) => format!("{steps} steps, done"),
+                Err(error) => format!("{steps} steps, {error:#}"),
+            };
+            check(&store, &all, kept, &when);
+            if first.is_err() {
+                // The second time, fewer are kept, and it is killed elsewhere.
+                STEPS.set(steps / 2);
+                let _ = prune(store.path(), keep - 1, false, &signals);
+                STEPS.set(u32::MAX);
+                check(&store, &all, &kept[1..], &format!("{when}, again"));
+            }
+            prune(store.path(), keep - 1, false, &signals).unwrap();
+            check(&store, &all, &kept[1..], &format!("{when}, then done"));
+            let mut left: Vec<_> = std::fs::read_dir(store.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .filter(|name| !name.starts_with('.'))
+                .collect();
+            left.sort();
+            assert_eq!(
+                left,
+                kept[1..].iter().map(|(id, _)| &**id).collect::<Vec<_>>()
+            );
+            let oldest = store.path().join(&kept[1].0);
+            let names = std::fs::read_dir(oldest).unwrap().count();
+            assert_eq!(names, 3, "{when}: the data, the extents, the manifest");
+            if first.is_ok() {
+                assert!(steps > 1, "only {steps} steps");
+                return;
+            }
+            steps += 1;
+        }
+    }
+
+    #[test]
+    fn raw_backups_survive_a_kill_at_any_step() {
+        for keep in [3, 6] {
+            killed_anywhere(Format::Raw, keep);
+        }
+    }
+
+    #[test]
+    fn qcow2_backups_survive_a_kill_at_any_step() {
+        killed_anywhere(Format::Qcow2, 3);
+    }
+
+    #[test]
+    fn rbd_diff_backups_survive_a_kill_at_any_step() {
+        killed_anywhere(Format::RbdDiff, 3);
+    }
+
+    #[test]
+    fn what_would_be_done_is_said() {
+        let (store, all) = chain(Format::Raw);
+        let signals = Signals::catch().unwrap();
+        let report = prune(store.path(), 2, true, &signals).unwrap();
+        assert_eq!(report.dropped.len(), all.len() - 2);
+        assert_eq!(report.merged.len(), 1);
+        assert!(report.merged[0].in_place);
+        let (repository, _) = Repository::read(store.path()).unwrap();
+        assert_eq!(repository.ids().unwrap().len(), all.len());
+        drop(repository);
+        let done = prune(store.path(), 2, false, &signals).unwrap();
+        assert_eq!(report.merged[0].bytes, done.merged[0].bytes);
+        let nothing = prune(store.path(), 2, false, &signals).unwrap();
+        assert!(nothing.dropped.is_empty() && nothing.merged.is_empty());
+    }
+
+    #[test]
+    fn a_damaged_backup_is_not_merged() {
+        let (store, all) = chain(Format::Raw);
+        let signals = Signals::catch().unwrap();
+        let middle = store.path().join(&all[4].0).join("vda.raw");
+        std::fs::remove_file(&middle).unwrap();
+        let error = prune(store.path(), 2, false, &signals).unwrap_err();
+        assert!(format!("{error:#}").contains("vda.raw"), "{error:#}");
+        let (repository, _) = Repository::read(store.path()).unwrap();
+        assert_eq!(repository.backups().unwrap().len(), all.len());
+    }
+}
