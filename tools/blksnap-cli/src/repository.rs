@@ -282,6 +282,12 @@ pub fn is_id(name: &str) -> bool {
         && name[17..].bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
+/// How often a lock is tried again.
+const LOCK_TRIES: u32 = 20;
+
+/// How long is waited before that.
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// Takes a lock that is kept until the file is closed.
 fn lock(dir: &Path, name: &str, exclusive: bool) -> Result<File> {
     let path = dir.join(name);
@@ -303,7 +309,17 @@ fn lock(dir: &Path, name: &str, exclusive: bool) -> Result<File> {
         true => FlockOperation::NonBlockingLockExclusive,
         false => FlockOperation::NonBlockingLockShared,
     };
-    match flock(&file, how) {
+    let mut locked = flock(&file, how);
+    for _ in 0..LOCK_TRIES {
+        if locked != Err(Errno::WOULDBLOCK) {
+            break;
+        }
+        // Who holds it may be about to end; or has a child that has not executed its program yet,
+        // and so has the lock, too.
+        std::thread::sleep(LOCK_PAUSE);
+        locked = flock(&file, how);
+    }
+    match locked {
         Err(Errno::WOULDBLOCK) if name == ".readers" && exclusive => bail!(
             "the backups in {} are being read; try again when that is done",
             dir.display()
