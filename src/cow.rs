@@ -533,12 +533,14 @@ impl Cow {
         drop(inner);
         Self::submit(reads);
         self.kick(kick);
-        if later {
-            // Nothing is under way whose end could give us memory.
-            rest.map(|bio| bio.end(Err(ENOMEM)));
-            return None;
+        match rest {
+            Some(bio) if later => {
+                // Nothing is under way whose end could give us memory.
+                bio.end(Err(ENOMEM));
+                None
+            }
+            rest => rest,
         }
-        rest
     }
 
     /// Has an image read done again, from any context.

@@ -274,7 +274,6 @@ impl Flights {
         self.count -= 1;
         self.ready -= usize::from(flight.ready);
         self.waited_for -= usize::from(!flight.images.is_empty());
-        if flight.unit.is_none() {}
         Some(flight)
     }
 }
