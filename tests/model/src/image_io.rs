@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `src/image_io.rs`.
+
+use core::{ops::Range, sync::atomic::Ordering::Relaxed as Counting};
+use kernel::planted::{Fault, planted};
+
+use crate::{Failed, OLD, chunk_map::Place, cow::Cow};
+
+/// A part of a bio of the image.
+#[derive(Clone, Debug)]
+pub struct ImageBio {
+    pub chunks: Range<u64>,
+    /// The data, if it is a write.
+    pub write: Option<u32>,
+    /// What a read may give beside the data as of the instant.
+    pub written: Vec<u32>,
+}
+
+impl ImageBio {
+    /// The end of a part: the data that was read, or written.
+    fn end(self, cow: &Cow, result: Result<Vec<u32>, Failed>) {
+        match result {
+            Ok(data) if self.write.is_none() => {
+                assert_eq!(data.len() as u64, self.chunks.end - self.chunks.start);
+                for data in data {
+                    let right = data == OLD || self.written.contains(&data);
+                    assert!(right, "the image lies");
+                }
+            }
+            Ok(_) => {}
+            Err(Failed) => assert!(
+                cow.failures.load(Counting) > 0,
+                "an error without a failure"
+            ),
+        }
+        let parts = (self.chunks.end - self.chunks.start) as u32;
+        cow.ended.fetch_add(parts, Counting);
+    }
+}
+
+enum Target {
+    Original(u64),
+    Storage(u32),
+    Wait(u64),
+}
+
+/// Serves a bio of the image.
+pub fn submit(cow: &Cow, bio: ImageBio) {
+    let mut next = Some(bio);
+    let mut rest: Vec<ImageBio> = Vec::new();
+    while let Some(mut bio) = next.take().or_else(|| rest.pop()) {
+        if cow.has_failed() {
+            bio.end(cow, Err(Failed));
+            continue;
+        }
+        let (target, until) = find(cow, &bio);
+        if until < bio.chunks.end {
+            let mut tail = bio.clone();
+            tail.chunks.start = until;
+            bio.chunks.end = until;
+            rest.push(tail);
+        }
+        next = send(cow, bio, target);
+    }
+}
+
+fn find(cow: &Cow, bio: &ImageBio) -> (Target, u64) {
+    let (first, last) = (bio.chunks.start, bio.chunks.end);
+    match cow.map.get(first) {
+        Place::Untouched if bio.write.is_none() => {
+            let to = cow.map.untouched_until(first + 1, last);
+            (Target::Original(to), to)
+        }
+        Place::Untouched | Place::Reading | Place::InMemory => (Target::Wait(first), first + 1),
+        Place::Stored(unit) => {
+            let to = cow.map.stored_until(first + 1, last, unit + 1, 1);
+            (Target::Storage(unit), to)
+        }
+    }
+}
+
+fn send(cow: &Cow, bio: ImageBio, target: Target) -> Option<ImageBio> {
+    let count = (bio.chunks.end - bio.chunks.start) as u32;
+    match (target, bio.write) {
+        (Target::Wait(chunk), _) => cow.park(bio, chunk),
+        (Target::Original(to), _) => {
+            let read = |chunk| cow.origin.read_optimistic(chunk);
+            let data = bio.chunks.clone().map(read).collect();
+            end_io(cow, bio, data, Some(to))
+        }
+        (Target::Storage(unit), Some(data)) => {
+            (unit..unit + count).for_each(|unit| cow.storage.write(unit, data));
+            end_io(cow, bio, Vec::new(), None)
+        }
+        (Target::Storage(unit), None) => {
+            let data = (unit..unit + count).map(|unit| cow.storage.read(unit));
+            let data = data.collect();
+            end_io(cow, bio, data, None)
+        }
+    }
+}
+
+/// The end of a clone. Gives the part back if it is to be done again.
+fn end_io(cow: &Cow, bio: ImageBio, data: Vec<u32>, untouched: Option<u64>) -> Option<ImageBio> {
+    let overtaken = untouched.is_some_and(|to| cow.map.untouched_until(bio.chunks.start, to) != to);
+    if cow.has_failed() && !planted(Fault::NoErrorCheck) {
+        bio.end(cow, Err(Failed));
+    } else if overtaken && !planted(Fault::NoLookAfterRead) {
+        return Some(bio);
+    } else {
+        bio.end(cow, Ok(data));
+    }
+    None
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The life of a chunk, over all interleavings.
+//!
+//! `src/chunk_map.rs` is compiled here as it is, with loom's atomics under it. Around it is a small
+//! model of what uses it: the names are those of the functions in `src/cow.rs`, `src/cow/` and
+//! `src/image_io.rs`, and each does what that function does, step by step; what it leaves out is
+//! bios, memory and accounting. loom runs each scenario of `scenarios` in every order in which a thread
+//! is interrupted at most twice (once, if there are three; `LOOM_MAX_PREEMPTIONS=3` takes minutes), and with every value that
+//! the memory model lets a load see, stale ones included.
+//!
+//! What is checked, in the words of the design:
+//!
+//! - *The image never lies*: each read of an image gives the data as of the instant (or what was
+//!   written to the image since), or an error once the snapshot has failed.
+//! - *A write is released only when the old data is safe*: it is ordered after the copier's read,
+//!   and not only by luck: an unordered pair is a data race to loom.
+//! - *A chunk is copied at most once.*
+//! - *Nothing is lost*: each bio ends once.
+//! - After a failure nothing is stored that began after it, and the originals' writes go on.
+//!
+//! A device is what the argument in `chunk_map` says of it: a read that returns new data is ordered
+//! after the submission of the write.
+//!
+//! Two simplifications: the steps of a copy run in the thread that submits its read, as nothing else
+//! is left for that thread to do, and so does work that is queued; and each copy is stored by itself.
+//!
+//! [`kernel::planted`] lists faults. Each must be found, by a scenario that is silent without it.
+
+#![cfg(test)]
+
+#[allow(dead_code)]
+#[rustfmt::skip]
+#[path = "../../../src/chunk_map.rs"]
+mod chunk_map;
+
+mod cow;
+mod device;
+mod image_io;
+mod scenarios;
+
+/// What is on the original at the instant.
+const OLD: u32 = 0;
+
+/// What cannot be right.
+const JUNK: u32 = u32::MAX;
+
+/// An error.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Failed;
