@@ -116,6 +116,17 @@ def linear(device, sectors=None, offset=0):
     return f"0 {sectors or size_of(device) // 512 - offset} linear {device} {offset}"
 
 
+@contextlib.contextmanager
+def thin(size, metadata, data):
+    """A thin device of a pool of its own, on these two devices."""
+    sh("modprobe", "dm-thin-pool")
+    sh("dd", "if=/dev/zero", f"of={metadata}", "bs=4096", "count=1", "conv=fsync")
+    with dm(f"0 {size_of(data) // 512} thin-pool {metadata} {data} 128 0") as pool:
+        sh("dmsetup", "message", pool, "0", "create_thin 0")
+        with dm(f"0 {size // 512} thin {pool} 0") as path:
+            yield path
+
+
 def delay(device, read_ms, write_ms):
     sh("modprobe", "dm-delay")
     return f"0 {size_of(device) // 512} delay {device} 0 {read_ms} {device} 0 {write_ms}"
