@@ -39,6 +39,7 @@ mod cow;
 mod engine;
 mod events;
 mod excluded;
+mod faults;
 mod image;
 mod image_io;
 mod params;

@@ -84,6 +84,10 @@ use crate::{
         InFlight, //
     },
     excluded::Excluded,
+    faults::{
+        planted,
+        Fault, //
+    },
     storage::Storage,
     units::Geometry, //
 };
@@ -355,6 +359,12 @@ impl Cow {
         self.storage.has_failed() || self.gone.load(Acquire)
     }
 
+    /// Whether nothing is copied any more, and writes just pass.
+    #[inline]
+    fn has_stopped(&self) -> bool {
+        self.has_failed() && !planted(Fault::StoreAfterFailure)
+    }
+
     /// The error since which the image is of no use, as a positive errno, or 0.
     pub(crate) fn error(&self) -> i32 {
         self.storage.device_error(self.origin.bdev().id())
@@ -384,7 +394,11 @@ impl Cow {
     /// The chunks, from the first to before the last, that have sectors from `sector` to before
     /// `end`.
     fn chunks(&self, sector: u64, end: u64) -> (u64, u64) {
-        let end = end.min(self.geometry.sectors);
+        let mut end = end.min(self.geometry.sectors);
+        if planted(Fault::LoseTail) {
+            let whole = self.geometry.chunk(self.geometry.sectors);
+            end = end.min(self.geometry.sector(whole));
+        }
         if sector >= end {
             return (0, 0);
         }
@@ -423,7 +437,7 @@ impl Cow {
         (sector, end): (u64, u64),
         (from, to): (u64, u64),
     ) -> Verdict<'a> {
-        if this.has_failed() || this.is_excluded(sector, end) {
+        if this.has_stopped() || this.is_excluded(sector, end) {
             return bio.pass();
         }
         match bio.op() {
@@ -448,6 +462,11 @@ impl Cow {
         let (rejected, verdict) = match next {
             Next::Safe => {
                 drop(inner);
+                return bio.pass();
+            }
+            Next::Flight(_) if planted(Fault::ReleaseBeforeRead) => {
+                drop(inner);
+                Self::submit(reads);
                 return bio.pass();
             }
             Next::Flight(i) => {

@@ -30,7 +30,11 @@ use kernel::{
 use crate::{
     chunk_map::Place,
     cow::Cow,
-    engine::Busy, //
+    engine::Busy,
+    faults::{
+        planted,
+        Fault, //
+    }, //
 };
 
 /// The context of a clone.
@@ -49,8 +53,8 @@ impl EndIo for ImageIo {
             busy,
         } = self;
         if let Some(bio) = cloned {
-            let overtaken =
-                untouched.is_some_and(|(from, to)| cow.map().untouched_until(from, to) != to);
+            let overtaken = !planted(Fault::NoLookAfterRead)
+                && untouched.is_some_and(|(from, to)| cow.map().untouched_until(from, to) != to);
             if cow.has_failed() {
                 bio.end(Err(EIO));
             } else if result.is_ok() && overtaken {

@@ -42,4 +42,9 @@ BLKSNAP_PARAM(free_diff_buffer_pool_size, 0, INT_MAX,
 BLKSNAP_PARAM(diff_storage_minimum, 8, INT_MAX,
 	      "The portion asked for by a low free space event, in sectors, 8 or more");
 
+#ifdef CONFIG_BLK_SNAP_FAULTS
+BLKSNAP_PARAM(fault, 0, 7,
+	      "What to do wrong, see faults.rs; 0 for nothing");
+#endif
+
 MODULE_VERSION("1.0.0.0");

@@ -11,5 +11,6 @@ extern unsigned int blksnap_chunk_maximum_in_cache;
 extern unsigned int blksnap_copy_ahead_maximum_ratio;
 extern unsigned int blksnap_free_diff_buffer_pool_size;
 extern unsigned int blksnap_diff_storage_minimum;
+extern unsigned int blksnap_fault;
 
 #endif /* _BLKSNAP_PARAMS_H */

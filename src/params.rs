@@ -55,6 +55,8 @@ param!(
     "blksnap_diff_storage_minimum",
     2097152
 );
+#[cfg(CONFIG_BLK_SNAP_FAULTS)]
+param!(FAULT, "blksnap_fault", 0);
 
 /// log2 of the size of the smallest tracking block in bytes, 9 to 31.
 pub(crate) fn tracking_block_minimum_shift() -> u32 {
@@ -89,4 +91,10 @@ pub(crate) fn copy_ahead_maximum_ratio() -> u64 {
 /// The portion that a low free space event asks for, in sectors, 8 or more.
 pub(crate) fn diff_storage_minimum() -> u64 {
     u64::from(DIFF_STORAGE_MINIMUM.load(Relaxed))
+}
+
+/// What to do wrong, see [`faults`](crate::faults); 0 for nothing.
+#[cfg(CONFIG_BLK_SNAP_FAULTS)]
+pub(crate) fn fault() -> u32 {
+    FAULT.load(Relaxed)
 }

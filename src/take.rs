@@ -45,6 +45,10 @@ use kernel::{
 use crate::{
     cow::Cow,
     engine::Engine,
+    faults::{
+        planted,
+        Fault, //
+    },
     image::Image,
     params,
     snapshot::{
@@ -94,8 +98,10 @@ fn stop(order: &[&(&Device, Prepared)], scope: &NoIoScope, together: bool) -> Re
     let mut frozen = Guards(KVec::with_capacity(count, GFP_KERNEL)?);
     let mut freezing = KVec::with_capacity(count, GFP_KERNEL)?;
     for (device, _) in order {
-        let gate = device.tracker.gate(&device.file, timeout)?;
-        gates.0.push_within_capacity(gate).map_err(|_| ENOMEM)?;
+        if !planted(Fault::NoDrain) {
+            let gate = device.tracker.gate(&device.file, timeout)?;
+            gates.0.push_within_capacity(gate).map_err(|_| ENOMEM)?;
+        }
         if !together {
             let this = Freezing::start(&device.file, scope).wait(timeout)?;
             frozen.0.push_within_capacity(this).map_err(|_| ENOMEM)?;

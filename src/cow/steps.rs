@@ -50,6 +50,10 @@ use crate::{
         Copy, //
     },
     engine::BATCH,
+    faults::{
+        planted,
+        Fault, //
+    },
     image_io, //
 };
 
@@ -131,7 +135,7 @@ impl Cow {
                 self.fail(err);
             }
         }
-        if again || self.has_failed() {
+        if again || self.has_stopped() {
             return ReadDone {
                 writers: take(&mut flight.writers),
                 ended: inner.flights.end(index),
@@ -211,7 +215,7 @@ impl Cow {
 
     /// Finds a place for `units` units of old data.
     fn place(&self, units: u64) -> Result<u32> {
-        if self.has_failed() {
+        if self.has_stopped() {
             return Err(EIO);
         }
         self.storage.alloc(units)
@@ -228,7 +232,11 @@ impl Cow {
                 let step = self.geometry.units_per_chunk();
                 // CAST: The storage ends before `u32` does.
                 let place = |i: u64| Place::Stored(unit + (i * step) as u32);
-                self.map.set(flight.run.clone(), place);
+                if planted(Fault::CopyTwice) {
+                    self.map.unclaim(flight.run.clone());
+                } else {
+                    self.map.set(flight.run.clone(), place);
+                }
             }
         }
         let flight = inner.flights.end(index);
@@ -276,7 +284,7 @@ impl Cow {
                 held.sector().saturating_sub(start),
                 held.end_sector().saturating_sub(start),
             );
-            let next = if self.has_failed() {
+            let next = if self.has_stopped() {
                 Next::Safe
             } else {
                 self.advance(&mut inner, from, to, true, &mut reads)
