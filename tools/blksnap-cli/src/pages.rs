@@ -65,8 +65,14 @@ fn write_page(directory: &Path, command: &Command, others: &[String]) -> Result<
     let path = directory.join(man.get_filename());
     let mut text = Vec::new();
     page(&man, command, others, &mut text)
-        .and_then(|()| fs::write(&path, text))
+        .and_then(|()| fs::write(&path, one_break(&text)))
         .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Leaves out what clap_mangen breaks a line with more than once, before the possible values of an
+/// option.
+fn one_break(page: &[u8]) -> String {
+    String::from_utf8_lossy(page).replace("\n.br\n\n.br\n", "\n.br\n")
 }
 
 /// A page.
