@@ -177,8 +177,11 @@ impl Feeder {
             };
             match event.kind {
                 EventKind::LowFreeSpace { requested } => {
-                    if let Err(error) = self.append(requested.bytes()) {
-                        self.trouble(error.to_string());
+                    match self.append(requested.bytes()) {
+                        // Destroyed meanwhile: the next look says so.
+                        Err(error) if error.errno() == Some(Errno::SRCH) => {}
+                        Err(error) => self.trouble(error.to_string()),
+                        Ok(()) => {}
                     }
                 }
                 EventKind::Corrupted { device, errno } => {
