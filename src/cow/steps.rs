@@ -380,7 +380,7 @@ impl WorkItem<WRITERS> for Cow {
     fn run(this: Arc<Cow>) {
         Self::look_at_read(&this);
         this.serve_writers();
-        if this.has_failed() {
+        if this.has_stopped() {
             this.give_up();
         }
         // One pass at a time: who flushes the queue waits for no more than that.
@@ -402,7 +402,7 @@ impl WorkItem<STORE> for Cow {
         while this.store(flush) {}
         // Where a store completes at once, its copy is of use again at once.
         this.look_at_stored();
-        if this.has_failed() {
+        if this.has_stopped() {
             this.give_up();
         }
         let mut inner = this.inner.lock();
