@@ -16,12 +16,10 @@ pub(crate) enum Fault {
     ForgetMark = 3,
     /// It is forgotten that a chunk was stored, so that it is copied again.
     CopyTwice = 4,
-    /// Copying goes on although the snapshot has failed.
-    StoreAfterFailure = 5,
     /// A take does not wait for the writes of bio based devices.
-    NoDrain = 6,
+    NoDrain = 5,
     /// The short chunk at the end of a device is not copied.
-    LoseTail = 7,
+    LoseTail = 6,
 }
 
 /// Whether this is to be done wrong.

@@ -43,7 +43,7 @@ BLKSNAP_PARAM(diff_storage_minimum, 8, INT_MAX,
 	      "The portion asked for by a low free space event, in sectors, 8 or more");
 
 #ifdef CONFIG_BLK_SNAP_FAULTS
-BLKSNAP_PARAM(fault, 0, 7,
+BLKSNAP_PARAM(fault, 0, 6,
 	      "What to do wrong, see faults.rs; 0 for nothing");
 #endif
 

@@ -135,7 +135,7 @@ impl Cow {
                 self.fail(err);
             }
         }
-        if again || self.has_stopped() {
+        if again || self.has_failed() {
             return ReadDone {
                 writers: take(&mut flight.writers),
                 ended: inner.flights.end(index),
@@ -215,7 +215,7 @@ impl Cow {
 
     /// Finds a place for `units` units of old data.
     fn place(&self, units: u64) -> Result<u32> {
-        if self.has_stopped() {
+        if self.has_failed() {
             return Err(EIO);
         }
         self.storage.alloc(units)
@@ -284,7 +284,7 @@ impl Cow {
                 held.sector().saturating_sub(start),
                 held.end_sector().saturating_sub(start),
             );
-            let next = if self.has_stopped() {
+            let next = if self.has_failed() {
                 Next::Safe
             } else {
                 self.advance(&mut inner, from, to, true, &mut reads)
@@ -380,7 +380,7 @@ impl WorkItem<WRITERS> for Cow {
     fn run(this: Arc<Cow>) {
         Self::look_at_read(&this);
         this.serve_writers();
-        if this.has_stopped() {
+        if this.has_failed() {
             this.give_up();
         }
         // One pass at a time: who flushes the queue waits for no more than that.
@@ -402,7 +402,7 @@ impl WorkItem<STORE> for Cow {
         while this.store(flush) {}
         // Where a store completes at once, its copy is of use again at once.
         this.look_at_stored();
-        if this.has_stopped() {
+        if this.has_failed() {
             this.give_up();
         }
         let mut inner = this.inner.lock();
