@@ -183,6 +183,22 @@ struct Kick {
     images: bool,
 }
 
+impl Kick {
+    /// What lets writes go.
+    const WRITERS: Self = Self {
+        writers: true,
+        store: false,
+        images: false,
+    };
+
+    /// What stores.
+    const STORE: Self = Self {
+        writers: false,
+        store: true,
+        images: false,
+    };
+}
+
 impl Inner {
     /// Whether chunks can be claimed without waiting for what is to be freed.
     fn may_replace(&self) -> bool {

@@ -277,28 +277,28 @@ impl Storage {
     }
 
     /// A copy begins that needs `units` units.
-    pub(crate) fn expect(&self, units: u64) {
+    pub(crate) fn book(&self, units: u64) {
         self.placeless.fetch_add(units, Relaxed);
     }
 
     /// It ends without having been stored.
-    pub(crate) fn unexpect(&self, units: u64) {
+    pub(crate) fn unbook(&self, units: u64) {
         self.placeless.fetch_sub(units, Relaxed);
     }
 
-    /// Allocates `units` units that were [expected](Self::expect), and returns the first one. Does
+    /// Allocates `units` units that were [booked](Self::book), and returns the first one. Does
     /// not sleep.
     ///
     /// Fails with `ENOSPC`.
     pub(crate) fn alloc(&self, units: u64) -> Result<u32> {
         let mut space = self.space.lock();
         let unit = space.pool.alloc(units).ok_or(ENOSPC)?;
-        self.unexpect(units);
+        self.unbook(units);
         self.ask_for_more(&mut space);
         Ok(unit)
     }
 
-    /// How many sectors may be used for what is not needed yet: what is free and not expected to be
+    /// How many sectors may be used for what is not needed yet: what is free and not booked to be
     /// used, less half of all, or less half of the portion that clients give at a time if that is
     /// less.
     pub(crate) fn spare(&self) -> u64 {

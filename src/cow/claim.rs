@@ -137,7 +137,7 @@ impl Cow {
         inner.account.add(run.end - run.start, needs);
         let sectors = geometry.sectors_in(run.start, run.end - run.start);
         let units = sectors.div_ceil(UNIT_SECTORS);
-        self.storage.expect(units);
+        self.storage.book(units);
         let flight = Flight::new(memory, run.clone(), needs, units, self.busy());
         let index = inner.flights.begin(flight);
         // Before the bio is submitted: see `chunk_map`.

@@ -250,7 +250,7 @@ impl Cow {
     /// [`submission_is_queued`](kernel::block::bio::submission_is_queued).
     fn recycle(self: &Arc<Self>, mut flight: Flight) {
         if flight.unit.is_none() {
-            self.storage.unexpect(flight.units);
+            self.storage.unbook(flight.units);
         }
         let images = flight.take_images();
         let writers = take(&mut flight.writers);
@@ -385,10 +385,7 @@ impl WorkItem<WRITERS> for Cow {
         }
         // One pass at a time: who flushes the queue waits for no more than that.
         if !Self::is_done(&this.read) {
-            this.kick(Kick {
-                writers: true,
-                ..Kick::default()
-            });
+            this.kick(Kick::WRITERS);
         }
     }
 }
@@ -414,10 +411,7 @@ impl WorkItem<STORE> for Cow {
         let done = Self::is_done(&this.stored);
         drop(inner);
         if !done {
-            this.kick(Kick {
-                store: true,
-                ..Kick::default()
-            });
+            this.kick(Kick::STORE);
         }
     }
 }
@@ -446,10 +440,7 @@ impl WorkItem<TICK> for Cow {
         inner.flush = true;
         let busy = inner.tick.take();
         drop(inner);
-        this.kick(Kick {
-            store: true,
-            ..Kick::default()
-        });
+        this.kick(Kick::STORE);
         drop(busy);
     }
 }
