@@ -5,7 +5,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -98,8 +97,8 @@ impl StorageFile {
         rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, size)
             .map_err(failed("allocate space for the storage file"))?;
         let extents = extents_of(&file, path)?;
-        let made = format!("/proc/self/fd/{}", file.as_raw_fd());
-        linkat(CWD, made, CWD, path, AtFlags::SYMLINK_FOLLOW)
+        // Not by its name in /proc, which an initramfs may not have.
+        linkat(&file, "", CWD, path, AtFlags::EMPTY_PATH)
             .map_err(failed("create the storage file"))?;
         Ok(Self {
             _file: file,
