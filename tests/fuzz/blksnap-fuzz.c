@@ -183,29 +183,23 @@ static void anchor(void)
 	}
 }
 
-/*
- * A kernel without COMPAT_32BIT_TIME has neither the futex() nor the nanosleep() that 32-bit programs
- * use. So sleep by poll(), and do not join threads.
- */
 static void sleep_ms(int milliseconds)
 {
 	poll(NULL, 0, milliseconds);
 }
 
-static atomic_uint running;
+static pthread_t threads[THREADS > MAX_DEVICES ? THREADS : MAX_DEVICES];
+static unsigned int thread_count;
 
 static void spawn(void *(*function)(void *), void *argument)
 {
-	pthread_t thread;
-
-	atomic_fetch_add(&running, 1);
-	want(!pthread_create(&thread, NULL, function, argument) && !pthread_detach(thread));
+	want(!pthread_create(&threads[thread_count++], NULL, function, argument));
 }
 
 static void wait_for_threads(void)
 {
-	while (running)
-		sleep_ms(1);
+	while (thread_count)
+		want(!pthread_join(threads[--thread_count], NULL));
 }
 
 static int files[2]; /* of all threads of a process */
@@ -228,7 +222,6 @@ static void *work(void *name)
 			image_io(&worker->rng);
 		fuzz_one(worker);
 	}
-	atomic_fetch_sub(&running, 1);
 	return NULL;
 }
 
@@ -278,7 +271,6 @@ static void *load(void *device)
 		load_write(device, &rng);
 		sleep_ms(below(&rng, 20));
 	}
-	atomic_fetch_sub(&running, 1);
 	return NULL;
 }
 
