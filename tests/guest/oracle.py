@@ -31,6 +31,14 @@ def partitions():
 
 
 @contextlib.contextmanager
+def whole():
+    """A whole disk that is written through its partitions, too. (The table is overwritten; the
+    kernel keeps what it has read.)"""
+    with devices.null_blk(3 * MIB + 2 * SIZE) as disk, devices.partitions(disk, PARTS) as (one, two):
+        yield f"{disk},{one}+-2048,{two}+-{2048 + SIZE // 512 - 7}",
+
+
+@contextlib.contextmanager
 def stacks():
     """A raid1, and a file of a file system on another disk."""
     with devices.brd(SIZE + 2 * MIB, 2) as (one, two), devices.raid1(one, two) as raid:
@@ -48,7 +56,7 @@ def thin():
         yield path, SMALL
 
 
-STACKS = {"drivers": drivers, "partitions": partitions, "stacks": stacks, "thin": thin}
+STACKS = {"drivers": drivers, "partitions": partitions, "whole": whole, "stacks": stacks, "thin": thin}
 
 
 def oracle(originals, *options, seed=SEED):

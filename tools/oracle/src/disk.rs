@@ -43,24 +43,44 @@ impl Buffer {
 /// An open node.
 pub struct Node {
     file: rustix::fd::OwnedFd,
-    /// Where the device begins on it, in sectors.
-    start: u64,
+    /// Where the device begins on it, in sectors; less than 0 if the node is a part of the device.
+    start: i64,
+    /// Of the node, in sectors.
+    size: u64,
     name: String,
 }
 
 impl Node {
     /// Opens a node; the device begins at this sector of it.
-    pub fn open(path: impl AsRef<Path>, start: u64) -> Result<Self> {
+    pub fn open(path: impl AsRef<Path>, start: i64) -> Result<Self> {
         let name = path.as_ref().display().to_string();
         let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
         let file = rustix::fs::open(path.as_ref(), flags, Mode::empty())
             .with_context(|| format!("cannot open {name}"))?;
-        Ok(Self { file, start, name })
+        let size = rustix::fs::seek(&file, SeekFrom::End(0))? / SECTOR as u64;
+        Ok(Self {
+            file,
+            start,
+            size,
+            name,
+        })
     }
 
     /// The size in sectors.
-    pub fn size(&self) -> Result<u64> {
-        Ok(rustix::fs::seek(&self.file, SeekFrom::End(0))? / SECTOR as u64)
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whether the node has these sectors of the device.
+    pub fn has(&self, first: u64, sectors: u64) -> bool {
+        first
+            .checked_add_signed(self.start)
+            .is_some_and(|first| first + sectors <= self.size)
+    }
+
+    /// Where a sector of the device is on the node, in bytes.
+    fn at(&self, first: u64) -> u64 {
+        first.wrapping_add_signed(self.start) * SECTOR as u64
     }
 
     fn describe(&self, what: &str, first: u64, sectors: u64) -> String {
@@ -69,7 +89,7 @@ impl Node {
 
     /// Reads; tells the error of the device apart.
     pub fn read(&self, first: u64, buffer: &mut [u8]) -> Result<Result<(), Errno>> {
-        let at = (self.start + first) * SECTOR as u64;
+        let at = self.at(first);
         let length = buffer.len();
         match rustix::io::pread(&self.file, &mut *buffer, at) {
             Ok(done) => {
@@ -83,7 +103,7 @@ impl Node {
 
     /// Writes; tells the error of the device apart.
     pub fn write(&self, first: u64, buffer: &[u8]) -> Result<Result<(), Errno>> {
-        let at = (self.start + first) * SECTOR as u64;
+        let at = self.at(first);
         match rustix::io::pwrite(&self.file, buffer, at) {
             Ok(done) => {
                 let what = self.describe("write", first, (buffer.len() / SECTOR) as u64);
@@ -95,8 +115,7 @@ impl Node {
     }
 
     fn range<const CODE: Opcode>(&self, first: u64, sectors: u64) -> rustix::io::Result<()> {
-        let bytes = |sectors: u64| sectors * SECTOR as u64;
-        let range = [bytes(self.start + first), bytes(sectors)];
+        let range = [self.at(first), sectors * SECTOR as u64];
         // SAFETY: Both commands take a pointer to two `u64`.
         unsafe { rustix::ioctl::ioctl(self.file.as_fd(), Setter::<CODE, [u64; 2]>::new(range)) }
     }
@@ -120,7 +139,7 @@ impl Node {
 #[derive(Clone, Debug)]
 pub struct Original {
     /// The device itself first.
-    pub nodes: Vec<(String, u64)>,
+    pub nodes: Vec<(String, i64)>,
     /// In sectors.
     pub sectors: u64,
 }
@@ -136,14 +155,14 @@ impl Original {
                 .with_context(|| format!("{part}: not NODE or NODE+SECTOR"))?;
             nodes.push((path.to_owned(), start));
         }
-        let sectors = Node::open(&nodes[0].0, 0)?.size()?;
+        let sectors = Node::open(&nodes[0].0, 0)?.size();
         ensure!(sectors > 0, "{text}: an empty device");
         Ok(Self { nodes, sectors })
     }
 
     /// Opens all nodes.
     pub fn open(&self) -> Result<Vec<Node>> {
-        let open = |(path, start): &(String, u64)| Node::open(path, *start);
+        let open = |(path, start): &(String, i64)| Node::open(path, *start);
         self.nodes.iter().map(open).collect()
     }
 }

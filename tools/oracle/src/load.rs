@@ -105,7 +105,10 @@ pub fn write_originals(shared: &Shared, writer: usize, mut random: fastrand::Rng
         let end = (region + REGION).min(sectors);
         let count = any_length(&mut random, end - region);
         let first = region + random.u64(..=end - region - count);
-        let node = &nodes[device][random.usize(..nodes[device].len())];
+        let mut node = &nodes[device][random.usize(..nodes[device].len())];
+        if !node.has(first, count) {
+            node = &nodes[device][0];
+        }
         let stamps = shared.stamps(device);
         let what = random.u8(..100);
         if what < 10 {

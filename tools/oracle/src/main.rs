@@ -48,7 +48,8 @@ struct Args {
     #[arg(long, value_name = "DEVICE")]
     storage: String,
     /// Devices to be captured, with the nodes through which they are written: the device itself,
-    /// and others on which it begins at a sector. All their data is lost
+    /// and others on which it begins at a sector, which is less than 0 if they are parts of it. All
+    /// their data is lost
     #[arg(required = true, value_name = "NODE[,NODE+SECTOR…]")]
     originals: Vec<String>,
 }

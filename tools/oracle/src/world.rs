@@ -242,7 +242,7 @@ impl World {
         let id = self.control.snapshot_create(&ids)?;
         let sectors: u64 = free.iter().map(|&d| self.shared.originals[d].sectors).sum();
         let lean = random.u8(..6) == 0;
-        let size = self.storage_node.size()? / SLOTS as u64;
+        let size = self.storage_node.size() / SLOTS as u64;
         self.slots[slot] = Some(Held {
             id,
             devices: free,
@@ -260,7 +260,7 @@ impl World {
     }
 
     fn append(&mut self, slot: usize, sectors: u64, random: &mut fastrand::Rng) -> Result<()> {
-        let end = (slot as u64 + 1) * (self.storage_node.size()? / SLOTS as u64);
+        let end = (slot as u64 + 1) * (self.storage_node.size() / SLOTS as u64);
         let Some(held) = &mut self.slots[slot] else {
             return Ok(());
         };
@@ -301,7 +301,7 @@ impl World {
         for (&device, image) in held.devices.iter().zip(self.control.images(held.id)?) {
             let node = Node::open(&image.path, 0)?;
             let sectors = self.shared.originals[device].sectors;
-            let size = node.size()?;
+            let size = node.size();
             ensure!(
                 size == sectors,
                 "the image of device {device} has {size} sectors"
@@ -414,7 +414,7 @@ impl World {
     /// After a failure nothing more is stored, once what was under way has ended: even if there is
     /// room again.
     fn check_storage_rests(&self, slot: usize, held: &Held) -> Result<()> {
-        let size = self.storage_node.size()? / SLOTS as u64;
+        let size = self.storage_node.size() / SLOTS as u64;
         let start = slot as u64 * size;
         let more = SectorRange::new(held.storage, 4096.min(start + size - held.storage));
         let read = || -> Result<Vec<u8>> {
