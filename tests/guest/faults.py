@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Memory that is short, on kernels that can pretend it, and what a failure does to a snapshot."""
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+from blksnap import CORRUPTED, dev_of, until
+from blockio import Device
+from tap import Skip, equal, raises, true
+
+FAULTS = Path("/sys/kernel/debug")
+
+
+def corrupted(snapshot, nodes, *numbers):
+    """The snapshot is, with one event per device, and its images give nothing any more."""
+    until(lambda: snapshot.state()["state"] == "corrupted")
+    events = [event for event in snapshot.events() if event.code == CORRUPTED]
+    equal(sorted(event.dev for event in events), sorted(dev_of(node) for node in nodes), "devices of the events")
+    for event in events:
+        true(event.errno in numbers, f"{event}")
+    for image in snapshot.images:
+        with Device(image, write=False) as device, raises(errno.EIO):
+            device.read(0, 4096)
+
+
+def set_faults(kind, **values):
+    directory = FAULTS / kind
+    if not directory.exists():
+        raise Skip(f"the kernel has no {kind}")
+    for name, value in values.items():
+        (directory / name.replace("_", "-")).write_text(str(value))
+
+
+def prepare_failing():
+    set_faults("failslab", ignore_gfp_wait="N", probability=0, times=-1, verbose=0, task_filter="N")
+    set_faults("fail_page_alloc", ignore_gfp_wait="N", ignore_gfp_highmem="N", probability=0, times=-1,
+               verbose=0, min_order=0, task_filter="N")
+
+
+def failing_at(number, function):
+    """Calls it with its n-th allocation failing. Returns whether it was reached, and the errno."""
+    fd = os.open(f"/proc/self/task/{ctypes.CDLL(None).gettid()}/fail-nth", os.O_RDWR)
+    try:
+        os.pwrite(fd, str(number).encode(), 0)
+        error = None
+        try:
+            function()
+        except OSError as caught:
+            error = caught.errno
+        left = int(os.pread(fd, 20, 0).split(b"\0")[0])
+        os.pwrite(fd, b"0", 0)
+    finally:
+        os.close(fd)
+    return left == 0, error
