@@ -156,8 +156,9 @@ pub struct Restore {
     /// Directory of the backups, of which the newest is taken, or of one of them
     #[arg(value_hint = ValueHint::DirPath)]
     pub backup: PathBuf,
-    /// Where to write: a block device that is not in use, or a file that does not exist yet; with
-    /// the name of the device in the backup where it holds several
+    /// Where to write: a block device that is not in use, by any of its names, or a file that does
+    /// not exist yet (./vdc is a file); with the name of the device in the backup where it holds
+    /// several
     #[arg(long, required = true, value_name = "[NAME=]TARGET")]
     pub to: Vec<String>,
     /// Print the result as JSON

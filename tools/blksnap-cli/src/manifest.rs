@@ -197,8 +197,9 @@ impl Manifest {
 
     /// The device that a person means by a name or path.
     pub fn device(&self, name: &str) -> Option<&Device> {
+        let short = name.strip_prefix("/dev/").unwrap_or(name);
         let mut devices = self.devices.iter();
-        devices.find(|device| device.name == name || device.path == Path::new(name))
+        devices.find(|device| device.name == short || device.path == Path::new(name))
     }
 
     /// The names of the devices, for people.

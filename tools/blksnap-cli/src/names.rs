@@ -26,26 +26,10 @@ const TAGS: [(&str, &str); 4] = [
 /// The block device that is meant.
 pub fn device(name: impl AsRef<Path>) -> Result<DevId> {
     let name = name.as_ref();
-    let path = match tagged(name) {
-        Some(path) => path,
-        None => name.to_owned(),
+    let path = match find(name) {
+        Ok(id) => return Ok(id),
+        Err(path) => path,
     };
-    if let Some(id) = at(&path) {
-        return Ok(id);
-    }
-    if path.is_relative() {
-        if let Some(id) = at(&Path::new("/dev").join(&path)) {
-            return Ok(id);
-        }
-        // A file system that nobody looks for devices in may have no /dev.
-        let number = fs::read_to_string(Path::new("/sys/class/block").join(&path).join("dev"));
-        if let Some(id) = number.ok().and_then(|text| text.trim().parse().ok()) {
-            return Ok(id);
-        }
-        if let Some(id) = path.to_str().and_then(|name| name.parse().ok()) {
-            return Ok(id);
-        }
-    }
     let meta = fs::metadata(&path).with_context(|| {
         format!(
             "there is no device `{}` (name it by its path, as vda1, 254:1, UUID=…, LABEL=…, or by where it is mounted)",
@@ -59,6 +43,39 @@ pub fn device(name: impl AsRef<Path>) -> Result<DevId> {
         .canonicalize()
         .with_context(|| format!("cannot find out what {} is", path.display()))?;
     mounted(&path, &mounts::table()?)
+}
+
+/// The block device that is meant, where the name may also be that of a file: `None` then.
+pub fn device_or_file(name: &Path) -> Result<Option<DevId>> {
+    match find(name) {
+        Ok(id) => Ok(Some(id)),
+        Err(path) if path != name => device(name).map(Some),
+        // A directory that is no mount point is no device, whatever else it is.
+        Err(path) if path.is_dir() => Ok(device(name).ok()),
+        Err(_) => Ok(None),
+    }
+}
+
+/// The block device of a name that is not the place where it is mounted, or the path to look at.
+fn find(name: &Path) -> Result<DevId, PathBuf> {
+    let path = tagged(name).unwrap_or_else(|| name.to_owned());
+    if let Some(id) = at(&path) {
+        return Ok(id);
+    }
+    // `./vda` is a file here, and nothing else.
+    if path.is_absolute() || path.starts_with(".") || path.starts_with("..") {
+        return Err(path);
+    }
+    if let Some(id) = at(&Path::new("/dev").join(&path)) {
+        return Ok(id);
+    }
+    // A file system that nobody looks for devices in may have no /dev.
+    let number = fs::read_to_string(Path::new("/sys/class/block").join(&path).join("dev"));
+    if let Some(id) = number.ok().and_then(|text| text.trim().parse().ok()) {
+        return Ok(id);
+    }
+    let number = path.to_str().and_then(|name| name.parse().ok());
+    number.ok_or(path)
 }
 
 /// The devices that are meant.
@@ -257,6 +274,41 @@ mod tests {
             let error = format!("{:#}", device(name).unwrap_err());
             assert!(error.contains(why), "{name}: {error}");
         }
+    }
+
+    #[test]
+    fn what_may_be_a_file_is_told_from_devices() {
+        let find = |name: &str| device_or_file(Path::new(name));
+        let id = DevId { major: 7, minor: 9 };
+        assert_eq!(find("7:9").unwrap(), Some(id));
+        for file in [
+            "7:9.img",
+            "./7:9",
+            "../7:9",
+            "/7:9",
+            "x",
+            "/proc/self",
+            "/etc/passwd",
+        ] {
+            assert_eq!(find(file).unwrap(), None, "{file}");
+        }
+        for (name, why) in [
+            ("UUID=nonexistent", "there is no device `UUID="),
+            ("LABEL=x", "there is no device `LABEL=x`"),
+        ] {
+            let error = format!("{:#}", find(name).unwrap_err());
+            assert!(error.contains(why), "{name}: {error}");
+        }
+        // A real one, under its names.
+        let Some(entry) = fs::read_dir("/sys/class/block").unwrap().flatten().next() else {
+            eprintln!("no block device here");
+            return;
+        };
+        let number = fs::read_to_string(entry.path().join("dev")).unwrap();
+        let id: DevId = number.trim().parse().unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        assert_eq!(find(&name).unwrap(), Some(id));
+        assert_eq!(find(&format!("./{name}")).unwrap(), None);
     }
 
     #[test]

@@ -11,7 +11,6 @@ mod target;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use blksnap::DevId;
 use serde::Serialize;
 
 use crate::args;
@@ -23,7 +22,7 @@ use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::signals::Signals;
 use crate::size::Size;
-use target::{OpenTarget, Target};
+use target::{OpenTarget, Place, Target};
 
 /// Restores what was asked for.
 pub fn run(args: &args::Restore) -> Result<()> {
@@ -61,8 +60,8 @@ pub fn restore(backup: &Path, targets: &[String], signals: &Signals) -> Result<V
     let (repository, id) = Repository::read(backup)?;
     let manifest = repository.find(id.as_deref())?;
     let mut jobs = Vec::new();
-    for (device, path) in pair(&manifest, targets)? {
-        let target = Target::check(&path, device)?;
+    for (device, place) in pair(&manifest, targets)? {
+        let target = Target::check(place, device)?;
         let chain = Chain::open(&repository, &manifest, device);
         let chain = chain.with_context(|| format!("cannot restore {}", device.name))?;
         jobs.push((device, chain, target));
@@ -120,8 +119,8 @@ fn write(
 }
 
 /// Finds which device goes where.
-fn pair<'a>(manifest: &'a Manifest, targets: &[String]) -> Result<Vec<(&'a Device, PathBuf)>> {
-    let mut pairs: Vec<(&Device, PathBuf)> = Vec::new();
+fn pair<'a>(manifest: &'a Manifest, targets: &[String]) -> Result<Vec<(&'a Device, Place)>> {
+    let mut pairs: Vec<(&Device, Place)> = Vec::new();
     for text in targets {
         let named = text
             .split_once('=')
@@ -137,15 +136,11 @@ fn pair<'a>(manifest: &'a Manifest, targets: &[String]) -> Result<Vec<(&'a Devic
         if pairs.iter().any(|(other, _)| other.name == device.name) {
             bail!("{} is given two targets", device.name);
         }
-        pairs.push((device, target.into()));
-    }
-    for (index, (_, target)) in pairs.iter().enumerate() {
-        let id = |path: &PathBuf| DevId::resolve(path).ok();
-        let same =
-            |other: &PathBuf| other == target || (id(other).is_some() && id(other) == id(target));
-        if pairs[..index].iter().any(|(_, other)| same(other)) {
-            bail!("{} is the target of two devices", target.display());
+        let place = Place::named(target)?;
+        if pairs.iter().any(|(_, other)| other.is(&place)) {
+            bail!("{} is the target of two devices", place.path().display());
         }
+        pairs.push((device, place));
     }
     Ok(pairs)
 }
@@ -219,6 +214,7 @@ mod tests {
         };
         fails("", "/dev/nonexistent", "no such device");
         fails("", "/etc/passwd", "exists and is not a block device");
+        fails("", "/proc/self", "exists and is not a block device");
         fails("20200101T000000Z-00000000", "out", "there is no backup");
         let raw = full_dir.join("vda.raw");
         let whole = std::fs::read(&raw).unwrap();
@@ -253,7 +249,7 @@ mod tests {
             let pairs = pair(&manifest, &to).map_err(|error| error.to_string())?;
             Ok(pairs
                 .into_iter()
-                .map(|(d, to)| (d.name.clone(), to))
+                .map(|(d, to)| (d.name.clone(), to.path().to_owned()))
                 .collect::<Vec<_>>())
         };
         assert_eq!(

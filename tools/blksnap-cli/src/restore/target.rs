@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use blksnap::DevId;
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
@@ -16,21 +16,50 @@ use crate::device::{is_block_device, size_of};
 use crate::format::raw::clear;
 use crate::manifest::Device;
 use crate::mounts::user_of;
+use crate::names;
 use crate::size::Size;
 
-/// A target, after everything that can be seen without opening it for writing was checked.
-pub struct Target {
+/// Where somebody wants a device to be restored to.
+pub struct Place {
     path: PathBuf,
-    is_device: bool,
+    device: Option<DevId>,
 }
 
+impl Place {
+    /// What a name stands for: a device, or else a file.
+    pub fn named(name: &str) -> Result<Self> {
+        let device = names::device_or_file(name.as_ref())
+            .with_context(|| format!("cannot restore to {name}"))?;
+        Ok(Self {
+            path: match device {
+                Some(id) if !is_block_device(name.as_ref()) => id.path(),
+                _ => name.into(),
+            },
+            device,
+        })
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether both are the same.
+    pub fn is(&self, other: &Self) -> bool {
+        self.path == other.path || self.device.is_some() && self.device == other.device
+    }
+}
+
+/// A target, after everything that can be seen without opening it for writing was checked.
+pub struct Target(Place);
+
 impl Target {
-    /// Checks whether a device can be restored to a path.
-    pub fn check(path: &Path, device: &Device) -> Result<Self> {
-        let is_device = is_block_device(path);
+    /// Checks whether a device can be restored to a place.
+    pub fn check(place: Place, device: &Device) -> Result<Self> {
+        let path = place.path();
         let failed = format!("cannot restore to {}", path.display());
-        if is_device {
-            if let Some(user) = user_of(DevId::resolve(path)?) {
+        if let Some(id) = place.device {
+            if let Some(user) = user_of(id) {
                 bail!("{failed}: {user}");
             }
             let file = File::open(path).with_context(|| failed.clone())?;
@@ -51,30 +80,37 @@ impl Target {
         } else if is_among_devices(path) {
             bail!("{failed}: there is no such device");
         }
-        Ok(Self {
-            path: path.to_owned(),
-            is_device,
-        })
+        Ok(Self(place))
     }
 
     /// Opens it. Nothing is written to a device by this, and the kernel keeps others from using it.
     pub fn open(self, size: u64) -> Result<OpenTarget> {
+        let Place { path, device } = self.0;
+        let failed = || format!("cannot restore to {}", path.display());
         let mut options = File::options();
         options.read(true).write(true);
-        if self.is_device {
+        if device.is_some() {
             // For a block device this means: not while it is mounted or otherwise claimed.
             options.custom_flags(OFlags::EXCL.bits() as i32);
         } else {
             options.create_new(true);
         }
-        let file = options.open(&self.path).map_err(|error| {
+        let file = options.open(&path).map_err(|error| {
             let busy = error.raw_os_error() == Some(Errno::BUSY.raw_os_error());
             let why = if busy { " (it is in use)" } else { "" };
-            anyhow!(error).context(format!("cannot restore to {}{why}", self.path.display()))
+            anyhow!(error).context(failed() + why)
         })?;
+        if let Some(id) = device {
+            let meta = file.metadata().with_context(failed)?;
+            ensure!(
+                DevId::from_raw(meta.rdev()) == id,
+                "{}: it was another device when it was checked",
+                failed()
+            );
+        }
         let target = OpenTarget {
-            created: !self.is_device,
-            path: self.path,
+            created: device.is_none(),
+            path,
             file,
         };
         if target.created {
