@@ -74,21 +74,28 @@ impl Layer {
     }
 
     /// Reads extents of data, in order, in several threads, and hands each to `sink`, and whether
-    /// its checksum is right, or why it could not be read.
+    /// its checksum is right, or why it could not be read. Those that are right go to `work` first,
+    /// in the threads that have read them.
     pub fn read<'a>(
         &'a self,
         extents: impl Iterator<Item = &'a Extent> + Clone + Send,
         signals: &Signals,
+        work: impl Fn(&Extent, &[u8]) -> Result<()> + Sync,
         mut sink: impl FnMut(&'a Extent, &[u8], Result<()>) -> Result<()>,
     ) -> Result<()> {
+        let work = &work;
         let start = || {
             let mut reader = self.reader()?;
             Ok(move |buffer: &mut Buffer, extent: &&Extent| {
                 let bytes = &mut buffer.bytes_mut()[..extent.length as usize];
-                Ok(reader.read(extent.start, bytes).and_then(|()| {
+                let good = reader.read(extent.start, bytes).and_then(|()| {
                     ensure!(extent.matches(bytes), "the checksum is wrong");
                     Ok(())
-                }))
+                });
+                if good.is_ok() {
+                    work(extent, bytes)?;
+                }
+                Ok(good)
             })
         };
         pipeline::run(extents, start, signals, |buffer, extent, good| {
@@ -105,6 +112,11 @@ impl Layer {
             extent.start
         )
     }
+}
+
+/// Nothing to be done with an extent in the threads.
+pub fn no_work(_: &Extent, _: &[u8]) -> Result<()> {
+    Ok(())
 }
 
 /// All layers of a device, the oldest first. Together they have all of the device.

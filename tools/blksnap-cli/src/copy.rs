@@ -2,45 +2,29 @@
 
 //! What is copied, an image, and the pieces in which that is done.
 
-use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use blksnap::ByteSet;
 
 use crate::buffer;
-use crate::device::{logical_block, open_direct, size_of};
+use crate::device::size_of;
+use crate::direct::Direct;
 use crate::format::Reader;
 
-/// A device or file that is read, past the page cache where that can be done.
-pub struct Source<'a> {
-    path: &'a Path,
-    direct: File,
-    cached: File,
+/// A device or file that is read.
+pub struct Source {
+    file: Direct,
     size: u64,
-    block: u64,
 }
 
-impl<'a> Source<'a> {
+impl Source {
     /// Opens it.
-    pub fn open(path: &'a Path) -> Result<Self> {
-        let direct = open_direct(path)?;
-        let cached = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-        let size = size_of(&direct, path)?;
-        // Files on 4 KiB devices want that much; for a device its own block is enough.
-        let block = match logical_block(&direct) {
-            1 => 4096,
-            block => block,
-        };
-        Ok(Self {
-            path,
-            direct,
-            cached,
-            size,
-            block,
-        })
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = Direct::open(path)?;
+        let size = size_of(file.file(), path)?;
+        Ok(Self { file, size })
     }
 
     /// Bytes in it.
@@ -49,17 +33,9 @@ impl<'a> Source<'a> {
     }
 }
 
-impl Reader for Source<'_> {
+impl Reader for Source {
     fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<()> {
-        let aligned = |number: u64| number % self.block == 0;
-        let file = match aligned(offset) && aligned(data.len() as u64) {
-            true => &self.direct,
-            false => &self.cached,
-        };
-        file.read_exact_at(data, offset).with_context(|| {
-            let (length, path) = (data.len(), self.path.display());
-            format!("cannot read {length} bytes at byte {offset} of {path}")
-        })
+        self.file.read(offset, data)
     }
 }
 
@@ -114,23 +90,5 @@ mod tests {
             [0..4096, 8192..10_000]
         );
         assert_eq!(round(&[4095..4097]), [0..8192]);
-    }
-
-    #[test]
-    fn all_of_a_file_can_be_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x");
-        let bytes: Vec<u8> = (0..100_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
-        std::fs::write(&path, &bytes).unwrap();
-        let mut source = Source::open(&path).unwrap();
-        assert_eq!(source.size(), 100_000);
-        let mut buffer = buffer::Buffer::new();
-        for range in [0..8192, 98_304..100_000, 5..6] {
-            let part = &mut buffer.bytes_mut()[..range.len()];
-            source.read(range.start as u64, part).unwrap();
-            assert!(part == &bytes[range]);
-        }
-        let error = source.read(99_999, &mut [0; 2]).unwrap_err();
-        assert!(error.to_string().contains("at byte 99999"), "{error}");
     }
 }

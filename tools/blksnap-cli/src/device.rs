@@ -1,31 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Block devices and files that stand for them: opened, and measured.
+//! Block devices and files that stand for them, measured.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use rustix::fs::OFlags;
-
-/// Opens a device for reading past the page cache, or through it where that can't be done.
-pub fn open_direct(path: &Path) -> Result<File> {
-    let open = |flags: OFlags| {
-        // The flag fits: it is one of the kernel's.
-        OpenOptions::new()
-            .read(true)
-            .custom_flags(flags.bits() as i32)
-            .open(path)
-    };
-    open(OFlags::DIRECT)
-        .or_else(|error| match error.raw_os_error() {
-            Some(code) if code == rustix::io::Errno::INVAL.raw_os_error() => open(OFlags::empty()),
-            _ => Err(error),
-        })
-        .with_context(|| format!("cannot open {}", path.display()))
-}
 
 /// Bytes in a device or file.
 pub fn size_of(file: &File, path: &Path) -> Result<u64> {

@@ -34,6 +34,15 @@ impl Extent {
         self.start..self.start + self.length
     }
 
+    /// Takes in the next extent, if both are zeros and there is nothing between.
+    fn join(&mut self, next: &Self) -> bool {
+        let join = self.hash.is_none() && next.hash.is_none() && self.range().end == next.start;
+        if join {
+            self.length += next.length;
+        }
+        join
+    }
+
     /// Whether this is the data.
     pub fn matches(&self, bytes: &[u8]) -> bool {
         self.hash == Some(blake3::hash(bytes))
@@ -59,14 +68,20 @@ impl Extents {
     /// From extents in any order, no two of which overlap. Neighbouring zeros are joined.
     pub fn new(mut extents: Vec<Extent>) -> Self {
         extents.sort_unstable_by_key(|extent| extent.start);
-        extents.dedup_by(|next, last| {
-            let join = last.hash.is_none() && next.hash.is_none() && last.range().end == next.start;
-            if join {
-                last.length += next.length;
-            }
-            join
-        });
+        extents.dedup_by(|next, last| last.join(next));
         Self(extents)
+    }
+
+    /// Adds extents that follow all these.
+    pub fn append(&mut self, mut more: Vec<Extent>) {
+        let join = match (self.0.last_mut(), more.first()) {
+            (Some(last), Some(next)) => last.join(next),
+            _ => false,
+        };
+        if join {
+            more.remove(0);
+        }
+        self.0.append(&mut more);
     }
 
     /// All of them, ascending.
@@ -102,17 +117,18 @@ impl Extents {
     /// extents whose checksums would not be right any more.
     pub fn take_out(&mut self, places: ByteSet) -> ByteSet {
         let mut out = places;
-        let mut kept = Vec::with_capacity(self.0.len());
+        let mut kept = std::mem::take(&mut self.0);
         let mut split = Vec::new();
-        for extent in &self.0 {
+        kept.retain(|extent| {
             if out.inside(extent.range()).next().is_none() {
-                kept.push(*extent);
-            } else if extent.hash.is_none() {
-                split.push(*extent);
-            } else {
-                out.insert(extent.range());
+                return true;
             }
-        }
+            match extent.hash {
+                None => split.push(*extent),
+                Some(_) => out.insert(extent.range()),
+            }
+            false
+        });
         // Zeros can be cut anywhere.
         kept.extend(split.iter().flat_map(|extent| {
             out.outside(extent.range()).map(|part| Extent {
@@ -126,9 +142,13 @@ impl Extents {
     }
 
     /// Adds extents that overlap none of these.
-    pub fn add(&mut self, more: Vec<Extent>) {
+    pub fn add(&mut self, mut more: Self) {
+        if self.0.is_empty() {
+            *self = more;
+            return;
+        }
         let mut all = std::mem::take(&mut self.0);
-        all.extend(more);
+        all.append(&mut more.0);
         *self = Self::new(all);
     }
 
@@ -255,6 +275,20 @@ mod tests {
         let extents = Extents::new(vec![zero(8, 4), data(12, 4), zero(0, 8), data(16, 4)]);
         assert_eq!(extents.0, [zero(0, 12), data(12, 4), data(16, 4)]);
         assert_eq!(extents.totals(), (8, 12));
+        // A large device may have many pieces of zeros: none is kept by itself.
+        let mut extents = Extents::default();
+        for more in [
+            vec![zero(0, 8), data(8, 4)],
+            vec![zero(12, 4)],
+            vec![],
+            vec![zero(16, 4), zero(20, 4)],
+        ] {
+            extents.append(more);
+        }
+        assert_eq!(
+            extents.0,
+            [zero(0, 8), data(8, 4), zero(12, 8), zero(20, 4)]
+        );
     }
 
     #[test]
@@ -263,7 +297,7 @@ mod tests {
         let out = extents.take_out([10..20, 120..130, 300..310].into_iter().collect());
         assert_eq!(out.iter().collect::<Vec<_>>(), [10..20, 100..150, 300..310]);
         assert_eq!(extents.0, [zero(0, 10), zero(20, 80), data(150, 50)]);
-        extents.add(vec![data(100, 50), zero(10, 10)]);
+        extents.add(Extents(vec![data(100, 50), zero(10, 10)]));
         assert_eq!(extents.0, [zero(0, 100), data(100, 50), data(150, 50)]);
     }
 

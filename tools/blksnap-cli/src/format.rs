@@ -9,10 +9,13 @@ pub mod rbd_diff;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+
+use crate::direct::Direct;
 
 /// Stores the data of one device of one backup.
 pub trait Writer {
@@ -20,11 +23,19 @@ pub trait Writer {
     fn granularity(&self) -> u64;
     /// Stores data.
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<()>;
+    /// For several threads to store data at once, if the format has a place for every byte from the
+    /// beginning. [`stored`](Self::stored) is called after that.
+    fn shared(&self) -> Option<Arc<Direct>> {
+        None
+    }
+    /// Notes that data was stored by one of several threads.
+    fn stored(&mut self, _range: Range<u64>) {}
     /// Stores that a range reads as zeros, whatever the base has there.
     fn zero(&mut self, range: Range<u64>) -> Result<()>;
     /// Makes all durable.
     fn finish(&mut self) -> Result<()>;
 }
+
 /// Reads what one backup itself stores of a device (not its base); only ranges its extents name.
 pub trait Reader {
     fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<()>;

@@ -15,6 +15,7 @@ mod child;
 mod compare;
 mod copy;
 mod device;
+mod direct;
 mod extents;
 mod format;
 mod hold;

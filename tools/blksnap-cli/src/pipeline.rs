@@ -11,6 +11,7 @@
 //! The workers take the pieces in turn, so the sink gets them in order by asking the workers in
 //! turn. A worker has two buffers: one is filled while the other is emptied. These are all.
 
+use std::ops::RangeInclusive;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
@@ -19,8 +20,9 @@ use anyhow::Result;
 use crate::buffer::Buffer;
 use crate::signals::Signals;
 
-/// Enough to keep a device busy that wants several requests at once.
-const WORKERS: usize = 4;
+/// Threads: enough to keep a device busy that wants several requests at once, and to compute
+/// checksums as fast as it is read; no more than their buffers are worth.
+const WORKERS: RangeInclusive<usize> = 4..=8;
 /// Buffers of one worker.
 const BUFFERS: usize = 2;
 
@@ -36,10 +38,12 @@ pub fn run<P: Send, W, T: Send>(
 where
     W: FnMut(&mut Buffer, &P) -> Result<T>,
 {
+    let processors = thread::available_parallelism().map_or(1, |count| count.get());
+    let workers = processors.clamp(*WORKERS.start(), *WORKERS.end());
     thread::scope(|scope| {
         let mut lanes = Vec::new();
-        for lane in 0..WORKERS {
-            let mut pieces = pieces.clone().skip(lane).step_by(WORKERS).peekable();
+        for lane in 0..workers {
+            let mut pieces = pieces.clone().skip(lane).step_by(workers).peekable();
             if pieces.peek().is_none() {
                 break;
             }
@@ -71,7 +75,7 @@ where
             lanes.push((full_out, free_in));
         }
         for (full_out, free_in) in lanes.iter().cycle() {
-            // Who has no piece left in its turn has had the last but `WORKERS` or fewer before it.
+            // Who has no piece left in its turn has had the last but `workers` or fewer before it.
             let Ok(full) = full_out.recv() else {
                 break;
             };

@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::args;
 use crate::chain::{Chain, Layer};
 use crate::copy::pieces;
+use crate::extents::Extent;
 use crate::manifest::{Device, Manifest};
 use crate::output;
 use crate::progress::Progress;
@@ -107,14 +108,17 @@ fn write(
             target.zero(piece)?;
         }
     }
-    layer.read(layer.data(), signals, |extent, bytes, good| {
-        good?;
-        for part in layer.visible(extent) {
+    let write = |extent: &Extent, bytes: &[u8]| {
+        let mut parts = layer.visible(extent);
+        parts.try_for_each(|part| {
             let inside = |at: u64| (at - extent.start) as usize;
-            target.write(part.start, &bytes[inside(part.start)..inside(part.end)])?;
-            progress.advance(part.end - part.start);
-        }
-        Ok(())
+            target.write(part.start, &bytes[inside(part.start)..inside(part.end)])
+        })
+    };
+    layer.read(layer.data(), signals, write, |extent, _, good| {
+        let parts = layer.visible(extent);
+        progress.advance(parts.map(|part| part.end - part.start).sum());
+        good
     })
 }
 

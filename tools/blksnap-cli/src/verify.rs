@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 
 use crate::args;
-use crate::chain::{self, Chain, Layer};
+use crate::chain::{self, Chain, Layer, no_work};
 use crate::manifest::Manifest;
 use crate::output;
 use crate::progress::Progress;
@@ -129,7 +129,7 @@ fn check_data(layer: &Layer, report: &mut Report, signals: &Signals) -> Result<(
     let id = layer.dir.file_name().unwrap_or_default().to_string_lossy();
     let what = format!("{id}: checking {}", layer.device.name);
     let mut progress = Progress::start(what, layer.extents.totals().0);
-    layer.read(layer.extents.data(), signals, |extent, _, good| {
+    layer.read(layer.extents.data(), signals, no_work, |extent, _, good| {
         progress.advance(extent.length);
         report.bytes_read += extent.length;
         if let Err(error) = good {

@@ -3,6 +3,7 @@
 //! The files of one device in a backup being made: ranges of an image come in, the data goes to the
 //! one file, the extents with their checksums to the other.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -11,12 +12,18 @@ use blksnap::ByteSet;
 use crate::buffer::Buffer;
 use crate::chain::Layer;
 use crate::copy::{Source, pieces, round_out};
-use crate::extents::{Extents, cut};
+use crate::extents::{Extent, Extents, cut};
 use crate::format::{Base, Reader, Writer};
 use crate::manifest::Device;
 use crate::pipeline;
 use crate::progress::Progress;
 use crate::signals::Signals;
+
+/// The data of an extent, in a buffer that has that of a piece.
+fn data_of<'a>(extent: &Extent, piece: &Range<u64>, bytes: &'a [u8]) -> &'a [u8] {
+    let at = (extent.start - piece.start) as usize;
+    &bytes[at..at + extent.length as usize]
+}
 
 /// Direct I/O wants no smaller pieces.
 const BLOCK: u64 = 4096;
@@ -75,28 +82,38 @@ impl Recorder {
         let places = round_out(&places, unit, self.entry.size);
         let places = self.extents.take_out(places);
         let mut progress = Progress::start(what, places.len());
-        let (mut copied, mut stored) = (Copied::default(), Vec::new());
+        let (mut copied, mut stored) = (Copied::default(), Extents::default());
         let ranges: Vec<_> = places.iter().collect();
+        let shared = self.writer.shared();
         let start = || {
             let mut source = Source::open(image)?;
-            Ok(move |buffer: &mut Buffer, piece: &std::ops::Range<u64>| {
+            let shared = shared.as_deref();
+            Ok(move |buffer: &mut Buffer, piece: &Range<u64>| {
                 let bytes = &mut buffer.bytes_mut()[..(piece.end - piece.start) as usize];
                 source.read(piece.start, bytes)?;
-                Ok(cut(bytes, piece.start))
+                let extents = cut(bytes, piece.start);
+                for extent in extents.iter().filter(|extent| extent.hash.is_some()) {
+                    if let Some(file) = shared {
+                        file.write(extent.start, data_of(extent, piece, bytes))?;
+                    }
+                }
+                Ok(extents)
             })
         };
         let pieces = pieces(ranges.iter().cloned());
         pipeline::run(pieces, start, signals, |buffer, piece, extents| {
             for extent in &extents {
-                let at = (extent.start - piece.start) as usize;
-                let bytes = &buffer.bytes()[at..at + extent.length as usize];
                 match extent.hash {
-                    Some(_) => self.writer.write(extent.start, bytes)?,
+                    Some(_) if shared.is_some() => self.writer.stored(extent.range()),
+                    Some(_) => {
+                        let bytes = data_of(extent, &piece, buffer.bytes());
+                        self.writer.write(extent.start, bytes)?;
+                    }
                     None => self.writer.zero(extent.range())?,
                 }
                 copied.written += extent.hash.map_or(0, |_| extent.length);
             }
-            stored.extend(extents);
+            stored.append(extents);
             copied.read += piece.end - piece.start;
             progress.advance(piece.end - piece.start);
             Ok(())

@@ -135,6 +135,7 @@ impl fmt::Display for DeviceReport {
                 Size(self.bytes_written)
             )?,
         }
+        write!(f, " in {:.2} s", self.seconds)?;
         f.write_str(if self.verified {
             ", compared and equal"
         } else {

@@ -8,18 +8,19 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::{Reader, Writer};
+use crate::direct::Direct;
 
 /// Writes a file.
 pub struct RawWriter {
-    path: PathBuf,
-    file: File,
+    file: Arc<Direct>,
     /// From here on, nothing was written yet.
     fresh: u64,
 }
@@ -27,31 +28,29 @@ pub struct RawWriter {
 impl RawWriter {
     /// Makes a new file with only zeros.
     pub fn create(path: &Path, size: u64) -> Result<Self> {
+        let mut options = File::options();
+        options.read(true).write(true);
         let make = || {
-            let mut options = File::options();
-            let file = options.read(true).write(true).create_new(true).open(path)?;
+            let file = options.clone().create_new(true).open(path)?;
             file.set_len(size)?;
             Ok::<_, std::io::Error>(file)
         };
+        let file = make().with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Self {
-            file: make().with_context(|| format!("cannot create {}", path.display()))?,
-            path: path.to_owned(),
+            file: Arc::new(Direct::of(file, path, &mut options)?),
             fresh: 0,
         })
     }
 
     /// Opens a file to change it.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::options().read(true).write(true).open(path);
+        let mut options = File::options();
+        let file = options.read(true).write(true).open(path);
+        let file = file.with_context(|| format!("cannot open {}", path.display()))?;
         Ok(Self {
-            file: file.with_context(|| format!("cannot open {}", path.display()))?,
-            path: path.to_owned(),
+            file: Arc::new(Direct::of(file, path, &mut options)?),
             fresh: u64::MAX,
         })
-    }
-
-    fn failed(&self, what: &str, at: u64) -> String {
-        format!("cannot {what} {} at byte {at}", self.path.display())
     }
 }
 
@@ -61,29 +60,33 @@ impl Writer for RawWriter {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<()> {
-        self.file
-            .write_all_at(data, offset)
-            .with_context(|| self.failed("write to", offset))?;
-        self.fresh = self.fresh.max(offset + data.len() as u64);
+        self.file.write(offset, data)?;
+        self.stored(offset..offset + data.len() as u64);
         Ok(())
+    }
+
+    fn shared(&self) -> Option<Arc<Direct>> {
+        Some(self.file.clone())
+    }
+
+    fn stored(&mut self, range: Range<u64>) {
+        self.fresh = self.fresh.max(range.end);
     }
 
     fn zero(&mut self, range: Range<u64>) -> Result<()> {
         if range.start >= self.fresh {
             return Ok(());
         }
-        clear(
-            &self.file,
-            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            range.clone(),
-        )
-        .with_context(|| self.failed("clear", range.start))
+        let start = range.start;
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        clear(self.file.file(), how, range).with_context(|| {
+            let path = self.file.path().display();
+            format!("cannot clear {path} at byte {start}")
+        })
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.file
-            .sync_all()
-            .with_context(|| format!("cannot write back {}", self.path.display()))
+        self.file.sync()
     }
 }
 
@@ -106,28 +109,18 @@ pub fn clear(file: &File, how: FallocateFlags, range: Range<u64>) -> std::io::Re
 }
 
 /// Reads a file.
-pub struct RawReader {
-    path: PathBuf,
-    file: File,
-}
+pub struct RawReader(Direct);
 
 impl RawReader {
     /// Opens it.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-        })
+        Direct::open(path).map(Self)
     }
 }
 
 impl Reader for RawReader {
     fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<()> {
-        self.file.read_exact_at(data, offset).with_context(|| {
-            let (length, path) = (data.len(), self.path.display());
-            format!("cannot read {length} bytes at byte {offset} of {path}")
-        })
+        self.0.read(offset, data)
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use blksnap::ByteSet;
 
 use super::{Merged, step};
-use crate::chain::{Chain, Layer};
+use crate::chain::{Chain, Layer, no_work};
 use crate::extents::{Extent, Extents};
 use crate::format::Writer;
 use crate::manifest::{self, Device, Kind, Manifest, State};
@@ -146,7 +146,7 @@ fn write(
                 });
             }
         }
-        layer.read(layer.data(), signals, |extent, bytes, good| {
+        layer.read(layer.data(), signals, no_work, |extent, bytes, good| {
             good?;
             for (part, bytes) in seen(layer, extent, bytes) {
                 step("writing data")?;
@@ -204,7 +204,7 @@ fn forget_hidden(layer: &Layer, signals: &Signals) -> Result<()> {
         layer.device.name
     );
     let mut progress = Progress::start(what, cut.iter().map(|extent| extent.length).sum());
-    layer.read(cut.iter(), signals, |extent, bytes, good| {
+    layer.read(cut.iter(), signals, no_work, |extent, bytes, good| {
         good?;
         progress.advance(extent.length);
         kept.extend(seen(layer, extent, bytes).into_iter().map(|(part, _)| part));

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -13,6 +13,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 use crate::device::{is_block_device, size_of};
+use crate::direct::Direct;
 use crate::format::raw::clear;
 use crate::manifest::Device;
 use crate::mounts::user_of;
@@ -108,18 +109,17 @@ impl Target {
                 failed()
             );
         }
-        let target = OpenTarget {
-            created: device.is_none(),
-            path,
-            file,
-        };
-        if target.created {
-            target
-                .file
-                .set_len(size)
-                .with_context(|| format!("cannot make {} so large", target.path.display()))?;
+        // From here on, a new file is removed if this fails.
+        let created = device.is_none().then(|| Created(path.clone()));
+        if created.is_some() {
+            file.set_len(size)
+                .with_context(|| format!("cannot make {} so large", path.display()))?;
         }
-        Ok(target)
+        let mut options = File::options();
+        Ok(OpenTarget {
+            file: Direct::of(file, &path, options.read(true).write(true))?,
+            created,
+        })
     }
 }
 
@@ -134,49 +134,56 @@ fn is_among_devices(path: &Path) -> bool {
 
 /// A target that is written to. A file that was made for it is removed if it does not become whole.
 pub struct OpenTarget {
-    path: PathBuf,
-    file: File,
-    created: bool,
+    file: Direct,
+    created: Option<Created>,
 }
 
 impl OpenTarget {
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// Writes data to its place.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.file
-            .write_all_at(bytes, offset)
-            .with_context(|| format!("cannot write to {} at byte {offset}", self.path.display()))
+        self.file.write(offset, bytes)
     }
 
     /// Makes a range read as zeros. A new file does so already.
     pub fn zero(&self, range: Range<u64>) -> Result<()> {
-        if self.created {
+        if self.created.is_some() {
             return Ok(());
         }
         let start = range.start;
         let how = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        clear(&self.file, how, range)
-            .with_context(|| format!("cannot clear {} at byte {start}", self.path.display()))
+        clear(self.file.file(), how, range)
+            .with_context(|| format!("cannot clear {} at byte {start}", self.path().display()))
     }
 
     /// Waits until all is on disk. A file is kept from now on.
     pub fn finish(&mut self) -> Result<()> {
-        self.file
-            .sync_all()
-            .with_context(|| format!("cannot write back {}", self.path.display()))?;
-        self.created = false;
+        self.file.sync()?;
+        if let Some(created) = self.created.take() {
+            created.keep();
+        }
         Ok(())
     }
 }
 
-impl Drop for OpenTarget {
+/// A new file, removed when this is dropped.
+struct Created(PathBuf);
+
+impl Created {
+    /// Keeps it.
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Created {
     fn drop(&mut self) {
-        if self.created {
-            let _ = std::fs::remove_file(&self.path);
+        if !self.0.as_os_str().is_empty() {
+            let _ = std::fs::remove_file(&self.0);
         }
     }
 }
