@@ -16,19 +16,22 @@
 //! an interrupted program has left is removed by the next one that holds the lock. The names of
 //! backups are in the order of their making, also if the clock was turned back.
 
+mod draft;
+mod lock;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use time::{Duration, OffsetDateTime, PrimitiveDateTime};
 use uuid::Uuid;
 
 use crate::manifest::{Manifest, State};
+pub use draft::Draft;
+use lock::{is_readonly, lock};
 
 /// What directories that are no backups begin with.
 pub const PARTIAL: &str = ".partial-";
@@ -206,58 +209,6 @@ impl Repository {
     }
 }
 
-/// A backup being made. What does not come to be one is removed.
-pub struct Draft<'a> {
-    repository: &'a Repository,
-    id: String,
-    path: PathBuf,
-    committed: bool,
-}
-
-impl<'a> Draft<'a> {
-    /// Makes a directory for it.
-    pub fn new(repository: &'a Repository, id: String) -> Result<Self> {
-        let path = repository.path.join(format!("{PARTIAL}{id}"));
-        fs::create_dir(&path)
-            .with_context(|| format!("cannot make the directory {}", path.display()))?;
-        Ok(Self {
-            repository,
-            id,
-            path,
-            committed: false,
-        })
-    }
-
-    /// Where it is now.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The name it will have.
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// Makes it a backup. Its files are durable.
-    pub fn commit(mut self, manifest: &Manifest) -> Result<()> {
-        manifest.write(&self.path)?;
-        let path = self.repository.dir(&self.id);
-        fs::rename(&self.path, &path)
-            .with_context(|| format!("cannot rename {}", self.path.display()))?;
-        self.committed = true;
-        self.repository.sync()
-    }
-}
-
-impl Drop for Draft<'_> {
-    fn drop(&mut self) {
-        if !self.committed {
-            // If this fails, the next backup removes it.
-            let _ = fs::remove_dir_all(&self.path);
-        }
-    }
-}
-
 /// The name that says when a snapshot was taken, and which it is.
 pub fn name_of(taken: SystemTime, snapshot: Uuid) -> Result<String> {
     let time = OffsetDateTime::from(taken).format(TIME);
@@ -280,70 +231,6 @@ pub fn is_id(name: &str) -> bool {
         && PrimitiveDateTime::parse(&name[..16], TIME).is_ok()
         && name.as_bytes()[16] == b'-'
         && name[17..].bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-/// How often a lock is tried again.
-const LOCK_TRIES: u32 = 20;
-
-/// How long is waited before that.
-const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
-
-/// Takes a lock that is kept until the file is closed.
-fn lock(dir: &Path, name: &str, exclusive: bool) -> Result<File> {
-    let path = dir.join(name);
-    let failed = || format!("cannot lock {}", path.display());
-    let open = |write: bool| {
-        File::options()
-            .read(true)
-            .write(write)
-            .create(write)
-            .open(&path)
-    };
-    // A lock that is there already can be shared without a right to write.
-    let file = match open(true) {
-        Err(_) if !exclusive => open(false),
-        file => file,
-    };
-    let file = file.with_context(failed)?;
-    let how = match exclusive {
-        true => FlockOperation::NonBlockingLockExclusive,
-        false => FlockOperation::NonBlockingLockShared,
-    };
-    let mut locked = flock(&file, how);
-    for _ in 0..LOCK_TRIES {
-        if locked != Err(Errno::WOULDBLOCK) {
-            break;
-        }
-        // Who holds it may be about to end; or has a child that has not executed its program yet,
-        // and so has the lock, too.
-        std::thread::sleep(LOCK_PAUSE);
-        locked = flock(&file, how);
-    }
-    match locked {
-        Err(Errno::WOULDBLOCK) if name == ".readers" && exclusive => bail!(
-            "the backups in {} are being read; try again when that is done",
-            dir.display()
-        ),
-        Err(Errno::WOULDBLOCK) if exclusive => bail!(
-            "another backup to {} is running, or a prune of it",
-            dir.display()
-        ),
-        Err(Errno::WOULDBLOCK) => bail!(
-            "the backups in {} are being pruned; try again when that is done",
-            dir.display()
-        ),
-        locked => locked.with_context(failed)?,
-    }
-    Ok(file)
-}
-
-/// Whether an error says that a directory can't be written to.
-fn is_readonly(error: &anyhow::Error) -> bool {
-    let kind = error
-        .downcast_ref::<std::io::Error>()
-        .map(|error| error.kind());
-    use std::io::ErrorKind::*;
-    matches!(kind, Some(ReadOnlyFilesystem | PermissionDenied | NotFound))
 }
 
 #[cfg(test)]
@@ -408,30 +295,5 @@ mod tests {
         fs::write(dir.path().join("other"), "x").unwrap();
         Repository::create(dir.path()).unwrap();
         assert_eq!(names(dir.path()), ["other"]);
-    }
-
-    #[test]
-    fn who_is_in_the_way_is_said() {
-        let dir = tempfile::tempdir().unwrap();
-        let fails = |result: Result<Repository>, why: &str| {
-            let error = result.map(|_| ()).unwrap_err();
-            assert!(error.to_string().contains(why), "{error:#}");
-        };
-        {
-            let _backup = Repository::create(dir.path()).unwrap();
-            fails(Repository::create(dir.path()), "another backup");
-            fails(Repository::change(dir.path()), "another backup");
-            let _reader = Repository::read(dir.path()).unwrap();
-        }
-        {
-            let _reader = Repository::read(dir.path()).unwrap();
-            let _other = Repository::read(dir.path()).unwrap();
-            fails(Repository::change(dir.path()), "being read");
-        }
-        let _prune = Repository::change(dir.path()).unwrap();
-        fails(
-            Repository::read(dir.path()).map(|(one, _)| one),
-            "being pruned",
-        );
     }
 }
