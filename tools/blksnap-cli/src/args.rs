@@ -76,7 +76,8 @@ pub enum Command {
 pub struct StorageArgs {
     /// Directory, or beginning of file names, for the difference storage; any file system on a
     /// block device of its own, also one that is captured, where all of it is reserved before
-    #[arg(long, value_name = "DIR|PREFIX")]
+    /// [default: the directory of the backups, or else the current one]
+    #[arg(long, value_name = "DIR|PREFIX", value_hint = ValueHint::AnyPath)]
     pub storage: Option<PathBuf>,
     /// Give storage in portions of at least this size [default: what the module asks for]
     #[arg(
@@ -114,7 +115,7 @@ const STORAGE_HELP: &str = "\
     changed is not known, and says why.\n\n{STORAGE_HELP}"))]
 pub struct Backup {
     /// The devices, captured at one instant
-    #[arg(required = true, value_name = "DEV")]
+    #[arg(required = true, value_name = "DEV", value_hint = ValueHint::FilePath)]
     pub devices: Vec<PathBuf>,
     /// Directory of the backups; - writes one device to standard output, as an rbd-diff
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -159,7 +160,7 @@ pub struct Restore {
     /// Where to write: a block device that is not in use, by any of its names, or a file that does
     /// not exist yet (./vdc is a file); with the name of the device in the backup where it holds
     /// several
-    #[arg(long, required = true, value_name = "[NAME=]TARGET")]
+    #[arg(long, required = true, value_name = "[NAME=]TARGET", value_hint = ValueHint::AnyPath)]
     pub to: Vec<String>,
     /// Print the result as JSON
     #[arg(long)]
@@ -181,6 +182,9 @@ pub struct Verify {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    blksnap list /backup\n  \
+    blksnap list /backup --json | jq -r '.backups[] | select(.damaged) | .id'")]
 pub struct List {
     /// Directory of the backups
     #[arg(value_hint = ValueHint::DirPath)]

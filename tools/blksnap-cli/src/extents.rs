@@ -271,6 +271,12 @@ mod tests {
     }
 
     #[test]
+    fn an_extent_takes_no_more_memory_than_is_told() {
+        // Documentation/admin-guide/blksnap-backup.rst has this number, and what follows from it.
+        assert_eq!(size_of::<Extent>(), 56);
+    }
+
+    #[test]
     fn zeros_are_joined() {
         let extents = Extents::new(vec![zero(8, 4), data(12, 4), zero(0, 8), data(16, 4)]);
         assert_eq!(extents.0, [zero(0, 12), data(12, 4), data(16, 4)]);
