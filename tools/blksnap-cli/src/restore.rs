@@ -155,6 +155,7 @@ mod tests {
 
     use super::*;
     use crate::manifest::tests::device;
+    use crate::signals::Interrupted;
     use crate::testing::Store;
 
     const SIZE: usize = 9 << 20;
@@ -202,6 +203,21 @@ mod tests {
         let place = format!("{full}/vda.raw is damaged: 1048576 bytes at byte 5242880");
         assert!(error.contains(&place), "{error}");
         assert!(!store.path().join("out").exists());
+    }
+
+    #[test]
+    fn a_signal_leaves_no_part_of_a_file() {
+        let store = Store::new(SIZE as u64);
+        store.full(&vec![3; SIZE]);
+        let out = store.path().join("out");
+        let targets = [out.display().to_string()];
+        let signals = Signals::after(15);
+        let error = restore(store.path(), &targets, &signals).unwrap_err();
+        assert_eq!(
+            error.downcast_ref::<Interrupted>(),
+            Some(&Interrupted { signal: 15 })
+        );
+        assert!(!out.exists());
     }
 
     #[test]

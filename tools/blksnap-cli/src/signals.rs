@@ -76,6 +76,12 @@ impl Signals {
         Ok(Self(last))
     }
 
+    /// As if a signal had come.
+    #[cfg(test)]
+    pub fn after(signal: i32) -> Self {
+        Self(Arc::new(AtomicUsize::new(signal as usize)))
+    }
+
     /// Fails once a signal has come, and from then on.
     pub fn check(&self) -> Result<(), Interrupted> {
         match self.0.load(Ordering::Relaxed) {
