@@ -155,7 +155,10 @@ impl Recorder {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+    use crate::format::{Format, test_dir};
     use crate::manifest::tests::device;
 
     const MIB: usize = 1 << 20;
@@ -209,5 +212,61 @@ mod tests {
         let entry = recorder.finish().unwrap();
         assert_eq!(entry.data_bytes + entry.zero_bytes, size);
         assert!(std::fs::read(dir.path().join("vda.raw")).unwrap() == data);
+    }
+
+    /// `cargo test --release -p blksnap-cli -- --ignored --nocapture speed`: what the processor can
+    /// do, without a device that limits it.
+    #[test]
+    #[ignore = "a measurement, for people"]
+    fn speed() {
+        let dir = test_dir();
+        let image = dir.path().join("image");
+        let size: u64 = 1 << 30;
+        let data: Vec<u8> = (0..MIB as u64 / 8)
+            .flat_map(|i| (i | 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
+            .collect();
+        let file = std::fs::File::create_new(&image).unwrap();
+        for at in (0..size).step_by(MIB) {
+            std::os::unix::fs::FileExt::write_all_at(&file, &data, at).unwrap();
+        }
+        let rate = |start: Instant| (size >> 20) as f64 / start.elapsed().as_secs_f64();
+        let signals = Signals::catch().unwrap();
+        for round in 0..3 {
+            let (start, mut source) = (Instant::now(), Source::open(&image).unwrap());
+            let mut buffer = Buffer::new();
+            for at in (0..size).step_by(MIB) {
+                source.read(at, &mut buffer.bytes_mut()[..MIB]).unwrap();
+            }
+            println!(
+                "{round}: reading, one thread, as dd: {:.0} MiB/s",
+                rate(start)
+            );
+            for format in [Format::Raw, Format::Qcow2, Format::RbdDiff] {
+                let entry = Device {
+                    size,
+                    ..device("vda").stored_as(format)
+                };
+                let start = Instant::now();
+                let mut recorder = Recorder::create(dir.path(), "id", entry, None).unwrap();
+                let all = std::iter::once(0..size).collect();
+                recorder
+                    .copy("speed".into(), &image, all, &signals)
+                    .unwrap();
+                println!("{round}: {format}: {:.0} MiB/s", rate(start));
+                std::fs::remove_file(dir.path().join(&recorder.entry().file)).unwrap();
+            }
+            let start = Instant::now();
+            let work = || {
+                let mut source = Source::open(&image)?;
+                Ok(move |buffer: &mut Buffer, piece: &Range<u64>| {
+                    let bytes = &mut buffer.bytes_mut()[..(piece.end - piece.start) as usize];
+                    source.read(piece.start, bytes)?;
+                    Ok(cut(bytes, piece.start))
+                })
+            };
+            let all = pieces(std::iter::once(0..size));
+            pipeline::run(all, work, &signals, |_, _, _| Ok(())).unwrap();
+            println!("{round}: reading and checksums: {:.0} MiB/s", rate(start));
+        }
     }
 }
