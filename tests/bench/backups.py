@@ -18,6 +18,7 @@ from pathlib import Path
 NAME, TITLE = "K", "backup of a device"
 MIB = 1 << 20
 STORAGE, EXT4, MEMORY = (Path("/mnt") / name for name in ("storage", "ext4", "memory"))
+STORED = ["--storage", STORAGE, "--limit", "64M"]  # nothing is overwritten
 
 # What is measured beside dd, and blksnap's options for it.
 BACKUPS = {
@@ -80,14 +81,14 @@ class Backups:
     def dd(self, variant, phase, *options):
         """dd of the image, to somewhere."""
         begin, end = self.mark(variant, phase)
-        _, told = run("blksnap", "snapshot", self.device, "--storage", STORAGE, "--", "sh", "-ec",
+        _, told = run("blksnap", "snapshot", self.device, *STORED, "--", "sh", "-ec",
                       f"{begin}; dd if=$BLKSNAP_IMAGE bs=1M iflag=direct {' '.join(options)}; {end}")
         self.note(variant, phase, float(re.search(r"copied, ([\d.e-]+) s", told)[1]))
 
     def backup(self, phase, options):
         """A full backup."""
         begin, end = self.mark("blksnap", phase)
-        command = ["blksnap", "backup", self.device, "--full", "--storage", STORAGE,
+        command = ["blksnap", "backup", self.device, "--full", *STORED,
                    "--exec-after-take", begin, *options]
         if "-" in options:
             with open("/dev/null", "wb") as nothing:
@@ -100,7 +101,7 @@ class Backups:
     def unchanged(self):
         """An incremental backup right after a full one: what it reads, and how long all takes."""
         place = MEMORY / "unchanged"
-        command = ["blksnap", "backup", self.device, "--to", place, "--storage", STORAGE, "--json"]
+        command = ["blksnap", "backup", self.device, "--to", place, *STORED, "--json"]
         full, _ = run(*command)
         before = Path("/tmp/bench.before")
         name = Path(self.device).name
