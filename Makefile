@@ -15,6 +15,7 @@ help:
 ## make demo                 see it work, in a virtual machine
 ## make check                all tests   (TESTS='20-fidelity lint' for some, DEBUG=0|1 for one kernel)
 ## make soak                 the long tests   (TESTS=… and DEBUG=0|1 as above; HOURS=n of fuzzing)
+## make coverage             lines of the driver that the tests reach   (TESTS=…; JOBS=n machines at a time)
 ## make vm CMD='…'           run a command in a virtual machine with the module at hand
 ##         [DEBUG=1] [MEM=4G] [CPUS=2] [DISKS='512M 2G'] [APPEND='kernel parameters'] [LIMIT=seconds]
 ## make bench                measurements   (FULL=1 larger, REPS=n, CPUS=n; ICOUNT=1: instructions instead of time)
@@ -68,6 +69,9 @@ check: deps tools tools-static tools-fuzz
 
 soak: deps tools tools-fuzz
 	@tests/check --soak $(TESTS)
+
+coverage: deps tools tools-static tools-fuzz
+	@tests/coverage/run $(TESTS)
 
 lint: deps tools
 	@scripts/lint
