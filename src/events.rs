@@ -3,8 +3,8 @@
 //! What a snapshot has to tell its client.
 //!
 //! The queue has room, from the start, for all events that can be waiting at one time, so that
-//! telling never fails: one request for storage (the next one comes when that was fulfilled), and
-//! one corruption per device.
+//! telling never fails: one request for storage, and one corruption per device. The next request
+//! comes when the last one was fulfilled, and takes its place if nobody has fetched that.
 
 use kernel::{
     alloc::flags::GFP_KERNEL,
@@ -83,12 +83,13 @@ impl EventQueue {
             time: monotonic_ns(),
             kind,
         };
-        let full = self
-            .queue
-            .lock()
-            .events
-            .push_within_capacity(event)
-            .is_err();
+        let mut queue = self.queue.lock();
+        if let Kind::LowFreeSpace(_) = kind {
+            let is_other = |event: &mut Event| !matches!(event.kind, Kind::LowFreeSpace(_));
+            queue.events.retain(is_other);
+        }
+        let full = queue.events.push_within_capacity(event).is_err();
+        drop(queue);
         if full {
             kernel::pr_err_once!("event queue overflow: {:?} was lost\n", kind);
         }
@@ -157,8 +158,20 @@ mod tests {
         assert_eq!(queue.wait(2).map(|e| e.kind), Err(ENOENT));
         queue.push(Kind::LowFreeSpace(5));
         queue.push(Kind::Corrupted(DEV, ENOSPC));
-        queue.push(Kind::LowFreeSpace(6));
         assert_eq!(queue.wait(0)?.kind, Kind::LowFreeSpace(5));
+        assert_eq!(queue.wait(0)?.kind, Kind::Corrupted(DEV, ENOSPC));
+        assert_eq!(queue.wait(0).map(|e| e.kind), Err(ENOENT));
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_lost_if_nobody_fetches() -> Result {
+        let queue = Arc::pin_init(EventQueue::new(1), GFP_KERNEL)?;
+        for sectors in 0..10 {
+            queue.push(Kind::LowFreeSpace(sectors));
+        }
+        queue.push(Kind::Corrupted(DEV, ENOSPC));
+        assert_eq!(queue.wait(0)?.kind, Kind::LowFreeSpace(9));
         assert_eq!(queue.wait(0)?.kind, Kind::Corrupted(DEV, ENOSPC));
         assert_eq!(queue.wait(0).map(|e| e.kind), Err(ENOENT));
         Ok(())
