@@ -36,6 +36,7 @@ mod chunk_map;
 mod control;
 mod copy;
 mod cow;
+mod delays;
 mod engine;
 mod events;
 mod excluded;

@@ -53,6 +53,10 @@ use core::{
 
 use crate::{
     cow::Cow,
+    delays::{
+        delay,
+        Point, //
+    },
     engine::{
         Busy,
         BATCH, //
@@ -226,6 +230,7 @@ pub(crate) struct ReadIo {
 impl EndIo for ReadIo {
     fn end_io(self, _cloned: Option<OwnedBio>, result: Result) {
         let Self { copy, cow, busy } = self;
+        delay(Point::ReadEnded);
         copy.note(result);
         if submission_is_queued() {
             // The writes that wait join the queue of the task that submits, and go on when it goes
@@ -271,6 +276,7 @@ impl EndIo for StoreIo {
             cow,
             busy,
         } = self;
+        delay(Point::StoreEnded);
         for slot in &mut copies {
             *slot = slot.take().filter(|copy| {
                 copy.note(result);
@@ -311,6 +317,7 @@ pub(crate) fn store(cow: &Arc<Cow>, unit: u32, batch: &[Option<Unstored>; BATCH]
         // One more than bios, so that the end does not come before all are submitted.
         one.copy.pending.store(1, Relaxed);
     }
+    delay(Point::Placed);
     let mut done = 0;
     while done < total {
         let (skip, rest) = (bytes_to_sectors(done), bytes_to_sectors(total - done));

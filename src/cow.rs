@@ -375,6 +375,12 @@ impl Cow {
         self.storage.has_failed() || self.gone.load(Acquire)
     }
 
+    /// Whether nothing is copied any more, and writes just pass.
+    #[inline]
+    fn has_stopped(&self) -> bool {
+        self.has_failed() && !(planted(Fault::StoreAfterFailure) && self.storage.has_room())
+    }
+
     /// The error since which the image is of no use, as a positive errno, or 0.
     pub(crate) fn error(&self) -> i32 {
         self.storage.device_error(self.origin.bdev().id())
@@ -447,7 +453,7 @@ impl Cow {
         (sector, end): (u64, u64),
         (from, to): (u64, u64),
     ) -> Verdict<'a> {
-        if this.has_failed() || this.is_excluded(sector, end) {
+        if this.has_stopped() || this.is_excluded(sector, end) {
             return bio.pass();
         }
         match bio.op() {

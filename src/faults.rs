@@ -16,10 +16,12 @@ pub(crate) enum Fault {
     ForgetMark = 3,
     /// It is forgotten that a chunk was stored, so that it is copied again.
     CopyTwice = 4,
+    /// Copying goes on, after the snapshot has failed, when there is room again.
+    StoreAfterFailure = 5,
     /// A take does not wait for the writes of bio based devices.
-    NoDrain = 5,
+    NoDrain = 6,
     /// The short chunk at the end of a device is not copied.
-    LoseTail = 6,
+    LoseTail = 7,
 }
 
 /// Whether this is to be done wrong.

@@ -30,6 +30,10 @@ use kernel::{
 use crate::{
     chunk_map::Place,
     cow::Cow,
+    delays::{
+        delay,
+        Point, //
+    },
     engine::Busy,
     faults::{
         planted,
@@ -52,6 +56,7 @@ impl EndIo for ImageIo {
             untouched,
             busy,
         } = self;
+        delay(Point::ImageEnded);
         if let Some(bio) = cloned {
             let overtaken = !planted(Fault::NoLookAfterRead)
                 && untouched.is_some_and(|(from, to)| cow.map().untouched_until(from, to) != to);
@@ -118,6 +123,7 @@ pub(crate) fn submit(cow: &Arc<Cow>, bio: OwnedBio) {
                 }
             }
         }
+        delay(Point::Found);
         next = send(cow, bio, target, write);
     }
 }

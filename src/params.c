@@ -43,8 +43,17 @@ BLKSNAP_PARAM(diff_storage_minimum, 8, INT_MAX,
 	      "The portion asked for by a low free space event, in sectors, 8 or more");
 
 #ifdef CONFIG_BLK_SNAP_FAULTS
-BLKSNAP_PARAM(fault, 0, 6,
+BLKSNAP_PARAM(fault, 0, 7,
 	      "What to do wrong, see faults.rs; 0 for nothing");
+#endif
+
+#ifdef CONFIG_BLK_SNAP_DELAYS
+BLKSNAP_PARAM(delay_us, 0, 1000000,
+	      "How long to wait at the most, see delays.rs; 0 for never");
+BLKSNAP_PARAM(delay_points, 0, UINT_MAX,
+	      "Where to wait: bits of points, see delays.rs");
+BLKSNAP_PARAM(delay_chance, 1, INT_MAX,
+	      "To wait once in so many times");
 #endif
 
 MODULE_VERSION("1.0.0.0");

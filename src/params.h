@@ -12,5 +12,8 @@ extern unsigned int blksnap_copy_ahead_maximum_ratio;
 extern unsigned int blksnap_free_diff_buffer_pool_size;
 extern unsigned int blksnap_diff_storage_minimum;
 extern unsigned int blksnap_fault;
+extern unsigned int blksnap_delay_us;
+extern unsigned int blksnap_delay_points;
+extern unsigned int blksnap_delay_chance;
 
 #endif /* _BLKSNAP_PARAMS_H */

@@ -57,6 +57,12 @@ param!(
 );
 #[cfg(CONFIG_BLK_SNAP_FAULTS)]
 param!(FAULT, "blksnap_fault", 0);
+#[cfg(CONFIG_BLK_SNAP_DELAYS)]
+param!(DELAY_US, "blksnap_delay_us", 0);
+#[cfg(CONFIG_BLK_SNAP_DELAYS)]
+param!(DELAY_POINTS, "blksnap_delay_points", 0xffff_ffff);
+#[cfg(CONFIG_BLK_SNAP_DELAYS)]
+param!(DELAY_CHANCE, "blksnap_delay_chance", 8);
 
 /// log2 of the size of the smallest tracking block in bytes, 9 to 31.
 pub(crate) fn tracking_block_minimum_shift() -> u32 {
@@ -97,4 +103,15 @@ pub(crate) fn diff_storage_minimum() -> u64 {
 #[cfg(CONFIG_BLK_SNAP_FAULTS)]
 pub(crate) fn fault() -> u32 {
     FAULT.load(Relaxed)
+}
+
+/// For how long to wait at the most, at which points, and once in how many times, which is not 0;
+/// see [`delays`](crate::delays).
+#[cfg(CONFIG_BLK_SNAP_DELAYS)]
+pub(crate) fn delays() -> (u32, u32, u32) {
+    (
+        DELAY_US.load(Relaxed),
+        DELAY_POINTS.load(Relaxed),
+        DELAY_CHANCE.load(Relaxed),
+    )
 }

@@ -42,6 +42,10 @@ use kernel::{
 
 use crate::{
     cbt::Cbt,
+    delays::{
+        delay,
+        Point, //
+    },
     engine::Engine,
     params,
     snapshot::{
@@ -216,6 +220,7 @@ impl Registry {
             return Err(EBUSY);
         }
         trackers.retain(|shown| !Arc::ptr_eq(shown.data(), &tracker));
+        delay(Point::Forgotten);
         tracker.detach();
         Ok(())
     }
@@ -349,6 +354,7 @@ impl Registry {
         let room = snapshot.storage.with_room(ranges.len())?;
         // Before anything is stored there.
         self.for_each_snapshot(|captured| captured.exclude(&file, ranges))?;
+        delay(Point::Excluded);
         snapshot.storage.append(room, &file, ranges)
     }
 
@@ -418,6 +424,7 @@ impl Registry {
             }
             core::mem::take(&mut *trackers)
         };
+        delay(Point::Unloading);
         for shown in &trackers {
             shown.data().detach();
         }

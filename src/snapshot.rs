@@ -30,6 +30,10 @@ use kernel::{
 use crate::{
     cbt::Cbt,
     cow::Cow,
+    delays::{
+        delay,
+        Point, //
+    },
     image::Image,
     registry::Registry,
     storage::{
@@ -218,6 +222,7 @@ impl Snapshot {
     /// May sleep for long. To be called once.
     pub(crate) fn destroy(&self) {
         self.storage.close();
+        delay(Point::Closed);
         self.hide();
         for device in &self.devices {
             device.tracker.set_cow(None);
@@ -235,6 +240,7 @@ impl Snapshot {
                 device.tracker.disarm(&freezing.complete(), cbt)
             };
             drop(hooked);
+            delay(Point::Disarmed);
             Cow::shut_down(&cow);
         }
     }

@@ -25,6 +25,7 @@ use kernel::{
 };
 
 use crate::{
+    ahead::WINDOW,
     events::{
         EventQueue,
         Kind, //
@@ -36,7 +37,10 @@ use crate::{
         Range, //
     },
     registry::Registry,
-    units::UNIT_SECTORS_SHIFT, //
+    units::{
+        SECTOR_SHIFT,
+        UNIT_SECTORS_SHIFT, //
+    }, //
 };
 
 /// A device of the snapshot, and whether the client was told that its image is of no use.
@@ -308,6 +312,12 @@ impl Storage {
         let free = capacity.saturating_sub(used) << UNIT_SECTORS_SHIFT;
         let capacity = capacity << UNIT_SECTORS_SHIFT;
         free.saturating_sub(capacity.min(space.low.portion()) / 2)
+    }
+
+    /// Whether there is room for any copy.
+    pub(crate) fn has_room(&self) -> bool {
+        let usage = self.usage();
+        usage.capacity.saturating_sub(usage.filled) > WINDOW >> SECTOR_SHIFT
     }
 
     /// Where the `sectors` sectors are that begin `skip` sectors into `unit`, as far as they lie

@@ -44,6 +44,10 @@ use kernel::{
 
 use crate::{
     cow::Cow,
+    delays::{
+        delay,
+        Point, //
+    },
     engine::Engine,
     faults::{
         planted,
@@ -205,6 +209,7 @@ pub(crate) fn take(
     let mut prepared = KVec::with_capacity(count, GFP_KERNEL)?;
     for (device, &minor) in devices.iter().zip(minors) {
         let this = Prepared::new(device, snapshot, engine, major, minor, group)?;
+        delay(Point::Prepared);
         exclude(device, &this.captured.cow)?;
         device.tracker.set_cow(Some(this.captured.cow.clone()));
         prepared.push((device, this), GFP_KERNEL)?;
@@ -244,6 +249,7 @@ pub(crate) fn take(
 
     // The instant.
     for ((device, this), frozen) in order.into_iter().zip(&stopped.frozen.0) {
+        delay(Point::Stopped);
         let Captured { cow, cbt, .. } = &this.captured;
         match device
             .tracker
@@ -264,6 +270,7 @@ pub(crate) fn take(
     drop(quick);
     drop(old);
 
+    delay(Point::LetGo);
     for (device, this) in prepared {
         let this = this.captured;
         device.tracker.set_map(this.cbt.clone());

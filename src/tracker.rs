@@ -45,6 +45,10 @@ use kernel::{
 use crate::{
     cbt::Cbt,
     cow::Cow,
+    delays::{
+        delay,
+        Point, //
+    },
     params,
     registry::Registry, //
 };
@@ -234,6 +238,7 @@ impl Filter for Tracker {
         let sector = bio.sector().saturating_sub(self.start);
         let end = bio.end_sector().saturating_sub(self.start);
         hooked.cbt.mark(sector, end.saturating_sub(sector));
+        delay(Point::Marked);
         match &hooked.cow {
             None => bio.pass(),
             Some(cow) => Cow::filter(cow, bio, sector, end),
@@ -242,6 +247,7 @@ impl Filter for Tracker {
 
     fn gone(&self) {
         self.gone.store(true, Relaxed);
+        delay(Point::Gone);
         // Before writes pass unseen: the image would show them.
         if let Some(cow) = &*self.cow.lock() {
             cow.device_gone();

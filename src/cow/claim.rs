@@ -34,6 +34,10 @@ use crate::{
         Memory,
         ReadIo, //
     },
+    delays::{
+        delay,
+        Point, //
+    },
     units::{
         SECTOR_SHIFT,
         UNIT_SECTORS, //
@@ -178,6 +182,7 @@ impl Cow {
         let spare = take(&mut inner.spare);
         let mut old = replace(&mut inner.old, spare);
         drop(inner);
+        delay(Point::Replaced);
         OldWindow::free_all(&mut old);
         let mut inner = self.inner.lock();
         inner.spare = old;
@@ -188,6 +193,7 @@ impl Cow {
 
     /// Sends the bios of what was claimed on their way.
     pub(super) fn submit(reads: Reads) {
+        delay(Point::Claimed);
         reads.into_iter().flatten().for_each(NewBio::submit);
     }
 }

@@ -49,6 +49,10 @@ use crate::{
         self,
         Copy, //
     },
+    delays::{
+        delay,
+        Point, //
+    },
     engine::BATCH,
     faults::{
         planted,
@@ -108,6 +112,7 @@ impl Cow {
     /// [`submission_is_queued`]: kernel::block::bio::submission_is_queued
     pub(crate) fn end_read(this: &Arc<Self>, copy: &Copy) {
         let done = this.read_done(copy);
+        delay(Point::InMemory);
         done.writers.resubmit();
         if let Some(flight) = done.ended {
             this.recycle(flight);
@@ -135,7 +140,7 @@ impl Cow {
                 self.fail(err);
             }
         }
-        if again || self.has_failed() {
+        if again || self.has_stopped() {
             return ReadDone {
                 writers: take(&mut flight.writers),
                 ended: inner.flights.end(index),
@@ -215,7 +220,7 @@ impl Cow {
 
     /// Finds a place for `units` units of old data.
     fn place(&self, units: u64) -> Result<u32> {
-        if self.has_failed() {
+        if self.has_stopped() {
             return Err(EIO);
         }
         self.storage.alloc(units)
@@ -223,6 +228,7 @@ impl Cow {
 
     /// A copy was stored, or failed to be.
     fn store_done(self: &Arc<Self>, copy: &Copy) {
+        delay(Point::Stored);
         let index = copy.index();
         let mut inner = self.inner.lock();
         if let Err(err) = copy.result() {
@@ -349,6 +355,7 @@ impl Cow {
 
     /// Ends what was read and is of no use any more, and lets go what waits for copies.
     fn give_up(self: &Arc<Self>) {
+        delay(Point::GivingUp);
         loop {
             let mut inner = self.inner.lock();
             let Some(flight) = inner.flights.end_unstored() else {

@@ -297,6 +297,9 @@ impl World {
         held.taken = true;
         self.counts.takes += 1;
 
+        let Some(held) = &self.slots[slot] else {
+            return Ok(());
+        };
         let mut images = Vec::new();
         for (&device, image) in held.devices.iter().zip(self.control.images(held.id)?) {
             let node = Node::open(&image.path, 0)?;
@@ -310,7 +313,8 @@ impl World {
                 Ok(tags) => images.push((device, image.path, tags)),
                 Err(errno) if held.lean => {
                     self.counts.overflows += 1;
-                    return check_failed(&self.control, held.id, errno.raw_os_error());
+                    return check_failed(&self.control, held.id, errno.raw_os_error())
+                        .and_then(|()| self.check_storage_rests(slot, held));
                 }
                 Err(errno) => bail!("the image of device {device} cannot be read: {errno}"),
             }
