@@ -314,7 +314,7 @@ impl Storage {
         free.saturating_sub(capacity.min(space.low.portion()) / 2)
     }
 
-    /// Whether there is room for any copy.
+    /// Whether there is room for any copy, for [`Fault::StoreAfterFailure`](crate::faults::Fault).
     pub(crate) fn has_room(&self) -> bool {
         let usage = self.usage();
         usage.capacity.saturating_sub(usage.filled) > WINDOW >> SECTOR_SHIFT
