@@ -149,10 +149,10 @@ static bool blk_filter_count_write(struct blk_filter_disk *fd, struct bio *bio)
 	struct blk_filter_write *write = NULL;
 
 	/*
-	 * No READ_ONCE(): the gate closes while the queue is frozen.  It may
+	 * The gate closes while the queue is frozen, so not beside us.  It may
 	 * open beside us, hence the second look under the lock.
 	 */
-	if (!fd->gates)
+	if (!data_race(fd->gates))
 		write = mempool_alloc(blk_filter_write_pool,
 				      GFP_NOWAIT | __GFP_NOWARN);
 	if (!write) {
@@ -358,7 +358,7 @@ void blk_filter_detach(struct blk_filter *flt)
 
 	/* Not inside the freeze: a resubmitted bio has to enter the queue. */
 	wait_event(flt->wait, !atomic_read(&flt->held));
-	/* The last blk_filter_unhold() is about to leave this lock. */
+	/* The last blk_filter_resubmit() is about to leave this lock. */
 	spin_lock_irq(&flt->wait.lock);
 	spin_unlock_irq(&flt->wait.lock);
 }
@@ -453,7 +453,7 @@ EXPORT_SYMBOL_GPL(blk_filter_diskseq);
  * @bio: the bio
  *
  * Must be called from &blk_filter_operations.submit_bio, before the bio can be
- * resubmitted or ended.
+ * resubmitted.
  */
 void blk_filter_hold(struct blk_filter *flt, struct bio *bio)
 {
@@ -462,20 +462,6 @@ void blk_filter_hold(struct blk_filter *flt, struct bio *bio)
 	atomic_inc(&flt->held);
 }
 EXPORT_SYMBOL_GPL(blk_filter_hold);
-
-static void blk_filter_unhold(struct blk_filter *flt)
-{
-	unsigned long flags;
-
-	/*
-	 * The owner may free the filter once blk_filter_detach() has seen zero
-	 * and got this lock, so decrement and wake under it.
-	 */
-	spin_lock_irqsave(&flt->wait.lock, flags);
-	if (atomic_dec_and_test(&flt->held))
-		wake_up_locked(&flt->wait);
-	spin_unlock_irqrestore(&flt->wait.lock, flags);
-}
 
 /**
  * blk_filter_resubmit - let a held bio go on
@@ -490,25 +476,17 @@ static void blk_filter_unhold(struct blk_filter *flt)
 void blk_filter_resubmit(struct blk_filter *flt, struct bio *bio)
 {
 	submit_bio_noacct_nocheck(bio, false);
-	blk_filter_unhold(flt);
+
+	/*
+	 * The owner may free the filter once blk_filter_detach() has seen zero
+	 * and got this lock, so decrement and wake under it.
+	 */
+	spin_lock_irq(&flt->wait.lock);
+	if (atomic_dec_and_test(&flt->held))
+		wake_up_locked(&flt->wait);
+	spin_unlock_irq(&flt->wait.lock);
 }
 EXPORT_SYMBOL_GPL(blk_filter_resubmit);
-
-/**
- * blk_filter_end - end a held bio
- * @flt: the filter that holds the bio
- * @bio: the bio
- * @status: what its submitter gets to see
- *
- * Context: Any.
- */
-void blk_filter_end(struct blk_filter *flt, struct bio *bio,
-		    blk_status_t status)
-{
-	bio_endio_status(bio, status);
-	blk_filter_unhold(flt);
-}
-EXPORT_SYMBOL_GPL(blk_filter_end);
 
 /*
  * Writes that entered a bio based driver before there was a filter to count them

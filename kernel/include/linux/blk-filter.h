@@ -21,9 +21,8 @@ struct blk_filter_disk;
  * @submit_bio: Decides about a bio that is about to be handed to the driver.
  *	The bio has data (empty flushes are not shown), overlaps the filtered
  *	device, and its sector is relative to the whole disk.  Returns false to
- *	let the bio go on, true if the filter took it: the filter has then
- *	called blk_filter_hold() and ends its hold with blk_filter_resubmit()
- *	or blk_filter_end().
+ *	let the bio go on, true if the filter took it: it has then ended the
+ *	bio, or called blk_filter_hold() and calls blk_filter_resubmit() later.
  *
  *	Called in process context with a reference on the queue's usage
  *	counter, so that a frozen queue means that no bio is between a filter's
@@ -37,8 +36,8 @@ struct blk_filter_disk;
  *	state changed.  Decisions must therefore be idempotent.
  * @gone: The device is being removed.  The last bios may still be shown until
  *	the filter is taken off right after, and after that pass unseen; held
- *	bios must be ended as usual.  Called once, in process context, with the
- *	filter mutex held: must not call blk_filter_attach() or
+ *	bios must be resubmitted as usual.  Called once, in process context,
+ *	with the filter mutex held: must not call blk_filter_attach() or
  *	blk_filter_detach() nor wait for somebody who does.  The owner must
  *	still call blk_filter_detach().
  */
@@ -75,8 +74,6 @@ void blk_filter_detach(struct blk_filter *flt);
 u64 blk_filter_diskseq(struct blk_filter *flt);
 void blk_filter_hold(struct blk_filter *flt, struct bio *bio);
 void blk_filter_resubmit(struct blk_filter *flt, struct bio *bio);
-void blk_filter_end(struct blk_filter *flt, struct bio *bio,
-		    blk_status_t status);
 int blk_filter_gate(struct block_device *bdev, unsigned long timeout);
 void blk_filter_ungate(struct block_device *bdev);
 #endif /* CONFIG_BLK_FILTER */
