@@ -2,14 +2,16 @@
 /*
  * A fuzzer of the control device.
  *
- *   blksnap-fuzz [--seconds N] [--commands N] [--seed N] [--phase N] STORAGE DEVICE…
+ *   blksnap-fuzz [--seconds N] [--commands N] [--calm] [--seed N] [--phase N] STORAGE DEVICE…
  *
  * Goes on in phases of some seconds. In each, two processes of four threads give commands to
  * shared files of the control device (commands.c) and read and write images, while the devices are
  * written (load.c); then the processes are killed, half of the time in the middle of what they do.
  * After that what they left is removed, which must succeed, and a snapshot is made and read as a
  * client would (the anchor): the devices and their images must be right. --phase repeats the random
- * choices of one phase of a seed. The content of all devices is lost.
+ * choices of one phase of a seed. With --calm, half of the phases are long, and have few of the
+ * commands that all others wait for, and few writes: many more commands in all. The content of all
+ * devices is lost.
  *
  * Exits with 0 if nothing was wrong; says what is, otherwise. It builds for 32 bits, too.
  */
@@ -45,7 +47,7 @@ struct blk_snap_dev_t storage;
 uint64_t storage_sectors;
 unsigned int image_major;
 static uint64_t seed, phase;
-static int control;
+static int control, calm;
 
 uint64_t next(struct rng *rng)
 {
@@ -269,7 +271,7 @@ static void *load(void *device)
 
 	while (!shared->stop) {
 		load_write(device, &rng);
-		sleep_ms(below(&rng, 20));
+		sleep_ms(below(&rng, shared->calm ? 400 : 20));
 	}
 	return NULL;
 }
@@ -280,6 +282,7 @@ static void run_phase(void)
 	pid_t pids[PROCESSES];
 
 	shared->stop = 0;
+	shared->calm = calm && one_in(&rng, 2);
 	fflush(stdout);
 	for (unsigned int i = 0; i < PROCESSES; i++) {
 		pids[i] = fork();
@@ -290,7 +293,7 @@ static void run_phase(void)
 	for (unsigned int i = 0; i < device_count; i++)
 		spawn(load, &devices[i]);
 	for (unsigned int i = 0; i < PROCESSES; i++) {
-		sleep_ms(below(&rng, 7000));
+		sleep_ms(below(&rng, shared->calm ? 60000 : 7000));
 		if (one_in(&rng, 2)) {
 			reap(pids[i], 0);
 			pids[i] = 0;
@@ -350,7 +353,8 @@ int main(int argc, char **argv)
 {
 	static const struct option options[] = {
 		{ "seconds", required_argument, NULL, 's' }, { "commands", required_argument, NULL, 'c' },
-		{ "seed", required_argument, NULL, 'r' }, { "phase", required_argument, NULL, 'p' }, { 0 },
+		{ "calm", no_argument, NULL, 'l' }, { "seed", required_argument, NULL, 'r' },
+		{ "phase", required_argument, NULL, 'p' }, { 0 },
 	};
 	double seconds = 60, start = now();
 	unsigned long commands = ~0ul;
@@ -364,13 +368,14 @@ int main(int argc, char **argv)
 		switch (option) {
 		case 's': seconds = atof(optarg); break;
 		case 'c': commands = strtoul(optarg, NULL, 0); break;
+		case 'l': calm = 1; break;
 		case 'r': seed = strtoull(optarg, NULL, 0); break;
 		case 'p': phase = strtoull(optarg, NULL, 0); single = 1; break;
 		default: return 2;
 		}
 	argc -= optind;
 	if (argc < 2 || argc > MAX_DEVICES + 1) {
-		fprintf(stderr, "blksnap-fuzz [--seconds N] [--commands N] [--seed N] [--phase N] STORAGE DEVICE…\n");
+		fprintf(stderr, "blksnap-fuzz [--seconds N] [--commands N] [--calm] [--seed N] [--phase N] STORAGE DEVICE…\n");
 		return 2;
 	}
 	printf("seed %llu\n", (unsigned long long)seed);

@@ -18,6 +18,9 @@
 	.array_at = offsetof(struct blk_snap_##type, array), \
 	.item = sizeof(*((struct blk_snap_##type *)0)->array)
 
+/* All other commands wait for those with less weight, which take long. */
+#define RARE 10
+
 static const struct shape shapes[COMMANDS] = {
 	[0] = { WITHOUT(VERSION, version), .weight = 80 },
 	[1] = { WITHOUT(TRACKER_REMOVE, tracker_remove), .weight = 2,
@@ -101,18 +104,27 @@ static void put_ranges(struct call *call, struct rng *rng, struct blk_snap_block
 	}
 }
 
-/* A command as a client gives it. */
-static void make(struct worker *worker, struct call *call)
+static unsigned int some_command(struct rng *rng)
 {
-	struct rng *rng = &worker->rng;
-	unsigned int weights = 0;
-	char *array;
+	unsigned int weights = 0, nr;
 
 	for (unsigned int i = 0; i < COMMANDS; i++)
 		weights += shapes[i].weight;
 	weights = below(rng, weights);
-	for (call->nr = 0; weights >= shapes[call->nr].weight; call->nr++)
-		weights -= shapes[call->nr].weight;
+	for (nr = 0; weights >= shapes[nr].weight; nr++)
+		weights -= shapes[nr].weight;
+	return nr;
+}
+
+/* A command as a client gives it. */
+static void make(struct worker *worker, struct call *call)
+{
+	struct rng *rng = &worker->rng;
+	char *array;
+
+	do
+		call->nr = some_command(rng);
+	while (shared->calm && shapes[call->nr].weight < RARE && !one_in(rng, 16));
 	call->shape = &shapes[call->nr];
 	call->word = call->shape->word;
 	memset(&call->args, FILL, call->shape->size);

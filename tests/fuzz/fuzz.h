@@ -41,6 +41,7 @@ struct device {
 /* --- What all processes share. */
 struct shared {
 	atomic_int stop, failed;
+	atomic_int calm;	/* this phase: see --calm */
 	atomic_ulong commands, io;
 	atomic_ulong outcome[COMMANDS + 1][MAX_ERRNO];
 	struct blk_snap_uuid ids[MAX_IDS];	/* of some snapshots; torn if two threads meet */
