@@ -6,10 +6,12 @@
 #include <linux/preempt.h>
 #include <linux/sched/mm.h>
 
+#ifdef CONFIG_BLOCK
 __rust_helper void rust_helper_zero_fill_bio(struct bio *bio)
 {
 	zero_fill_bio(bio);
 }
+#endif
 
 __rust_helper bool rust_helper_bio_submission_is_queued(void)
 {
