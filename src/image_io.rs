@@ -176,6 +176,7 @@ fn find(cow: &Cow, sector: u64, most: u32, write: bool) -> Option<(Target, u32)>
 
 /// Sends a part on its way. Gives it back if its place has changed.
 fn send(cow: &Arc<Cow>, mut bio: OwnedBio, target: Target, write: bool) -> Option<OwnedBio> {
+    let stored;
     let (file, sector, untouched) = match target {
         Target::Nothing => {
             if !write {
@@ -185,15 +186,18 @@ fn send(cow: &Arc<Cow>, mut bio: OwnedBio, target: Target, write: bool) -> Optio
             return None;
         }
         Target::Wait(chunk) => return cow.park(bio, chunk, write),
-        Target::Original(from, to) => (cow.origin().clone(), bio.sector(), Some((from, to))),
-        Target::Storage(file, sector) => (file, sector, None),
+        Target::Original(from, to) => (cow.origin(), bio.sector(), Some((from, to))),
+        Target::Storage(file, sector) => {
+            stored = file;
+            (&stored, sector, None)
+        }
     };
     let context = ImageIo {
         cow: cow.clone(),
         untouched,
         busy: cow.busy(),
     };
-    match cow.engine().clones.clone_bio(bio, &file, sector, context) {
+    match cow.engine().clones.clone_bio(bio, file, sector, context) {
         Ok(clone) => clone.submit(),
         Err(bio) => bio.end(Err(ENOMEM)),
     }

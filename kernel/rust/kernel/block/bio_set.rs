@@ -265,8 +265,11 @@ impl<T: EndIo, const N: usize> BioSet<T, N> {
             inner <- Opaque::try_ffi_init(move |slot: *mut bindings::bio_set| {
                 // SAFETY: `slot` is valid for writes.
                 unsafe { slot.write(pin_init::zeroed()) };
-                // The rescuer lets several bios be allocated below one `submit_bio()`.
-                let flags = bindings::BIOSET_NEED_BVECS | bindings::BIOSET_NEED_RESCUER;
+                // The rescuer lets several bios be allocated below one `submit_bio()`. Each
+                // processor keeps some bios that were freed on it.
+                let flags = bindings::BIOSET_NEED_BVECS
+                    | bindings::BIOSET_NEED_RESCUER
+                    | bindings::BIOSET_PERCPU_CACHE;
                 // CAST: The offset of a small struct, and small flags.
                 let pad = offset_of!(Private<T, N>, bio) as c_uint;
                 // SAFETY: `slot` is zeroed, pinned and exclusively ours.
