@@ -31,8 +31,7 @@ use kernel::{
             Buffer,
             EndIo,
             NewBio,
-            Piece,
-            Wait, //
+            Piece, //
         }, //
     },
     prelude::*,
@@ -194,14 +193,7 @@ impl Memory {
         let bio = cow
             .engine()
             .reads
-            .alloc(
-                Op::Read,
-                cow.origin(),
-                sector,
-                [piece],
-                context,
-                Wait::Never,
-            )
+            .alloc(Op::Read, cow.origin(), sector, [piece], context)
             .map_err(|_| ENOMEM)?;
         self.copy.status.store(0, Relaxed);
         Ok(bio)
@@ -344,7 +336,7 @@ pub(crate) fn store(cow: &Arc<Cow>, unit: u32, batch: &[Option<Unstored>; BATCH]
         });
         let stores = &cow.engine().stores;
         let (file, sector) = (&extent.device, extent.sector);
-        match stores.alloc(Op::Write, file, sector, pieces, context, Wait::ForBio) {
+        match stores.alloc(Op::Write, file, sector, pieces, context) {
             Ok(bio) => bio.submit(),
             Err(context) => context.end_io(None, Err(ENOMEM)),
         }

@@ -8,7 +8,8 @@ use kernel::{
         bio::OwnedBio,
         bio_set::{
             BioSet,
-            EndIo, //
+            EndIo,
+            Wait, //
         }, //
     },
     prelude::*,
@@ -41,7 +42,7 @@ pub(crate) const BATCH: usize = 16;
 /// What all copy engines use. Made when the module is loaded.
 #[pin_data]
 pub(crate) struct Engine {
-    /// Reads of old data. Apart from stores, which a finished read needs.
+    /// Reads of old data, which begin under locks. Apart from stores, which a finished read needs.
     #[pin]
     pub(crate) reads: BioSet<ReadIo>,
     /// Stores of old data.
@@ -62,10 +63,10 @@ impl Engine {
     pub(crate) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
-                reads <- BioSet::new(RESERVE),
-                stores <- BioSet::new(RESERVE),
-                clones <- BioSet::new(RESERVE),
-                splits <- BioSet::new(RESERVE),
+                reads <- BioSet::new(RESERVE, Wait::Never),
+                stores <- BioSet::new(RESERVE, Wait::ForBio),
+                clones <- BioSet::new(RESERVE, Wait::ForBio),
+                splits <- BioSet::new(RESERVE, Wait::ForBio),
                 queue: OwnedQueue::new_mem_reclaim(c"blksnap")?,
             }),
             GFP_KERNEL,

@@ -46,13 +46,17 @@ use core::{
 /// The largest number of bytes that one bio of a [`Buffer`] transfers.
 pub const MAX_BUFFER_BIO: usize = (bindings::BIO_MAX_VECS as usize) << PAGE_SHIFT;
 
-/// Whether an allocation may wait.
+/// Whether [`BioSet::alloc`] may wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
     /// Fail rather than wait; callable in atomic context. The set's reserve is not used.
     Never,
     /// Wait for other bios of the same set to complete; never fails. Not for use where these
     /// depend on the caller.
+    ///
+    /// Each processor keeps some bios of such a set that were freed on it. Only where
+    /// allocating may sleep: the block layer takes a bio from there without a lock, which only tasks
+    /// may do, and tells kmemleak with `GFP_NOIO`.
     ForBio,
 }
 
@@ -242,11 +246,13 @@ struct Private<T, const N: usize> {
 /// # Invariants
 ///
 /// `inner` is a `struct bio_set` on which `bioset_init()` succeeded with the front pad of
-/// `Private<T, N>`; it stays pinned until dropped.
+/// `Private<T, N>`; it stays pinned until dropped. It has a cache for each processor only if all
+/// that allocate from it may sleep.
 #[pin_data(PinnedDrop)]
 pub struct BioSet<T: EndIo, const N: usize = 1> {
     #[pin]
     inner: Opaque<bindings::bio_set>,
+    wait: Wait,
     _p: PhantomData<fn(T)>,
 }
 
@@ -257,7 +263,7 @@ unsafe impl<T: EndIo, const N: usize> Sync for BioSet<T, N> {}
 
 impl<T: EndIo, const N: usize> BioSet<T, N> {
     /// Creates a set with `reserve` bios in reserve.
-    pub fn new(reserve: u32) -> impl PinInit<Self, Error> {
+    pub fn new(reserve: u32, wait: Wait) -> impl PinInit<Self, Error> {
         // The slab aligns to at least that.
         const { assert!(align_of::<Private<T, N>>() <= align_of::<u64>()) };
         try_pin_init!(Self {
@@ -265,16 +271,18 @@ impl<T: EndIo, const N: usize> BioSet<T, N> {
             inner <- Opaque::try_ffi_init(move |slot: *mut bindings::bio_set| {
                 // SAFETY: `slot` is valid for writes.
                 unsafe { slot.write(pin_init::zeroed()) };
-                // The rescuer lets several bios be allocated below one `submit_bio()`. Each
-                // processor keeps some bios that were freed on it.
-                let flags = bindings::BIOSET_NEED_BVECS
-                    | bindings::BIOSET_NEED_RESCUER
-                    | bindings::BIOSET_PERCPU_CACHE;
+                // The rescuer lets several bios be allocated below one `submit_bio()`.
+                let mut flags = bindings::BIOSET_NEED_BVECS | bindings::BIOSET_NEED_RESCUER;
+                if wait == Wait::ForBio {
+                    // INVARIANT: Then `alloc()` may sleep; `clone_bio()` and `split()` always may.
+                    flags |= bindings::BIOSET_PERCPU_CACHE;
+                }
                 // CAST: The offset of a small struct, and small flags.
                 let pad = offset_of!(Private<T, N>, bio) as c_uint;
                 // SAFETY: `slot` is zeroed, pinned and exclusively ours.
                 to_result(unsafe { bindings::bioset_init(slot, reserve, pad, flags as c_int) })
             }),
+            wait,
             _p: PhantomData,
         })
     }
@@ -309,7 +317,6 @@ impl<T: EndIo, const N: usize> BioSet<T, N> {
         sector: u64,
         pieces: impl IntoIterator<Item = Piece<'a>>,
         data: T,
-        wait: Wait,
     ) -> Result<NewBio<T, N>, T> {
         let mut pieces = pieces.into_iter();
         let all: [Option<Piece<'a>>; N] = core::array::from_fn(|_| pieces.next());
@@ -325,7 +332,7 @@ impl<T: EndIo, const N: usize> BioSet<T, N> {
                 file.bdev().as_raw(),
                 count as c_ushort,
                 op.as_raw(),
-                wait.gfp(),
+                self.wait.gfp(),
                 self.inner.get(),
             )
         });
