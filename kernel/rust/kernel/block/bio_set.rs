@@ -54,9 +54,9 @@ pub enum Wait {
     /// Wait for other bios of the same set to complete; never fails. Not for use where these
     /// depend on the caller.
     ///
-    /// Each processor keeps some bios of such a set that were freed on it. Only where
-    /// allocating may sleep: the block layer takes a bio from there without a lock, which only tasks
-    /// may do, and tells kmemleak with `GFP_NOIO`.
+    /// Each processor keeps some bios of such a set that were freed on it. Only where allocating
+    /// may sleep: the block layer takes a bio from there without a lock, which only tasks may do,
+    /// and tells kmemleak with `GFP_NOIO`.
     ForBio,
 }
 
