@@ -53,6 +53,7 @@ use crate::{
         Device,
         Snapshot, //
     },
+    storage::Disjoint,
     sysfs::{
         Shown,
         Sysfs, //
@@ -350,7 +351,8 @@ impl Registry {
             );
             return Err(EINVAL);
         }
-        self.for_each_snapshot(|other| other.storage.check_overlap(&file, ranges))?;
+        let disjoint = Disjoint::new(bdev.start_sector(), ranges)?;
+        self.for_each_snapshot(|other| other.storage.check_overlap(&file, &disjoint))?;
         let room = snapshot.storage.with_room(ranges.len())?;
         // Before anything is stored there.
         self.for_each_snapshot(|captured| captured.exclude(&file, ranges))?;

@@ -253,9 +253,11 @@ impl Storage {
         Ok(())
     }
 
-    /// Fails with `EINVAL` if one of the ranges overlaps another, or one that is there.
-    pub(crate) fn check_overlap(&self, file: &Arc<BdevFile>, ranges: &[(u64, u64)]) -> Result {
-        let (disk, start) = (file.bdev().disk_id(), file.bdev().start_sector());
+    /// Fails with `EINVAL` if a range that is there overlaps one of `ranges`, of the same disk as
+    /// `file`.
+    pub(crate) fn check_overlap(&self, file: &BdevFile, ranges: &Disjoint) -> Result {
+        let disk = file.bdev().disk_id();
+        // Looked at without the lock, for which writers wait.
         let mut old = KVVec::with_capacity(self.range_count(), GFP_KERNEL)?;
         self.for_each_range(|other, sector, sectors| {
             if other.bdev().disk_id() == disk {
@@ -264,12 +266,11 @@ impl Storage {
             }
             Ok(())
         })?;
-        let mut all = RBTree::new();
-        for &(sector, sectors) in &old {
-            insert_disjoint(&mut all, sector, sector + sectors)?;
-        }
-        for &(sector, sectors) in ranges {
-            insert_disjoint(&mut all, start + sector, start + sector + sectors)?;
+        if old
+            .iter()
+            .any(|&(start, sectors)| ranges.overlap(start, start + sectors))
+        {
+            return Err(EINVAL);
         }
         Ok(())
     }
@@ -351,22 +352,37 @@ impl Storage {
     }
 }
 
-/// Inserts a range into a tree of ranges, from the first sector to the one after the last. Fails
-/// with `EINVAL` if it overlaps one.
-fn insert_disjoint(ranges: &mut RBTree<u64, u64>, start: u64, end: u64) -> Result {
-    let overlaps = match ranges.cursor_lower_bound(&start) {
-        Some(next) => {
-            *next.current().0 < end || next.peek_prev().is_some_and(|(_, &before)| before > start)
+/// Ranges of sectors of a disk that do not overlap: where each starts, and the sector after it.
+pub(crate) struct Disjoint(RBTree<u64, u64>);
+
+impl Disjoint {
+    /// Ranges given as first sector and number of sectors, counted from `start`. Fails with
+    /// `EINVAL` if they overlap. They must end before `u64` does. May sleep.
+    pub(crate) fn new(start: u64, ranges: &[(u64, u64)]) -> Result<Self> {
+        let mut this = Self(RBTree::new());
+        for &(sector, sectors) in ranges {
+            let (from, to) = (start + sector, start + sector + sectors);
+            if this.overlap(from, to) {
+                return Err(EINVAL);
+            }
+            this.0.try_create_and_insert(from, to, GFP_KERNEL)?;
         }
-        None => ranges
-            .cursor_back()
-            .is_some_and(|last| *last.current().1 > start),
-    };
-    if overlaps {
-        return Err(EINVAL);
+        Ok(this)
     }
-    ranges.try_create_and_insert(start, end, GFP_KERNEL)?;
-    Ok(())
+
+    /// Whether one of the ranges has a sector from `start` to before `end`.
+    fn overlap(&self, start: u64, end: u64) -> bool {
+        match self.0.cursor_lower_bound(&start) {
+            Some(next) => {
+                *next.current().0 < end
+                    || next.peek_prev().is_some_and(|(_, &before)| before > start)
+            }
+            None => self
+                .0
+                .cursor_back()
+                .is_some_and(|last| *last.current().1 > start),
+        }
+    }
 }
 
 #[cfg(CONFIG_BLK_SNAP_KUNIT_TEST)]
@@ -376,9 +392,7 @@ mod tests {
 
     #[test]
     fn overlaps_are_found() -> Result {
-        let mut ranges = RBTree::new();
-        insert_disjoint(&mut ranges, 100, 200)?;
-        insert_disjoint(&mut ranges, 300, 400)?;
+        let ranges = Disjoint::new(50, &[(50, 100), (250, 100)])?;
         for (start, end) in [
             (100, 101),
             (150, 160),
@@ -388,11 +402,14 @@ mod tests {
             (250, 301),
             (399, 500),
         ] {
-            assert_eq!(insert_disjoint(&mut ranges, start, end), Err(EINVAL));
+            assert!(ranges.overlap(start, end));
         }
         for (start, end) in [(200, 300), (0, 100), (400, 401)] {
-            insert_disjoint(&mut ranges, start, end)?;
+            assert!(!ranges.overlap(start, end));
         }
+        assert!(!Disjoint::new(0, &[])?.overlap(0, u64::MAX));
+        assert!(Disjoint::new(0, &[(10, 10), (19, 1)]).is_err());
+        assert!(Disjoint::new(0, &[(10, 10), (20, 1), (9, 1)]).is_ok());
         Ok(())
     }
 }
