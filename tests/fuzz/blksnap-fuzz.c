@@ -10,7 +10,7 @@
  * After that what they left is removed, which must succeed, and a snapshot is made and read as a
  * client would (the anchor): the devices and their images must be right. --phase repeats the random
  * choices of one phase of a seed. With --calm, half of the phases are long, and have few of the
- * commands that all others wait for, and few writes: many more commands in all. The content of all
+ * commands that all others wait for, and little I/O: many more commands in all. The content of all
  * devices is lost.
  *
  * Exits with 0 if nothing was wrong; says what is, otherwise. It builds for 32 bits, too.
@@ -220,7 +220,7 @@ static void *work(void *name)
 		want(worker->fds[i] >= 0);
 	}
 	while (!shared->stop) {
-		if (one_in(&worker->rng, 64))
+		if (one_in(&worker->rng, shared->calm ? 512 : 64))
 			image_io(&worker->rng);
 		fuzz_one(worker);
 	}

@@ -116,6 +116,12 @@ static unsigned int some_command(struct rng *rng)
 	return nr;
 }
 
+/* Whether it takes long, so that in a calm phase it is not to be given now. */
+static int is_put_off(struct rng *rng, unsigned int nr)
+{
+	return !one_in(rng, shapes[nr].weight < RARE ? 16 : nr == APPEND ? 4 : 1);
+}
+
 /* A command as a client gives it. */
 static void make(struct worker *worker, struct call *call)
 {
@@ -124,7 +130,7 @@ static void make(struct worker *worker, struct call *call)
 
 	do
 		call->nr = some_command(rng);
-	while (shared->calm && shapes[call->nr].weight < RARE && !one_in(rng, 16));
+	while (shared->calm && is_put_off(rng, call->nr));
 	call->shape = &shapes[call->nr];
 	call->word = call->shape->word;
 	memset(&call->args, FILL, call->shape->size);
