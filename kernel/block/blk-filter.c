@@ -19,8 +19,10 @@
  * based disk are counted here: blk_filter_gate() stops new writes and waits for
  * those that were let through.
  *
- * Locks: disk->open_mutex (attach and partition removal only), then
- * blk_filter_mutex, then the queue freeze.  fd->lock is a leaf.
+ * Locks: disk->open_mutex (attach and partition removal only), then fd->mutex,
+ * then the queue freeze, then blk_filter_lock.  That, and fd->lock, are leaves.
+ * A freeze may take as long as the device's I/O does: so nobody waits for it but
+ * those who do something with that very disk.
  */
 #include <linux/bio.h>
 #include <linux/blk-filter.h>
@@ -28,21 +30,27 @@
 #include <linux/mempool.h>
 #include <linux/part_stat.h>
 #include <linux/percpu.h>
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/sysfs.h>
 #include <linux/workqueue.h>
 #include "blk.h"
 #include "blk-filter.h"
 
-/* Counted writes that make progress whatever the state of memory. */
+/* Counted writes of a disk that make progress whatever the state of memory. */
 #define BLK_FILTER_POOL_SIZE	64
 
 /**
  * struct blk_filter_disk - the filters of a disk
+ * @mutex: held while filters come and go, and across the freeze for that
  * @filters: list of struct blk_filter
  * @bio_based: count writes, since a queue freeze does not wait for them
+ * @pool: of struct blk_filter_write, for a bio based disk; one for each disk, as
+ *	the writes of one may wait for those of another below it
  * @writes: writes let through and not completed: the sum of all processors
  * @uncounted: writes that began without a filter may be in flight
+ * @shrinks: how often the disk got smaller
+ * @least: the least number of sectors that this medium got then
  * @wait: woken when a write is completed while there is a gate
  * @gates: number of blk_filter_gate() not yet undone
  * @lock: protects @waiting and changes of @gates
@@ -52,10 +60,14 @@
  * Allocated with the first filter, freed with the disk.
  */
 struct blk_filter_disk {
+	struct mutex mutex;	/* held while filters come and go */
 	struct list_head filters;
 	bool bio_based;
+	mempool_t pool;
 	unsigned long __percpu *writes;
 	bool uncounted;
+	unsigned int shrinks;
+	sector_t least;
 	wait_queue_head_t wait;
 	unsigned int gates;
 	spinlock_t lock;	/* protects waiting and changes of gates */
@@ -72,12 +84,15 @@ struct blk_filter_write {
 
 /* Patched out late, so that coming and going filters do not patch all the time. */
 DEFINE_STATIC_KEY_DEFERRED_FALSE(blk_filter_enabled, 10 * HZ);
-static DEFINE_MUTEX(blk_filter_mutex);
-static mempool_t *blk_filter_write_pool;
+/* Protects the device of each filter, which changes with fd->mutex held, too. */
+static DEFINE_SPINLOCK(blk_filter_lock);
 static struct workqueue_struct *blk_filter_wq;
 
-static void blk_filter_release_waiting(struct blk_filter_disk *fd)
+static void blk_filter_release_workfn(struct work_struct *work)
 {
+	struct blk_filter_disk *fd = container_of(to_delayed_work(work),
+						  struct blk_filter_disk,
+						  release_work);
 	struct bio_list bios = BIO_EMPTY_LIST;
 	struct bio *bio;
 
@@ -92,16 +107,11 @@ static void blk_filter_release_waiting(struct blk_filter_disk *fd)
 		submit_bio_noacct_nocheck(bio, false);
 }
 
-static void blk_filter_release_workfn(struct work_struct *work)
-{
-	struct blk_filter_disk *fd = container_of(to_delayed_work(work),
-						  struct blk_filter_disk,
-						  release_work);
-
-	blk_filter_release_waiting(fd);
-}
-
-static void blk_filter_write_end_io(struct bio *bio)
+/*
+ * A counted write has been completed: bio_endio() goes on with the completion of
+ * its submitter.
+ */
+void blk_filter_uncount_write(struct bio *bio)
 {
 	struct blk_filter_write *write = bio->bi_private;
 	struct blk_filter_disk *fd = write->fd;
@@ -109,16 +119,22 @@ static void blk_filter_write_end_io(struct bio *bio)
 	bio->bi_end_io = write->end_io;
 	bio->bi_private = write->private;
 	bio_clear_flag(bio, BIO_FILTERED);
-	mempool_free(write, blk_filter_write_pool);
+	mempool_free(write, &fd->pool);
 
 	/* Who reads a sum of zero after this sees the data of the write. */
 	smp_mb();
 	this_cpu_dec(*fd->writes);
 	/* Who waits either sees the new sum, or has set gates before. */
 	smp_mb();
+	/* The disk, and so fd, cannot go before the bio was ended. */
 	if (READ_ONCE(fd->gates))
 		wake_up(&fd->wait);
-	/* The disk, and so fd, cannot go before the bio was ended. */
+}
+
+/* A mark for bio_endio(), which does not call it. */
+void blk_filter_write_end_io(struct bio *bio)
+{
+	blk_filter_uncount_write(bio);
 	bio_endio(bio);
 }
 
@@ -135,7 +151,7 @@ static bool blk_filter_drained(struct blk_filter_disk *fd)
 
 	for_each_possible_cpu(cpu)
 		writes += READ_ONCE(*per_cpu_ptr(fd->writes, cpu));
-	/* Pairs with the first barrier in blk_filter_write_end_io(). */
+	/* Pairs with the first barrier in blk_filter_uncount_write(). */
 	smp_mb();
 	return !writes;
 }
@@ -153,8 +169,7 @@ static bool blk_filter_count_write(struct blk_filter_disk *fd, struct bio *bio)
 	 * open beside us, hence the second look under the lock.
 	 */
 	if (!data_race(fd->gates))
-		write = mempool_alloc(blk_filter_write_pool,
-				      GFP_NOWAIT | __GFP_NOWARN);
+		write = mempool_alloc(&fd->pool, GFP_NOWAIT | __GFP_NOWARN);
 	if (!write) {
 		if (bio->bi_opf & REQ_NOWAIT) {
 			bio_wouldblock_error(bio);
@@ -180,6 +195,15 @@ static bool blk_filter_count_write(struct blk_filter_disk *fd, struct bio *bio)
 	return false;
 }
 
+/*
+ * A partition that got smaller may grow again: what another one writes there
+ * meanwhile is shown as well.
+ */
+static sector_t blk_filter_sectors(const struct blk_filter *flt)
+{
+	return max(flt->sectors, bdev_nr_sectors(flt->bdev));
+}
+
 bool __blk_filter_bio(struct bio *bio)
 {
 	struct blk_filter_disk *fd = bio->bi_bdev->bd_disk->filters;
@@ -193,7 +217,7 @@ bool __blk_filter_bio(struct bio *bio)
 
 		if (bdev_is_partition(bdev) &&
 		    (bio->bi_iter.bi_sector >=
-		     bdev->bd_start_sect + bdev_nr_sectors(bdev) ||
+		     bdev->bd_start_sect + blk_filter_sectors(flt) ||
 		     bio_end_sector(bio) <= bdev->bd_start_sect))
 			continue;
 		if (flt->ops->submit_bio(flt, bio))
@@ -220,6 +244,7 @@ void blk_filter_init(struct blk_filter *flt,
 {
 	flt->ops = ops;
 	flt->bdev = NULL;
+	flt->sectors = 0;
 	INIT_LIST_HEAD(&flt->node);
 	atomic_set(&flt->held, 0);
 	init_waitqueue_head(&flt->wait);
@@ -232,17 +257,31 @@ static struct blk_filter_disk *blk_filter_alloc_disk(struct gendisk *disk)
 
 	if (!fd)
 		return NULL;
+	fd->bio_based = bdev_test_flag(disk->part0, BD_HAS_SUBMIT_BIO);
 	fd->writes = alloc_percpu(unsigned long);
-	if (!fd->writes) {
+	if (!fd->writes ||
+	    (fd->bio_based &&
+	     mempool_init_kmalloc_pool(&fd->pool, BLK_FILTER_POOL_SIZE,
+				       sizeof(struct blk_filter_write)))) {
+		free_percpu(fd->writes);
 		kfree(fd);
 		return NULL;
 	}
+	fd->least = ~0ULL;
+	mutex_init(&fd->mutex);
 	INIT_LIST_HEAD(&fd->filters);
-	fd->bio_based = bdev_test_flag(disk->part0, BD_HAS_SUBMIT_BIO);
 	init_waitqueue_head(&fd->wait);
 	spin_lock_init(&fd->lock);
 	INIT_DELAYED_WORK(&fd->release_work, blk_filter_release_workfn);
 	return fd;
+}
+
+static void blk_filter_set_bdev(struct blk_filter *flt,
+				struct block_device *bdev)
+{
+	spin_lock(&blk_filter_lock);
+	flt->bdev = bdev;
+	spin_unlock(&blk_filter_lock);
 }
 
 static void blk_filter_flag_bdevs(struct gendisk *disk, bool on)
@@ -276,6 +315,7 @@ static void blk_filter_flag_bdevs(struct gendisk *disk, bool on)
 int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev)
 {
 	struct gendisk *disk = bdev->bd_disk;
+	struct blk_filter_disk *fd;
 	unsigned int memflags;
 	int ret = 0;
 
@@ -287,32 +327,33 @@ int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev)
 
 	/* New partitions inherit BD_FILTERED under open_mutex. */
 	mutex_lock(&disk->open_mutex);
-	mutex_lock(&blk_filter_mutex);
 	if (!disk_live(disk) ||
 	    xa_load(&disk->part_tbl, bdev_partno(bdev)) != bdev) {
 		ret = -ENODEV;
 		goto unlock;
 	}
-	if (!disk->filters) {
-		struct blk_filter_disk *fd = blk_filter_alloc_disk(disk);
-
+	fd = disk->filters;
+	if (!fd) {
+		fd = blk_filter_alloc_disk(disk);
 		if (!fd) {
 			ret = -ENOMEM;
 			goto unlock;
 		}
-		/* Pairs with READ_ONCE() in filters_show(). */
+		/* Pairs with READ_ONCE() where it is looked at without open_mutex. */
 		smp_store_release(&disk->filters, fd);
 	}
 
+	mutex_lock(&fd->mutex);
 	memflags = blk_mq_freeze_queue(disk->queue);
-	flt->bdev = bdev;
-	if (list_empty(&disk->filters->filters))
-		disk->filters->uncounted = disk->filters->bio_based;
-	list_add_tail(&flt->node, &disk->filters->filters);
+	blk_filter_set_bdev(flt, bdev);
+	flt->sectors = bdev_nr_sectors(bdev);
+	if (list_empty(&fd->filters))
+		fd->uncounted = fd->bio_based;
+	list_add_tail(&flt->node, &fd->filters);
 	blk_filter_flag_bdevs(disk, true);
 	blk_mq_unfreeze_queue(disk->queue, memflags);
+	mutex_unlock(&fd->mutex);
 unlock:
-	mutex_unlock(&blk_filter_mutex);
 	mutex_unlock(&disk->open_mutex);
 	if (ret)
 		static_branch_slow_dec_deferred(&blk_filter_enabled);
@@ -325,13 +366,13 @@ static void blk_filter_unlink(struct blk_filter *flt)
 	struct gendisk *disk = flt->bdev->bd_disk;
 	unsigned int memflags;
 
-	lockdep_assert_held(&blk_filter_mutex);
+	lockdep_assert_held(&disk->filters->mutex);
 
 	memflags = blk_mq_freeze_queue(disk->queue);
 	list_del_init(&flt->node);
 	if (list_empty(&disk->filters->filters))
 		blk_filter_flag_bdevs(disk, false);
-	flt->bdev = NULL;
+	blk_filter_set_bdev(flt, NULL);
 	blk_mq_unfreeze_queue(disk->queue, memflags);
 }
 
@@ -346,13 +387,24 @@ static void blk_filter_unlink(struct blk_filter *flt)
  */
 void blk_filter_detach(struct blk_filter *flt)
 {
-	bool attached;
+	struct gendisk *disk = NULL;
+	bool attached = false;
 
-	mutex_lock(&blk_filter_mutex);
-	attached = flt->bdev;
-	if (attached)
-		blk_filter_unlink(flt);
-	mutex_unlock(&blk_filter_mutex);
+	/* A device that goes takes its filters off before its last reference. */
+	spin_lock(&blk_filter_lock);
+	if (flt->bdev) {
+		disk = flt->bdev->bd_disk;
+		get_device(disk_to_dev(disk));
+	}
+	spin_unlock(&blk_filter_lock);
+	if (disk) {
+		mutex_lock(&disk->filters->mutex);
+		attached = flt->bdev;
+		if (attached)
+			blk_filter_unlink(flt);
+		mutex_unlock(&disk->filters->mutex);
+		put_disk(disk);
+	}
 	if (attached)
 		static_branch_slow_dec_deferred(&blk_filter_enabled);
 
@@ -380,12 +432,12 @@ void blk_filter_del_disk(struct gendisk *disk)
 	/* No new filter: blk_filter_attach() looks at disk_live(). */
 	if (!disk->filters)
 		return;
-	mutex_lock(&blk_filter_mutex);
+	mutex_lock(&disk->filters->mutex);
 	list_for_each_entry_safe(flt, next, &disk->filters->filters, node) {
 		blk_filter_gone(flt);
 		nr++;
 	}
-	mutex_unlock(&blk_filter_mutex);
+	mutex_unlock(&disk->filters->mutex);
 	while (nr--)
 		static_branch_slow_dec_deferred(&blk_filter_enabled);
 }
@@ -403,17 +455,63 @@ void blk_filter_del_part(struct block_device *part)
 	 */
 	if (!disk->filters || list_empty(&disk->filters->filters))
 		return;
-	mutex_lock(&blk_filter_mutex);
+	mutex_lock(&disk->filters->mutex);
 	list_for_each_entry_safe(flt, next, &disk->filters->filters, node) {
 		if (flt->bdev != part)
 			continue;
 		blk_filter_gone(flt);
 		nr++;
 	}
-	mutex_unlock(&blk_filter_mutex);
+	mutex_unlock(&disk->filters->mutex);
 	while (nr--)
 		static_branch_slow_dec_deferred(&blk_filter_enabled);
 }
+
+/* Called by set_capacity(), which is not called twice at a time for a disk. */
+void blk_filter_set_capacity(struct gendisk *disk, sector_t sectors)
+{
+	struct blk_filter_disk *fd = READ_ONCE(disk->filters);
+
+	if (!fd || sectors >= get_capacity(disk))
+		return;
+	/* Without capacity there is no medium (zram reset); the next one is another. */
+	if (!sectors) {
+		inc_diskseq(disk);
+		WRITE_ONCE(fd->least, ~0ULL);
+		return;
+	}
+	WRITE_ONCE(fd->least, min(fd->least, sectors));
+	/* Who sees the new number sees the new minimum. */
+	smp_store_release(&fd->shrinks, fd->shrinks + 1);
+}
+
+/**
+ * blk_filter_shrinks - tell how often a disk got smaller
+ * @bdev: the disk or a partition of it, held open by the caller
+ * @least: set to the least number of sectors that the disk has had then
+ *
+ * When a disk grows again, what is behind the end that it had may be another's
+ * data.  Who finds the same number after reading something knows that this has not
+ * happened since.
+ *
+ * Context: Any.
+ * Return: a number that changes when the disk gets smaller while it has, or has
+ * had, a filter.
+ */
+unsigned int blk_filter_shrinks(struct block_device *bdev, sector_t *least)
+{
+	struct blk_filter_disk *fd = READ_ONCE(bdev->bd_disk->filters);
+	unsigned int shrinks = 0;
+
+	*least = ~0ULL;
+	if (fd) {
+		/* Pairs with the release in blk_filter_set_capacity(). */
+		shrinks = smp_load_acquire(&fd->shrinks);
+		*least = READ_ONCE(fd->least);
+	}
+	return shrinks;
+}
+EXPORT_SYMBOL_GPL(blk_filter_shrinks);
 
 /* Called when the last reference on the disk is dropped. */
 void blk_filter_release_disk(struct gendisk *disk)
@@ -421,6 +519,7 @@ void blk_filter_release_disk(struct gendisk *disk)
 	if (!disk->filters)
 		return;
 	cancel_delayed_work_sync(&disk->filters->release_work);
+	mempool_exit(&disk->filters->pool);
 	free_percpu(disk->filters->writes);
 	kfree(disk->filters);
 }
@@ -432,17 +531,17 @@ void blk_filter_release_disk(struct gendisk *disk)
  * Some drivers (loop, zram) give a disk another medium without removing it.
  * Its sequence number tells: it changes then.
  *
- * Context: May sleep.
+ * Context: Any but interrupts.
  * Return: the sequence number of the disk, or 0 if the device has gone.
  */
 u64 blk_filter_diskseq(struct blk_filter *flt)
 {
 	u64 seq = 0;
 
-	mutex_lock(&blk_filter_mutex);
+	spin_lock(&blk_filter_lock);
 	if (flt->bdev)
-		seq = flt->bdev->bd_disk->diskseq;
-	mutex_unlock(&blk_filter_mutex);
+		seq = READ_ONCE(flt->bdev->bd_disk->diskseq);
+	spin_unlock(&blk_filter_lock);
 	return seq;
 }
 EXPORT_SYMBOL_GPL(blk_filter_diskseq);
@@ -523,7 +622,8 @@ static bool blk_filter_wait_uncounted(struct gendisk *disk,
  * accounting; if that is off ("iostats") or begins late (dm-crypt, dm-delay),
  * they are not waited for.
  *
- * Context: May sleep; freezes the queue for a moment.
+ * Context: May sleep; freezes the queue for a moment, which counts to @timeout:
+ * who is in the driver may wait for another device that is stopped.
  * Return: 0, or -ETIMEDOUT; then the gate is open again.
  */
 int blk_filter_gate(struct block_device *bdev, unsigned long timeout)
@@ -532,15 +632,22 @@ int blk_filter_gate(struct block_device *bdev, unsigned long timeout)
 	struct blk_filter_disk *fd = disk->filters;
 	unsigned long deadline = jiffies + timeout;
 	unsigned int memflags;
+	bool frozen;
 
 	if (!fd->bio_based)
 		return 0;
 
-	memflags = blk_mq_freeze_queue(disk->queue);
-	spin_lock(&fd->lock);
-	WRITE_ONCE(fd->gates, fd->gates + 1);
-	spin_unlock(&fd->lock);
+	memflags = memalloc_noio_save();
+	blk_freeze_queue_start(disk->queue);
+	frozen = blk_mq_freeze_queue_wait_timeout(disk->queue, timeout) > 0;
+	if (frozen) {
+		spin_lock(&fd->lock);
+		WRITE_ONCE(fd->gates, fd->gates + 1);
+		spin_unlock(&fd->lock);
+	}
 	blk_mq_unfreeze_queue(disk->queue, memflags);
+	if (!frozen)
+		return -ETIMEDOUT;
 
 	if (!wait_event_timeout(fd->wait, blk_filter_drained(fd), timeout))
 		goto timed_out;
@@ -561,6 +668,9 @@ EXPORT_SYMBOL_GPL(blk_filter_gate);
  * blk_filter_ungate - undo blk_filter_gate()
  * @bdev: the device
  *
+ * The writes that waited go on in a work item: the caller may have stopped the
+ * device that they are for.
+ *
  * Context: May sleep.
  */
 void blk_filter_ungate(struct block_device *bdev)
@@ -571,8 +681,9 @@ void blk_filter_ungate(struct block_device *bdev)
 		return;
 	spin_lock(&fd->lock);
 	WRITE_ONCE(fd->gates, fd->gates - 1);
+	if (!fd->gates && !bio_list_empty(&fd->waiting))
+		mod_delayed_work(blk_filter_wq, &fd->release_work, 0);
 	spin_unlock(&fd->lock);
-	blk_filter_release_waiting(fd);
 }
 EXPORT_SYMBOL_GPL(blk_filter_ungate);
 
@@ -586,11 +697,11 @@ static ssize_t filters_show(struct device *dev, struct device_attribute *attr,
 
 	if (!fd)
 		return 0;
-	mutex_lock(&blk_filter_mutex);
+	mutex_lock(&fd->mutex);
 	list_for_each_entry(flt, &fd->filters, node)
 		if (flt->bdev == bdev)
 			len += sysfs_emit_at(buf, len, "%s\n", flt->ops->name);
-	mutex_unlock(&blk_filter_mutex);
+	mutex_unlock(&fd->mutex);
 	return len;
 }
 DEVICE_ATTR_RO(filters);
@@ -599,10 +710,7 @@ static int __init blk_filter_setup(void)
 {
 	blk_filter_wq = alloc_workqueue("blk_filter",
 					WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
-	blk_filter_write_pool =
-		mempool_create_kmalloc_pool(BLK_FILTER_POOL_SIZE,
-					    sizeof(struct blk_filter_write));
-	if (!blk_filter_wq || !blk_filter_write_pool)
+	if (!blk_filter_wq)
 		panic("Failed to set up block filters\n");
 	return 0;
 }

@@ -9,6 +9,9 @@
 extern struct static_key_false_deferred blk_filter_enabled;
 
 bool __blk_filter_bio(struct bio *bio);
+void blk_filter_write_end_io(struct bio *bio);
+void blk_filter_uncount_write(struct bio *bio);
+void blk_filter_set_capacity(struct gendisk *disk, sector_t sectors);
 void blk_filter_del_disk(struct gendisk *disk);
 void blk_filter_del_part(struct block_device *part);
 void blk_filter_release_disk(struct gendisk *disk);
@@ -26,18 +29,22 @@ static inline bool blk_filter_bio(struct bio *bio)
 }
 
 /*
- * Without capacity there is no medium (zram reset): what comes after it is
- * another one, as its sequence number must tell those who filtered the old one.
+ * Called where a bio ends.  If it is a counted write, it has the completion of its
+ * submitter after this: bio_endio() walks a chain of bios by that, which would
+ * recurse, once for each bio, if a completion of ours called it.
  */
-static inline void blk_filter_set_capacity(struct gendisk *disk,
-					   sector_t sectors)
+static inline void blk_filter_bio_endio(struct bio *bio)
 {
-	if (!sectors && disk->filters)
-		inc_diskseq(disk);
+	if (bio->bi_end_io == blk_filter_write_end_io)
+		blk_filter_uncount_write(bio);
 }
 #else /* CONFIG_BLK_FILTER */
 static inline void blk_filter_set_capacity(struct gendisk *disk,
 					   sector_t sectors)
+{
+}
+
+static inline void blk_filter_bio_endio(struct bio *bio)
 {
 }
 

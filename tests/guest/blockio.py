@@ -13,7 +13,7 @@ from tap import join, note, rng
 MIB = 1 << 20
 SECTOR = 512
 # The numbers of the system calls that Device.read() and Device.write() make, on x86_64.
-PREADV2, PWRITEV2 = 327, 328
+IOCTL, PREADV2, PWRITEV2 = 16, 327, 328
 
 
 class Device:

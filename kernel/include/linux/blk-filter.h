@@ -37,8 +37,9 @@ struct blk_filter_disk;
  * @gone: The device is being removed.  The last bios may still be shown until
  *	the filter is taken off right after, and after that pass unseen; held
  *	bios must be resubmitted as usual.  Called once, in process context,
- *	with the filter mutex held: must not call blk_filter_attach() or
- *	blk_filter_detach() nor wait for somebody who does.  The owner must
+ *	with the mutex of the disk's filters held: must not call
+ *	blk_filter_attach() or blk_filter_detach() for that disk nor wait for
+ *	somebody who does.  The owner must
  *	still call blk_filter_detach().
  */
 struct blk_filter_operations {
@@ -51,16 +52,18 @@ struct blk_filter_operations {
  * struct blk_filter - a filter attached to one block device
  * @ops: the filter's operations
  * @bdev: the device, NULL when not attached or when the device has gone
+ * @sectors: its size when the filter was attached
  * @node: entry in the disk's list of filters
  * @held: number of bios the filter holds
  * @wait: woken when @held drops to zero
  *
- * Everything but @held is protected by the filter mutex, and changes only
- * while the queue is frozen.
+ * Everything but @held changes with the mutex of the disk's filters held, and
+ * only while the queue is frozen.
  */
 struct blk_filter {
 	const struct blk_filter_operations *ops;
 	struct block_device *bdev;
+	sector_t sectors;
 	struct list_head node;
 	atomic_t held;
 	wait_queue_head_t wait;
@@ -72,6 +75,7 @@ void blk_filter_init(struct blk_filter *flt,
 int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev);
 void blk_filter_detach(struct blk_filter *flt);
 u64 blk_filter_diskseq(struct blk_filter *flt);
+unsigned int blk_filter_shrinks(struct block_device *bdev, sector_t *least);
 void blk_filter_hold(struct blk_filter *flt, struct bio *bio);
 void blk_filter_resubmit(struct blk_filter *flt, struct bio *bio);
 int blk_filter_gate(struct block_device *bdev, unsigned long timeout);
