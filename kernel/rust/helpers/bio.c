@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/bio.h>
+#include <linux/blk-cgroup.h>
 #include <linux/blkdev.h>
 #include <linux/highmem.h>
 #include <linux/preempt.h>
@@ -10,6 +11,11 @@
 __rust_helper void rust_helper_zero_fill_bio(struct bio *bio)
 {
 	zero_fill_bio(bio);
+}
+
+__rust_helper void rust_helper_bio_charge_root(struct bio *bio)
+{
+	bio_associate_blkg_from_css(bio, blkcg_root_css);
 }
 #endif
 

@@ -72,6 +72,15 @@ pub struct DiskId {
     seq: u64,
 }
 
+/// How often a disk got smaller, see [`BlockDevice::shrinks`].
+#[derive(Clone, Copy)]
+pub struct Shrinks {
+    /// The number.
+    pub count: u32,
+    /// The least number of sectors that the disk had.
+    pub least: u64,
+}
+
 impl DiskId {
     /// The sequence number of the disk: of two disks, the one that was made, or got its medium,
     /// later has the higher one.
@@ -115,9 +124,19 @@ impl BlockDevice {
         let disk = self.disk();
         DiskId {
             address: disk as usize,
-            // SAFETY: The disk lives as long as the device.
-            seq: unsafe { (*disk).diskseq },
+            // SAFETY: The disk lives as long as the device. The number may change beside us, which
+            // the volatile read allows for.
+            seq: unsafe { (&raw const (*disk).diskseq).read_volatile() },
         }
+    }
+
+    /// How often the disk got smaller since it has got its first filter.
+    #[cfg(CONFIG_BLK_FILTER)]
+    pub fn shrinks(&self) -> Shrinks {
+        let mut least = 0;
+        // SAFETY: The device is open by the type invariant.
+        let count = unsafe { bindings::blk_filter_shrinks(self.as_raw(), &mut least) };
+        Shrinks { count, least }
     }
 
     /// Whether the device is a partition.

@@ -186,10 +186,13 @@ impl OwnedBio {
         unsafe { bindings::bio_endio(bio) };
     }
 
-    /// Fills the bio's data segments with zeroes.
+    /// Fills the memory that a read is to fill with zeroes. Does nothing to another bio.
     pub fn zero_fill(&mut self) {
-        // SAFETY: We own the bio, and so its data, by the type invariant.
-        unsafe { bindings::zero_fill_bio(self.as_raw()) };
+        if self.op() == Op::Read {
+            // SAFETY: We own the bio by the type invariant; that of a read has segments, and what
+            // they point to is ours to write.
+            unsafe { bindings::zero_fill_bio(self.as_raw()) };
+        }
     }
 }
 

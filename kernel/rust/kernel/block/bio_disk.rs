@@ -129,7 +129,9 @@ impl<T: Operations> BioDisk<T> {
             bindings::queue_limits_stack_bdev(&mut limits, like.as_raw(), 0, c"".as_char_ptr())
         };
         // What a plain reader and writer needs; the rest is the business of the devices below.
-        limits.features = 0;
+        // These are not all known, and one of them may compute checksums of data that is written:
+        // no page may change while it is.
+        limits.features = bindings::BLK_FEAT_STABLE_WRITES;
         limits.logical_block_size = like.logical_block_size();
         limits.physical_block_size = like.physical_block_size();
         limits.io_min = io_min;

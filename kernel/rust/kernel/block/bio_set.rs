@@ -308,6 +308,9 @@ impl<T: EndIo, const N: usize> BioSet<T, N> {
     /// Makes a bio that transfers the bytes of `pieces`, one after the other, to or from `file`'s
     /// device, beginning at `sector`.
     ///
+    /// It is charged to no cgroup: the limits of one whose task happens to be here are not for what
+    /// others wait for.
+    ///
     /// Gives `data` back when there is no memory, when a buffer has no such bytes, or when there
     /// are no or more than `N` pieces, or more bytes than a bio takes, see [`MAX_BUFFER_BIO`].
     pub fn alloc<'a>(
@@ -351,6 +354,8 @@ impl<T: EndIo, const N: usize> BioSet<T, N> {
         }
         // SAFETY: The bio is ours.
         unsafe { (*bio.as_ptr()).bi_iter.bi_sector = sector };
+        // SAFETY: The bio is ours and has a device.
+        unsafe { bindings::bio_charge_root(bio.as_ptr()) };
         let context = Context {
             data,
             _file: file.clone(),

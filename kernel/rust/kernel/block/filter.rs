@@ -285,17 +285,18 @@ impl<T: Filter> Registration<T> {
     ///
     /// Fails with `ENODEV` when the device is being removed, and with `EOPNOTSUPP` when it cannot
     /// be filtered.
-    pub fn new<E>(file: &BdevFile, data: impl PinInit<T, E>) -> impl PinInit<Self, Error>
+    pub fn new<E>(file: &Arc<BdevFile>, data: impl PinInit<T, E>) -> impl PinInit<Self, Error>
     where
         Error: From<E>,
     {
-        let bdev = file.bdev().as_raw();
+        let file = file.clone();
         try_pin_init!(Self {
             data <- data,
             // After `data`, which the callback uses.
             filter <- Opaque::try_ffi_init(move |slot: *mut bindings::blk_filter| {
                 // SAFETY: `slot` is valid for writes, and the operations are static.
                 unsafe { bindings::blk_filter_init(slot, Self::VTABLE) };
+                let bdev = file.bdev().as_raw();
                 // SAFETY: The device is open, and the filter is pinned until it was detached.
                 to_result(unsafe { bindings::blk_filter_attach(slot, bdev) })
             }),
