@@ -68,6 +68,8 @@ pub(crate) struct Cbt {
     shift: u32,
     /// The size of the device in sectors.
     sectors: u64,
+    /// How often the device had got smaller before.
+    shrinks: u32,
     /// The active number, 1 to 255.
     active: Atomic<u32>,
     map: VVec<Atomic<i16>>,
@@ -90,9 +92,21 @@ impl Cbt {
             generation: Uuid::random(),
             shift,
             sectors,
+            shrinks: 0,
             active: Atomic::new(u32::from(FIRST)),
             map,
         })
+    }
+
+    /// The same map, of a device that has got smaller so many times before.
+    pub(crate) fn after_shrinks(self, shrinks: u32) -> Self {
+        Self { shrinks, ..self }
+    }
+
+    /// How often the device had got smaller before. If it has again, its end may be another's data,
+    /// whatever its size is now.
+    pub(crate) fn shrinks(&self) -> u32 {
+        self.shrinks
     }
 
     /// The generation, to which the numbers belong.

@@ -27,7 +27,10 @@
 use kernel::{
     alloc::flags::GFP_KERNEL,
     block::{
-        bdev::BdevFile,
+        bdev::{
+            BdevFile,
+            DiskId, //
+        },
         bio::{
             BioList,
             Op,
@@ -150,7 +153,7 @@ struct Inner {
     images: BioList,
     /// Those that may try again.
     images_ready: BioList,
-    excluded: Excluded,
+    excluded: Arc<Excluded>,
     account: Account,
     /// Windows of the map that were replaced and are to be freed.
     old: KVec<OldWindow>,
@@ -234,6 +237,10 @@ pub(crate) struct Cow {
     engine: Arc<Engine>,
     storage: Arc<Storage>,
     origin: Arc<BdevFile>,
+    /// The disk that `origin` is, or is on.
+    disk: DiskId,
+    /// How often it had got smaller before.
+    shrinks: u32,
     geometry: Geometry,
     map: ChunkMap,
     #[pin]
@@ -304,6 +311,8 @@ impl Cow {
                 engine: engine.clone(),
                 storage: storage.clone(),
                 origin: origin.clone(),
+                disk: origin.bdev().disk_id(),
+                shrinks: origin.bdev().shrinks().count,
                 geometry,
                 map: ChunkMap::new(geometry.chunks())?,
                 inner <- new_spinlock!(Inner {
@@ -317,7 +326,7 @@ impl Cow {
                     writers: HeldList::new(),
                     images: BioList::new(),
                     images_ready: BioList::new(),
-                    excluded: Excluded::new(),
+                    excluded: Arc::new(Excluded::new(), GFP_KERNEL)?,
                     account: Account::new(ratio),
                     old: KVec::with_capacity(MAX_OLD, GFP_KERNEL)?,
                     spare: KVec::with_capacity(MAX_OLD, GFP_KERNEL)?,
@@ -372,7 +381,22 @@ impl Cow {
     /// Whether the image is of no use any more. Acquire, see [`Storage::has_failed`].
     #[inline]
     pub(crate) fn has_failed(&self) -> bool {
-        self.storage.has_failed() || self.gone.load(Acquire)
+        self.storage.has_failed() || self.gone.load(Acquire) || self.has_another_medium()
+    }
+
+    /// Whether the device was given another medium since the engine was made.
+    #[inline]
+    fn has_another_medium(&self) -> bool {
+        self.origin.bdev().disk_id() != self.disk
+    }
+
+    /// Whether the device has been too small for the chunks before `to` since the engine was made.
+    /// What was read there is of no use then: it may be another's.
+    pub(crate) fn was_too_small(&self, to: u64) -> bool {
+        let bdev = self.origin.bdev();
+        let now = bdev.shrinks();
+        let end = self.geometry.sector(to).min(self.geometry.sectors);
+        now.count != self.shrinks && bdev.start_sector() + end > now.least
     }
 
     /// Whether nothing is copied any more, and writes just pass.
@@ -588,9 +612,10 @@ impl Cow {
     /// Excludes parts of the device, given as first sector and number of sectors. May sleep; calls
     /// must not overlap in time.
     pub(crate) fn exclude(&self, ranges: &[(u64, u64)]) -> Result {
-        let len = self.inner.lock().excluded.len();
-        let room = Excluded::with_room(len, ranges.len())?;
-        let old = self.inner.lock().excluded.add(room, ranges);
+        // Made without the lock, for which writers wait.
+        let old = self.inner.lock().excluded.clone();
+        let new = Arc::new(old.with(ranges)?, GFP_KERNEL)?;
+        drop(core::mem::replace(&mut self.inner.lock().excluded, new));
         drop(old);
         self.has_excluded.store(true, Relaxed);
         Ok(())
@@ -599,14 +624,16 @@ impl Cow {
     /// Marks what is excluded as changed, for this increment and for the next one: it reads as
     /// zeroes as long as this snapshot is held, and only so long.
     pub(crate) fn mark_excluded(&self, cbt: &Cbt) {
-        let inner = self.inner.lock();
-        for &(start, end) in inner.excluded.ranges() {
+        let excluded = self.inner.lock().excluded.clone();
+        for &(start, end) in excluded.ranges() {
             cbt.mark_both(start, end - start);
         }
     }
 
-    /// Whether all sectors from `sector` to before `end` are excluded.
+    /// Whether all sectors from `sector` to before `end`, of those that the device has, are
+    /// excluded.
     fn is_excluded(&self, sector: u64, end: u64) -> bool {
+        let end = end.min(self.geometry.sectors);
         self.has_excluded.load(Relaxed) && self.inner.lock().excluded.covers(sector, end)
     }
 

@@ -8,7 +8,8 @@
 
 use kernel::{
     alloc::flags::GFP_KERNEL,
-    prelude::*, //
+    prelude::*,
+    rbtree::RBTree, //
 };
 
 /// Ranges of sectors, `start..end`, sorted and not overlapping.
@@ -20,48 +21,42 @@ impl Excluded {
         Self(KVVec::new())
     }
 
-    /// The number of ranges.
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Room for the ranges of a list of `len` ranges and `more`. May sleep.
-    pub(crate) fn with_room(len: usize, more: usize) -> Result<Self> {
-        let room = len.checked_add(more).ok_or(ENOMEM)?;
-        Ok(Self(KVVec::with_capacity(room, GFP_KERNEL)?))
-    }
-
-    /// Adds ranges given as first sector and number of sectors, in any order.
-    ///
-    /// `room` comes from [`with_room`](Self::with_room) and becomes the new list; the old one is
-    /// returned, to be freed where that may sleep. Nothing is allocated here.
-    pub(crate) fn add(&mut self, mut room: Self, ranges: &[(u64, u64)]) -> Self {
-        for &range in &self.0 {
-            room.insert(range);
-        }
-        for &(first, count) in ranges {
-            if count > 0 {
-                room.insert((first, first.saturating_add(count)));
+    /// These ranges and others, given as first sector and number of sectors, in any order. May
+    /// sleep.
+    pub(crate) fn with(&self, ranges: &[(u64, u64)]) -> Result<Self> {
+        let mut sorted: RBTree<u64, u64> = RBTree::new();
+        for &(start, count) in ranges {
+            let end = start.saturating_add(count);
+            match sorted.get_mut(&start) {
+                Some(other) => *other = end.max(*other),
+                None => drop(sorted.try_create_and_insert(start, end, GFP_KERNEL)?),
             }
         }
-        core::mem::replace(self, room)
+        let room = self.0.len().checked_add(ranges.len()).ok_or(ENOMEM)?;
+        let mut merged = Self(KVVec::with_capacity(room, GFP_KERNEL)?);
+        let mut old = self.0.iter().copied().peekable();
+        for (&start, &end) in sorted.iter() {
+            while let Some(range) = old.next_if(|range| range.0 <= start) {
+                merged.push(range)?;
+            }
+            merged.push((start, end))?;
+        }
+        old.try_for_each(|range| merged.push(range))?;
+        Ok(merged)
     }
 
-    /// Inserts a range, merged with those that it touches.
-    fn insert(&mut self, (mut start, mut end): (u64, u64)) {
-        let at = self.0.partition_point(|range| range.1 < start);
-        while let Some(&(next_start, next_end)) = self.0.get(at) {
-            if next_start > end {
-                break;
-            }
-            start = start.min(next_start);
-            end = end.max(next_end);
-            if self.0.remove(at).is_err() {
-                break;
-            }
+    /// Adds a range that begins at or after the last one, with which it is merged if they touch.
+    /// There must be room.
+    fn push(&mut self, (start, end): (u64, u64)) -> Result {
+        match self.0.last_mut() {
+            Some(last) if start <= last.1 => last.1 = end.max(last.1),
+            _ if start < end => self
+                .0
+                .push_within_capacity((start, end))
+                .map_err(|_| ENOMEM)?,
+            _ => {}
         }
-        // There is room for each range by itself.
-        let _ = self.0.insert_within_capacity(at, (start, end));
+        Ok(())
     }
 
     /// Whether all sectors from `start` to before `end` are excluded.
@@ -90,10 +85,27 @@ mod tests {
     fn list(ranges: &[(u64, u64)]) -> Result<Excluded> {
         let mut list = Excluded::new();
         for range in ranges {
-            let room = Excluded::with_room(list.len(), 1)?;
-            list.add(room, &[*range]);
+            list = list.with(&[*range])?;
         }
         Ok(list)
+    }
+
+    #[test]
+    fn many_at_once_in_any_order() -> Result {
+        let ranges = [
+            (50, 10),
+            (10, 10),
+            (30, 5),
+            (20, 10),
+            (34, 2),
+            (70, 0),
+            (10, 3),
+        ];
+        let all = Excluded::new().with(&ranges)?;
+        assert_eq!(all.0.as_slice(), list(&ranges)?.0.as_slice());
+        let more = all.with(&[(60, 1), (0, 5), (100, 1), (5, 5)])?;
+        assert_eq!(more.0.as_slice(), &[(0, 36), (50, 61), (100, 101)]);
+        Ok(())
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub(crate) struct ImageIo {
     cow: Arc<Cow>,
     /// The chunks, from the first to before the last, that have to be untouched in the end.
     untouched: Option<(u64, u64)>,
+    /// It writes to the storage.
+    writes: bool,
     busy: Busy,
 }
 
@@ -54,13 +56,18 @@ impl EndIo for ImageIo {
         let Self {
             cow,
             untouched,
+            writes,
             busy,
         } = self;
         delay(Point::ImageEnded);
+        if writes {
+            cow.storage().end_write();
+        }
         if let Some(bio) = cloned {
             let overtaken = !planted(Fault::NoLookAfterRead)
                 && untouched.is_some_and(|(from, to)| cow.map().untouched_until(from, to) != to);
-            if cow.has_failed() {
+            let lost = untouched.is_some_and(|(_, to)| cow.was_too_small(to));
+            if lost || cow.has_failed() {
                 bio.end(Err(EIO));
             } else if result.is_ok() && overtaken {
                 Cow::retry(&cow, bio);
@@ -192,14 +199,24 @@ fn send(cow: &Arc<Cow>, mut bio: OwnedBio, target: Target, write: bool) -> Optio
             (&stored, sector, None)
         }
     };
+    if write && !cow.storage().begin_write() {
+        bio.end(Err(EIO));
+        return None;
+    }
     let context = ImageIo {
         cow: cow.clone(),
         untouched,
+        writes: write,
         busy: cow.busy(),
     };
     match cow.engine().clones.clone_bio(bio, file, sector, context) {
         Ok(clone) => clone.submit(),
-        Err(bio) => bio.end(Err(ENOMEM)),
+        Err(bio) => {
+            if write {
+                cow.storage().end_write();
+            }
+            bio.end(Err(ENOMEM));
+        }
     }
     None
 }

@@ -212,13 +212,15 @@ impl LowSpace {
         }
     }
 
-    /// Whether to ask for another portion now that `filled` is in use. If so, it counts as asked.
-    pub(crate) fn ask(&mut self, filled: u64) -> bool {
-        // A client may append more than it was asked for.
-        let ahead = self.requested.max(self.appended).saturating_sub(filled);
+    /// Whether to ask for another portion now that `filled` of `capacity` is in use. If so, it
+    /// counts as asked.
+    pub(crate) fn ask(&mut self, filled: u64, capacity: u64) -> bool {
+        // Of what was appended, as much may be of no use as ranges are not whole units.
+        let ahead = capacity.saturating_sub(filled);
         if self.outstanding || ahead > self.portion {
             return false;
         }
+        // A client may append more than it was asked for.
         self.requested = self
             .requested
             .max(self.appended)
@@ -297,27 +299,39 @@ mod tests {
     #[test]
     fn one_portion_ahead() {
         let mut low = LowSpace::new(100);
-        assert!(!low.ask(0));
+        assert!(!low.ask(0, 0));
         low.appended(60);
-        assert!(!low.ask(0));
+        assert!(!low.ask(0, 60));
         low.appended(40);
-        assert!(low.ask(0));
-        assert!(!low.ask(100));
+        assert!(low.ask(0, 100));
+        assert!(!low.ask(100, 100));
         assert_eq!(low.requested(), 200);
         low.appended(100);
-        assert!(!low.ask(99));
-        assert!(low.ask(100));
+        assert!(!low.ask(99, 200));
+        assert!(low.ask(100, 200));
         low.appended(1000);
-        assert!(!low.ask(900));
-        assert!(low.ask(1100));
+        assert!(!low.ask(900, 1200));
+        assert!(low.ask(1100, 1200));
         assert_eq!(low.requested(), 1300);
+    }
+
+    #[test]
+    fn what_is_of_no_use_is_not_ahead() {
+        let mut low = LowSpace::new(100);
+        // A fifth of each portion is lost.
+        for portions in 1..100 {
+            low.appended(100);
+            let capacity = portions * 80;
+            assert!(low.ask(capacity - 80, capacity));
+            assert_eq!(low.requested(), (portions + 1) * 100);
+        }
     }
 
     #[test]
     fn numbers_do_not_wrap() {
         let mut low = LowSpace::new(u64::MAX);
         low.appended(u64::MAX);
-        assert!(low.ask(5));
+        assert!(low.ask(5, 5));
         low.appended(u64::MAX);
         assert_eq!(low.requested(), u64::MAX);
     }

@@ -373,15 +373,10 @@ impl Registry {
             &minors,
             self.sysfs.images(),
             |device, cow| {
+                let disk = device.file.bdev().disk_id();
                 self.for_each_snapshot(|other| {
-                    let mut list = KVVec::with_capacity(other.storage.range_count(), GFP_KERNEL)?;
-                    other.storage.for_each_range(|file, sector, sectors| {
-                        list.push_within_capacity((file.clone(), (sector, sectors)))
-                            .map_err(|_| ENOMEM)
-                    })?;
-                    list.iter().try_for_each(|(file, range)| {
-                        snapshot::exclude(&device.file, cow, file, core::slice::from_ref(range))
-                    })
+                    let ranges = other.storage.ranges_on(disk)?;
+                    snapshot::exclude(&device.file, cow, ranges.iter().copied())
                 })
             },
         );

@@ -148,6 +148,7 @@ impl Snapshot {
 
     /// Tells by sysfs and uevents what its events have told since the last call. May sleep.
     pub(crate) fn announce(&self) {
+        self.storage.tell_lost();
         let (low, corrupted) = self.storage.take_news();
         let shown = self.shown.lock();
         let Some(shown) = &*shown else { return };
@@ -208,10 +209,12 @@ impl Snapshot {
     /// Excludes ranges of `file`'s device, given as first sector and number of sectors, from being
     /// copied, where they are on a device of this snapshot.
     pub(crate) fn exclude(&self, file: &BdevFile, ranges: &[(u64, u64)]) -> Result {
+        let (disk, start) = (file.bdev().disk_id(), file.bdev().start_sector());
         let mut result = Ok(());
         self.for_each_captured(|device, captured| {
-            if result.is_ok() {
-                result = exclude(&device.file, &captured.cow, file, ranges);
+            if result.is_ok() && device.file.bdev().disk_id() == disk {
+                let on_disk = ranges.iter().map(|&(first, count)| (start + first, count));
+                result = exclude(&device.file, &captured.cow, on_disk);
                 captured.cow.mark_excluded(&captured.cbt);
             }
         });
@@ -246,23 +249,19 @@ impl Snapshot {
     }
 }
 
-/// Excludes what `ranges` of `file`'s device has in common with the captured device `origin`.
+/// Excludes what the captured device `origin` has of ranges of its disk, given as first sector and
+/// number of sectors.
 pub(crate) fn exclude(
     origin: &BdevFile,
     cow: &Cow,
-    file: &BdevFile,
-    ranges: &[(u64, u64)],
+    ranges: impl Iterator<Item = (u64, u64)>,
 ) -> Result {
-    if origin.bdev().disk_id() != file.bdev().disk_id() {
-        return Ok(());
-    }
     let from = origin.bdev().start_sector();
     let to = from + cow.geometry().sectors;
-    let start = file.bdev().start_sector();
-    let mut common = KVVec::with_capacity(ranges.len(), GFP_KERNEL)?;
-    for &(sector, sectors) in ranges {
-        let first = (start + sector).max(from);
-        let end = (start + sector + sectors).min(to);
+    let mut common = KVVec::new();
+    for (sector, sectors) in ranges {
+        let first = sector.max(from);
+        let end = (sector + sectors).min(to);
         if first < end {
             common.push((first - from, end - first), GFP_KERNEL)?;
         }

@@ -6,7 +6,8 @@
 use kernel::{
     block::bdev::{
         BdevFile,
-        DevId, //
+        DevId,
+        DiskId, //
     },
     prelude::*,
     rbtree::RBTree,
@@ -30,6 +31,10 @@ use crate::{
         EventQueue,
         Kind, //
     },
+    faults::{
+        planted,
+        Fault, //
+    },
     pool::{
         Extent,
         LowSpace,
@@ -48,6 +53,8 @@ pub(crate) struct Told {
     id: DevId,
     /// Why, as a positive errno; or 0.
     error: Atomic<i32>,
+    /// The event was sent.
+    told: Atomic<bool>,
 }
 
 impl Told {
@@ -56,6 +63,7 @@ impl Told {
         Self {
             id,
             error: Atomic::new(0),
+            told: Atomic::new(false),
         }
     }
 }
@@ -95,6 +103,8 @@ pub(crate) struct Storage {
     registry: Arc<Registry>,
     /// A positive errno once the images are of no use: the snapshot is corrupted, or is going.
     error: Atomic<i32>,
+    /// Writes to the storage in flight, and one more until the snapshot is corrupted.
+    writes: Atomic<i32>,
     /// Units that copies under way need and have no place for yet.
     placeless: Atomic<u64>,
     /// Sectors copied from original devices.
@@ -124,6 +134,7 @@ impl Storage {
                 news: [Atomic::new(false), Atomic::new(false)],
                 registry: registry.clone(),
                 error: Atomic::new(0),
+                writes: Atomic::new(1),
                 placeless: Atomic::new(0),
                 copied: Atomic::new(0),
                 retried: Atomic::new(0),
@@ -192,7 +203,8 @@ impl Storage {
     /// sleep.
     ///
     /// From now on nothing is copied or stored, images give errors, and writes of the original
-    /// devices go on.
+    /// devices go on. The client is told when what is being stored has ended: then the storage is
+    /// its own again.
     pub(crate) fn fail(&self, device: DevId, err: Error) {
         if !self.set_error(err) {
             return;
@@ -204,7 +216,39 @@ impl Storage {
             device
         );
         for device in &self.devices {
-            self.tell(device, err);
+            let _ = device.error.cmpxchg(0, -err.to_errno(), Full);
+        }
+        if self.writes.fetch_sub(1, Full) == 1 {
+            self.tell_lost();
+        }
+    }
+
+    /// A write to the storage begins; `false` if it must not, as the snapshot is corrupted. Does
+    /// not sleep.
+    pub(crate) fn begin_write(&self) -> bool {
+        // Fully ordered, as is what sets the error and then gives up its own share: either we see
+        // that, or it is us for whom the events wait.
+        self.writes.fetch_add(1, Full);
+        if self.has_failed() && !planted(Fault::StoreAfterFailure) {
+            self.end_write();
+            return false;
+        }
+        true
+    }
+
+    /// A write to the storage has ended. Does not sleep; callable in interrupts.
+    pub(crate) fn end_write(&self) {
+        if self.writes.fetch_sub(1, Full) == 1 {
+            // The queue of events is not for interrupts.
+            self.registry.announce();
+        }
+    }
+
+    /// Tells the client that the snapshot is corrupted, if it is and no write is in flight. Does
+    /// not sleep.
+    pub(crate) fn tell_lost(&self) {
+        if self.writes.load(Acquire) == 0 {
+            self.devices.iter().for_each(|device| self.tell(device));
         }
     }
 
@@ -213,13 +257,16 @@ impl Storage {
     pub(crate) fn fail_device(&self, id: DevId, err: Error) {
         if let Some(device) = self.devices.iter().find(|device| device.id == id) {
             pr_err!("snapshot {}: device {} is lost ({:?})\n", self.id, id, err);
-            self.tell(device, err);
+            if device.error.cmpxchg(0, -err.to_errno(), Full).is_ok() {
+                self.tell(device);
+            }
         }
     }
 
     /// Tells the client once that a device's image is of no use.
-    fn tell(&self, device: &Told, err: Error) {
-        if device.error.cmpxchg(0, -err.to_errno(), Full).is_ok() {
+    fn tell(&self, device: &Told) {
+        if !device.told.xchg(true, Full) {
+            let err = Error::from_errno(-device.error.load(Relaxed));
             self.push(Kind::Corrupted(device.id, err));
         }
     }
@@ -256,17 +303,8 @@ impl Storage {
     /// Fails with `EINVAL` if a range that is there overlaps one of `ranges`, of the same disk as
     /// `file`.
     pub(crate) fn check_overlap(&self, file: &BdevFile, ranges: &Disjoint) -> Result {
-        let disk = file.bdev().disk_id();
-        // Looked at without the lock, for which writers wait.
-        let mut old = KVVec::with_capacity(self.range_count(), GFP_KERNEL)?;
-        self.for_each_range(|other, sector, sectors| {
-            if other.bdev().disk_id() == disk {
-                let range = (other.bdev().start_sector() + sector, sectors);
-                old.push_within_capacity(range).map_err(|_| ENOMEM)?;
-            }
-            Ok(())
-        })?;
-        if old
+        if self
+            .ranges_on(file.bdev().disk_id())?
             .iter()
             .any(|&(start, sectors)| ranges.overlap(start, start + sectors))
         {
@@ -275,8 +313,26 @@ impl Storage {
         Ok(())
     }
 
+    /// The ranges on a disk: first sector on it and number of sectors. May sleep; calls must not
+    /// overlap with those that append.
+    pub(crate) fn ranges_on(&self, disk: DiskId) -> Result<KVVec<(u64, u64)>> {
+        // Copied, as writers wait for the lock.
+        let mut found = KVVec::with_capacity(self.range_count(), GFP_KERNEL)?;
+        self.for_each_range(|file, sector, sectors| {
+            let bdev = file.bdev();
+            if bdev.disk_id() == disk {
+                let range = (bdev.start_sector() + sector, sectors);
+                found.push_within_capacity(range).map_err(|_| ENOMEM)?;
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
     fn ask_for_more(&self, space: &mut Space) {
-        if space.low.ask(space.pool.filled() << UNIT_SECTORS_SHIFT) {
+        let (filled, capacity) = (space.pool.filled(), space.pool.capacity());
+        let sectors = |units: u64| units << UNIT_SECTORS_SHIFT;
+        if space.low.ask(sectors(filled), sectors(capacity)) {
             self.push(Kind::LowFreeSpace(space.low.portion()));
         }
     }
@@ -344,10 +400,7 @@ impl Storage {
 
     /// Calls `f` with the device, the first sector and the number of sectors of each range. May
     /// sleep, but `f` must not.
-    pub(crate) fn for_each_range(
-        &self,
-        f: impl FnMut(&Arc<BdevFile>, u64, u64) -> Result,
-    ) -> Result {
+    fn for_each_range(&self, f: impl FnMut(&Arc<BdevFile>, u64, u64) -> Result) -> Result {
         self.space.lock().pool.for_each(f)
     }
 }

@@ -147,8 +147,10 @@ impl Prepared {
         if bdev.sectors() == 0 {
             return Err(ENXIO);
         }
-        let (min_shift, max_count) = (params::chunk_minimum_shift(), params::chunk_maximum_count());
-        let geometry = Geometry::new(bdev.sectors(), min_shift, max_count);
+        // A chunk is read and stored by itself, so it is whole blocks of the device.
+        let block_shift = bdev.logical_block_size().max(1).ilog2();
+        let min_shift = params::chunk_minimum_shift().max(block_shift);
+        let geometry = Geometry::new(bdev.sectors(), min_shift, params::chunk_maximum_count());
         let cow = Cow::new(
             engine,
             &snapshot.storage,
@@ -218,7 +220,8 @@ pub(crate) fn take(
     let mut old = KVec::with_capacity(count, GFP_KERNEL)?;
 
     // Younger disks first: one that is stacked on another, by a file or a table, was made after
-    // it, and can come to rest only as long as the other one runs.
+    // it, as a rule, and can come to rest only as long as the other one runs. Where the lower one
+    // was added later, to a volume group or an array, the take may fail for that.
     let seq = |device: &Device| device.file.bdev().disk_id().seq();
     let mut order: KVec<&(&Device, Prepared)> = KVec::with_capacity(count, GFP_KERNEL)?;
     for item in &prepared {

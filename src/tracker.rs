@@ -167,10 +167,11 @@ impl Tracker {
     }
 
     /// An empty map to go on with at the next take, if the present one cannot: because the device
-    /// has another size now, or because its numbers are used up.
+    /// has another size now, or has been smaller, or because its numbers are used up.
     pub(crate) fn next_map(&self, bdev: &BlockDevice) -> Result<Option<Arc<Cbt>>> {
         let cbt = self.cbt();
-        if cbt.sectors() == bdev.sectors() && cbt.can_switch() {
+        let same_size = cbt.sectors() == bdev.sectors() && cbt.shrinks() == bdev.shrinks().count;
+        if same_size && cbt.can_switch() {
             return Ok(None);
         }
         Ok(Some(Arc::new(new_map(bdev)?, GFP_KERNEL)?))
@@ -216,11 +217,13 @@ impl Tracker {
 
 /// An empty map for a device.
 fn new_map(bdev: &BlockDevice) -> Result<Cbt> {
-    Cbt::new(
+    let shrinks = bdev.shrinks().count;
+    let map = Cbt::new(
         bdev.sectors(),
         params::tracking_block_minimum_shift(),
         params::tracking_block_maximum_count(),
-    )
+    )?;
+    Ok(map.after_shrinks(shrinks))
 }
 
 impl Filter for Tracker {

@@ -8,7 +8,8 @@ pub(crate) const SECTOR_SHIFT: u32 = kernel::block::SECTOR_SHIFT;
 /// log2 of the number of sectors in a unit of difference storage.
 pub(crate) const UNIT_SECTORS_SHIFT: u32 = 3;
 
-/// Sectors in a unit of difference storage: 4 KiB, the largest logical block size in use.
+/// Sectors in a unit of difference storage: 4 KiB. The chunks of a device with larger blocks are of
+/// several units.
 pub(crate) const UNIT_SECTORS: u64 = 1 << UNIT_SECTORS_SHIFT;
 
 /// log2 of the number of bytes in a unit of difference storage.

@@ -130,7 +130,13 @@ impl Cow {
         };
         let (run, chunks, needed) = (flight.run.clone(), flight.chunks(), flight.needed);
         let mut again = false;
-        if let Err(err) = copy.result() {
+        let result = copy.result().and_then(|()| {
+            if self.was_too_small(run.end) {
+                return Err(EIO);
+            }
+            Ok(())
+        });
+        if let Err(err) = result {
             // What could not be read may be what nobody needs: once more, without that.
             again = needed < chunks && !self.has_failed();
             if again {
