@@ -74,8 +74,8 @@ pub enum Command {
 /// Where the old contents of overwritten blocks go while a snapshot is held.
 #[derive(Debug, ClapArgs)]
 pub struct StorageArgs {
-    /// Directory, or beginning of file names, for the difference storage; any file system on a
-    /// block device of its own, also one that is captured, where all of it is reserved before
+    /// Directory, or beginning of file names, for the difference storage; on ext4 or xfs, also
+    /// one that is captured, where all of it is reserved before
     /// [default: the directory of the backups, or else the current one]
     #[arg(long, value_name = "DIR|PREFIX", value_hint = ValueHint::AnyPath)]
     pub storage: Option<PathBuf>,

@@ -16,7 +16,10 @@ use crate::pipeline;
 use crate::progress::Progress;
 use crate::signals::Signals;
 
-/// Compares places of an image with what the layers of a backup have there. Gives the bytes that
+/// What is told apart: more ranges than that would not be of use, and would take much memory.
+const SECTOR: usize = 512;
+
+/// Compares places of an image with what the layers of a backup have there. Gives the sectors that
 /// differ.
 pub fn compare(
     image: &Path,
@@ -42,17 +45,17 @@ pub fn compare(
                         true => reader.read(range.start, ours)?,
                         false => ours.fill(0),
                     }
-                    let mut wrong = Vec::new();
-                    if ours != theirs {
-                        wrong.extend(differing(ours, theirs).map(|at| range.start + at));
-                    }
+                    let mut wrong = ByteSet::default();
+                    differing(ours, theirs).for_each(|part| {
+                        wrong.insert(range.start + part.start..range.start + part.end);
+                    });
                     Ok(wrong)
                 },
             )
         };
         let parts = parts.iter().cloned();
         pipeline::run(parts, start, signals, |_, (range, _), found| {
-            found.into_iter().for_each(|at| wrong.insert(at..at + 1));
+            found.iter().for_each(|part| wrong.insert(part));
             progress.advance(range.end - range.start);
             Ok(())
         })?;
@@ -73,10 +76,13 @@ fn parts(layer: &Layer, places: &ByteSet) -> Vec<(Range<u64>, bool)> {
     parts
 }
 
-/// Where two pieces of the same length differ.
-fn differing<'a>(a: &'a [u8], b: &'a [u8]) -> impl Iterator<Item = u64> + 'a {
-    let both = a.iter().zip(b).enumerate();
-    both.filter(|(_, (a, b))| a != b).map(|(at, _)| at as u64)
+/// The sectors in which two pieces of the same length differ.
+fn differing<'a>(a: &'a [u8], b: &'a [u8]) -> impl Iterator<Item = Range<u64>> + 'a {
+    let both = a.chunks(SECTOR).zip(b.chunks(SECTOR)).enumerate();
+    both.filter(|(_, (a, b))| a != b).map(|(at, (a, _))| {
+        let start = (at * SECTOR) as u64;
+        start..start + a.len() as u64
+    })
 }
 
 #[cfg(test)]
@@ -84,6 +90,14 @@ mod tests {
     use super::*;
     use crate::repository::Repository;
     use crate::testing::Store;
+
+    #[test]
+    fn neighbours_that_differ_are_one_range() {
+        let (zeros, mut ones) = ([0; 4096 + 100], [1; 4096 + 100]);
+        ones[1024..2048].fill(0);
+        let found: ByteSet = differing(&zeros, &ones).collect();
+        assert_eq!(found.iter().collect::<Vec<_>>(), [0..1024, 2048..4196]);
+    }
 
     #[test]
     fn differences_are_found_in_the_places() {
@@ -111,9 +125,10 @@ mod tests {
         assert_eq!(with(&data, all.clone()), []);
         for at in [0, first + 7, 8 << 20, 11 << 20] {
             data[at] ^= 1;
-            let byte = at as u64;
-            assert_eq!(with(&data, all.clone()), [byte..byte + 1]);
-            assert_eq!(with(&data, byte + 1..12 << 20), []);
+            let start = (at - at % SECTOR) as u64;
+            let end = start + SECTOR as u64;
+            assert_eq!(with(&data, all.clone()), [start..end]);
+            assert_eq!(with(&data, end..12 << 20), []);
             data[at] ^= 1;
         }
     }

@@ -137,7 +137,9 @@ pub fn after_take(command: Option<&OsStr>, session: &Session, signals: &Signals)
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(command);
     shell.stdout(std::io::stderr().as_fd().try_clone_to_owned()?);
-    run_command(shell, session, signals)?.success()
+    let outcome = run_command(shell, session, signals)?;
+    signals.check()?;
+    outcome.success()
 }
 
 /// Runs a command that is told of the images by its environment, and says at once when the snapshot

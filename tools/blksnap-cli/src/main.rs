@@ -57,12 +57,9 @@ fn main() -> ExitCode {
     match run(args) {
         Ok(code) => code,
         Err(error) => {
-            if let Some(code) = error.downcast_ref::<signals::Interrupted>() {
-                eprintln!("blksnap: {error}");
-                return code.exit_code();
-            }
             eprintln!("blksnap: {error:#}");
-            ExitCode::FAILURE
+            let interrupted = error.downcast_ref::<signals::Interrupted>();
+            interrupted.map_or(ExitCode::FAILURE, |by| by.exit_code())
         }
     }
 }

@@ -132,10 +132,15 @@ pub fn prune(path: &Path, keep: usize, dry_run: bool, signals: &Signals) -> Resu
         }
         return Ok(report);
     }
-    // One that was interrupted comes first.
-    report
-        .merged
-        .extend(merge::into(&repository, &oldest_listed.id, signals, true)?);
+    // One that was interrupted comes first. What it can't mend does not matter if it is dropped.
+    match merge::into(&repository, &oldest_listed.id, signals, true) {
+        Ok(merged) => report.merged.extend(merged),
+        Err(error) if oldest_listed.id == oldest.id => return Err(error),
+        Err(error) => {
+            signals.check()?;
+            output::remark(format!("{} is dropped: {error:#}", oldest_listed.id));
+        }
+    }
     drop_backups(&repository, &report.dropped, &oldest.id, signals)?;
     report
         .merged
@@ -366,6 +371,15 @@ mod tests {
         assert_eq!(report.merged[0].bytes, done.merged[0].bytes);
         let nothing = prune(store.path(), 2, false, &signals).unwrap();
         assert!(nothing.dropped.is_empty() && nothing.merged.is_empty());
+    }
+
+    #[test]
+    fn what_is_dropped_may_lack_its_base() {
+        let (store, all) = chain(Format::Raw);
+        let signals = Signals::catch().unwrap();
+        std::fs::remove_dir_all(store.path().join(&all[0].0)).unwrap();
+        prune(store.path(), 2, false, &signals).unwrap();
+        check(&store, &all, &all[all.len() - 2..], "without the first");
     }
 
     #[test]

@@ -77,10 +77,11 @@ pub fn restore(backup: &Path, targets: &[String], signals: &Signals) -> Result<V
         let what = format!("{}: restoring to {}", device.name, target.path().display());
         let bytes = chain.layers.iter().map(Layer::data_bytes).sum();
         let mut progress = Progress::start(what, bytes);
-        for layer in &chain.layers {
-            write(layer, &target, signals, &mut progress)?;
-        }
-        target.finish()?;
+        let mut layers = chain.layers.iter();
+        layers
+            .try_for_each(|layer| write(layer, &target, signals, &mut progress))
+            .and_then(|()| target.finish())
+            .map_err(|error| target.in_part(error))?;
         reports.push(Report {
             backup: manifest.id.clone(),
             name: device.name.clone(),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 //! Signals: noted, looked at between pieces of work, and turned into an error, so that everything
-//! held is undone.
+//! held is given up.
 
 use std::fmt;
 use std::fs;
@@ -53,7 +53,7 @@ impl fmt::Display for Interrupted {
             SIGHUP => "hung up",
             _ => "ended by a signal",
         };
-        write!(f, "{name}; everything has been cleaned up")
+        f.write_str(name)
     }
 }
 

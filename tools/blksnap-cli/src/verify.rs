@@ -128,6 +128,10 @@ fn check(
 fn check_data(layer: &Layer, report: &mut Report, signals: &Signals) -> Result<()> {
     let id = layer.dir.file_name().unwrap_or_default().to_string_lossy();
     let what = format!("{id}: checking {}", layer.device.name);
+    if let Err(error) = layer.reader() {
+        report.add(&id, Some(&layer.device.name), format!("{error:#}"));
+        return Ok(());
+    }
     let mut progress = Progress::start(what, layer.extents.totals().0);
     layer.read(layer.extents.data(), signals, no_work, |extent, _, good| {
         progress.advance(extent.length);
@@ -162,7 +166,23 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::Format;
     use crate::testing::Store;
+
+    #[test]
+    fn a_file_that_cannot_be_opened_is_damage() {
+        let store = Store::with(1 << 20, Format::Qcow2);
+        let all = [store.full(&[5; 1 << 20]), store.full(&[6; 1 << 20])];
+        let first = store.path().join(&all[0]).join("vda.qcow2");
+        let mut bytes = std::fs::read(&first).unwrap();
+        bytes[7] ^= 0x40;
+        std::fs::write(&first, bytes).unwrap();
+        let report = verify(store.path(), &Signals::catch().unwrap()).unwrap();
+        let damaged: Vec<_> = report.damage.iter().map(|d| &d.backup).collect();
+        assert_eq!(damaged, [&all[0]], "{report:?}");
+        assert_eq!(report.backups.len(), 2);
+        assert_eq!(report.bytes_read, 1 << 20);
+    }
 
     #[test]
     fn all_damage_is_found() {

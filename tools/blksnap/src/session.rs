@@ -18,12 +18,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
+use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::control::{Control, Image};
 use crate::error::{Error, Result};
 use crate::id::{DevId, SnapshotId};
-use crate::state::SnapshotState;
+use crate::state::{self, ImageState, SnapshotState};
 use crate::storage::{Place, remove_stale};
 use crate::units::ByteSet;
 use feeder::{Feeder, Shared};
@@ -197,16 +198,33 @@ impl Session {
     /// it was read after the loss, and the module gives errors then. Ask when a read has failed,
     /// and at the end.
     pub fn check(&self) -> Result<()> {
-        self.shared.health.check(self.id, Duration::ZERO)
+        self.look(Duration::ZERO)
     }
 
     /// As [`check`](Self::check), but waits a little for the event: for use after a read error.
     ///
     /// **Blocks**, for half a second when the snapshot is good.
     pub fn check_after_error(&self) -> Result<()> {
-        self.shared
-            .health
-            .check(self.id, Duration::from_millis(500))
+        self.look(Duration::from_millis(500))
+    }
+
+    /// Looks at what the feeder was told, waiting for it; then at what the module shows, as the
+    /// feeder may be behind.
+    fn look(&self, patience: Duration) -> Result<()> {
+        self.shared.health.check(self.id, patience)?;
+        for image in &self.images {
+            if let Some(errno @ 1..) = ImageState::read(image).error {
+                return Err(Error::Corrupted {
+                    device: image.original,
+                    errno: Errno::from_raw_os_error(errno.into()),
+                    trouble: self.trouble(),
+                });
+            }
+        }
+        if self.taken.is_some() && state::has_gone(self.id) {
+            return Err(Error::Gone(self.id));
+        }
+        Ok(())
     }
 
     /// Fetches the oldest of what the session has to say; never waits. Each event is given once, to

@@ -21,6 +21,11 @@ pub(crate) fn directory(id: SnapshotId) -> PathBuf {
     Path::new(CLASS).join(format!("snapshot-{id}"))
 }
 
+/// Whether a snapshot that was there is no more; `false` if the module shows nothing.
+pub(crate) fn has_gone(id: SnapshotId) -> bool {
+    Path::new(CLASS).exists() && !directory(id).exists()
+}
+
 /// The values the module shows of a snapshot, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SnapshotState(BTreeMap<String, String>);

@@ -12,6 +12,8 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::fsync;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -107,6 +109,8 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
     // The end is written only if all before it is good.
     session.check()?;
     recorder.close()?;
+    // The state must not know of a backup that is not there after a power cut.
+    write_back(&stdout).context("cannot write back standard output")?;
     if let Some(path) = &args.state {
         State {
             format: FORMAT.into(),
@@ -122,6 +126,14 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
     session.destroy()?;
     output::remark(report.to_string());
     Ok(())
+}
+
+/// Waits until what was written is on disk, where that means something: not in a pipe.
+fn write_back(file: impl AsFd) -> rustix::io::Result<()> {
+    match fsync(file) {
+        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::ROFS) => Ok(()),
+        result => result,
+    }
 }
 
 impl State {
@@ -173,6 +185,14 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pipes_need_no_writing_back() {
+        let (_reader, writer) = std::io::pipe().unwrap();
+        write_back(&writer).unwrap();
+        write_back(tempfile::tempfile().unwrap()).unwrap();
+        write_back(File::open("/dev/null").unwrap()).unwrap();
+    }
 
     #[test]
     fn the_state_is_kept_and_only_replaced() {

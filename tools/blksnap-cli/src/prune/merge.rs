@@ -28,7 +28,11 @@ pub fn into(
     let Some(base) = &manifest.base else {
         return Ok(Vec::new());
     };
-    if only_dropped && repository.manifest(base)?.state != State::Dropped {
+    let dropped = || {
+        let read = repository.manifest(base);
+        read.is_ok_and(|base| base.state == State::Dropped)
+    };
+    if only_dropped && !dropped() {
         return Ok(Vec::new());
     }
     let dir = repository.dir(id);

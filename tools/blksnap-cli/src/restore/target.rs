@@ -160,6 +160,17 @@ impl OpenTarget {
             .with_context(|| format!("cannot clear {} at byte {start}", self.path().display()))
     }
 
+    /// Says of an error what it means for the target.
+    pub fn in_part(&self, error: anyhow::Error) -> anyhow::Error {
+        match self.created {
+            Some(_) => error,
+            None => error.context(format!(
+                "{} was written in part, and has to be restored again",
+                self.path().display()
+            )),
+        }
+    }
+
     /// Waits until all is on disk. A file is kept from now on.
     pub fn finish(&mut self) -> Result<()> {
         self.file.sync()?;

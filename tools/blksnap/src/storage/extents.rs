@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use rustix::fs::fstatfs;
 use rustix::io::Errno;
 use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode};
 
@@ -34,8 +35,9 @@ impl Extents {
 /// Finds the extents of a file after writing it back. The `path` is for messages.
 ///
 /// Refuses what can't be written to directly on the device: files without a block device (btrfs,
-/// overlayfs, network file systems), inline, compressed, encrypted, shared or not yet allocated
-/// extents. Holes are left out.
+/// overlayfs, network file systems), file systems other than ext4 and xfs, which may move a file or
+/// tell places that are none (f2fs does both), inline, compressed, encrypted, shared or not yet
+/// allocated extents. Holes are left out.
 pub fn extents_of(file: &File, path: &Path) -> Result<Extents> {
     let refuse = |reason: String| Error::Storage {
         path: path.to_owned(),
@@ -53,6 +55,12 @@ pub fn extents_of(file: &File, path: &Path) -> Result<Extents> {
             "its file system is not on one block device of its own (device number {device}), as btrfs, overlayfs, \
              tmpfs and network file systems are not; choose a place on ext4 or xfs, for example"
         )));
+    }
+    let kind = fstatfs(file).map_err(|errno| Error::file("look at", path, errno))?;
+    if !keeps_places(kind.f_type as u64) {
+        return Err(refuse(
+            "its file system is neither ext4 nor xfs: others may move a file while it is written to directly".into(),
+        ));
     }
     if is_realtime(file) {
         return Err(refuse(
@@ -77,6 +85,12 @@ pub fn extents_of(file: &File, path: &Path) -> Result<Extents> {
         push(&mut ranges, extent.range());
     }
     Ok(Extents { device, ranges })
+}
+
+/// Whether a file system, by its magic number, leaves the data of a file where it is, and tells where:
+/// ext2, ext3, ext4 and xfs.
+fn keeps_places(magic: u64) -> bool {
+    matches!(magic, 0xEF53 | 0x5846_5342)
 }
 
 /// Adds a range, joined to the last one if it follows it on the device.
@@ -118,6 +132,10 @@ impl Extent {
             (0x100, "not aligned to blocks"),
             (0x2000, "shared with other files"),
         ];
+        // There is a boot sector or a superblock.
+        if self.physical == 0 {
+            return Some("at no place");
+        }
         REASONS
             .iter()
             .find(|(flag, _)| self.flags & flag != 0)
@@ -244,11 +262,20 @@ mod tests {
             (0x2000, false),
         ] {
             assert_eq!(
-                extent(0, 4096, flags).unusable().is_none(),
+                extent(8192, 4096, flags).unusable().is_none(),
                 fine,
                 "{flags:#x}"
             );
         }
+        // As f2fs says of a block that was only reserved.
+        assert!(extent(0, 4096, 0x800 | LAST).unusable().is_some());
+    }
+
+    #[test]
+    fn only_some_file_systems_keep_places() {
+        let (ext4, xfs, f2fs, btrfs) = (0xEF53, 0x5846_5342, 0xF2F5_2010, 0x9123_683E);
+        assert!(keeps_places(ext4) && keeps_places(xfs));
+        assert!(!keeps_places(f2fs) && !keeps_places(btrfs));
     }
 
     #[test]
