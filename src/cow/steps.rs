@@ -14,7 +14,10 @@ use kernel::{
         SpinLockIrq, //
     },
     time::msecs_to_jiffies,
-    workqueue::WorkItem, //
+    workqueue::{
+        owned::OwnedQueue,
+        WorkItem, //
+    }, //
 };
 
 use core::{
@@ -171,12 +174,16 @@ impl Cow {
         }
     }
 
+    fn queue(&self) -> &OwnedQueue {
+        &self.engine.queue
+    }
+
     /// Has what waits stored, and what was stored looked at, some time later.
     fn arm_tick(self: &Arc<Self>, inner: &mut Inner) {
         if inner.tick.is_none() {
             inner.tick = Some(self.busy());
-            let queue = &self.engine.queue;
-            let _ = queue.enqueue_delayed::<_, TICK>(self.clone(), msecs_to_jiffies(TICK_MS));
+            let delay = msecs_to_jiffies(TICK_MS);
+            let _ = OwnedQueue::enqueue_delayed::<_, TICK>(self.clone(), Self::queue, delay);
         }
     }
 

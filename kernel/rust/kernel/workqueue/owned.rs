@@ -4,15 +4,18 @@
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
-use super::Queue;
+use super::{
+    Queue,
+    RawDelayedWorkItem,
+    RawWorkItem, //
+};
 use crate::{
     bindings,
-    prelude::*, //
+    prelude::*,
+    sync::Arc,
+    time::Jiffies, //
 };
-use core::{
-    ops::Deref,
-    ptr::NonNull, //
-};
+use core::ptr::NonNull;
 
 /// A workqueue that is destroyed, after its work was done, when dropped.
 ///
@@ -44,19 +47,43 @@ impl OwnedQueue {
         Ok(Self(NonNull::new(wq).ok_or(ENOMEM)?))
     }
 
+    fn queue(&self) -> &Queue {
+        // SAFETY: Valid by the type invariant, as long as `self`.
+        unsafe { Queue::from_raw(self.0.as_ptr()) }
+    }
+
+    /// Enqueues a work item, see [`Queue::enqueue`].
+    pub fn enqueue<W, const ID: u64>(&self, item: W) -> W::EnqueueOutput
+    where
+        W: RawWorkItem<ID> + Send + 'static,
+    {
+        self.queue().enqueue(item)
+    }
+
+    /// Enqueues a work item some time later, on a queue that it keeps itself, and that `find` finds
+    /// in it. See [`Queue::enqueue_delayed`].
+    ///
+    /// An item that is about to be enqueued is not waited for when a queue is destroyed: so it must
+    /// not be another's queue. The item must not be the last that keeps the queue when it is run.
+    pub fn enqueue_delayed<T, const ID: u64>(
+        item: Arc<T>,
+        find: fn(&T) -> &Self,
+        delay: Jiffies,
+    ) -> <Arc<T> as RawWorkItem<ID>>::EnqueueOutput
+    where
+        Arc<T>: RawDelayedWorkItem<ID> + Send + 'static,
+    {
+        let wq = find(&item).0;
+        // SAFETY: Valid by the type invariant of what was found. A function that captures nothing
+        // has found it in the item, where it stays as long as the item is shared, and so for as
+        // long as it is going to be enqueued; or it has found one that is never destroyed.
+        unsafe { Queue::from_raw(wq.as_ptr()) }.enqueue_delayed(item, delay)
+    }
+
     /// Waits until all work that was queued before has been done. May sleep.
     pub fn flush(&self) {
         // SAFETY: Valid by the type invariant.
         unsafe { bindings::__flush_workqueue(self.0.as_ptr()) };
-    }
-}
-
-impl Deref for OwnedQueue {
-    type Target = Queue;
-
-    fn deref(&self) -> &Queue {
-        // SAFETY: Valid by the type invariant, as long as `self`.
-        unsafe { Queue::from_raw(self.0.as_ptr()) }
     }
 }
 
