@@ -423,6 +423,14 @@ impl Cow {
         self.storage.fail_device(self.origin.bdev().id(), ENODEV);
     }
 
+    /// Tells the client if the image is of no use because the device was given another medium.
+    /// Does not sleep.
+    pub(crate) fn tell_of_medium(&self) {
+        if self.has_another_medium() && !self.gone.load(Relaxed) {
+            self.device_gone();
+        }
+    }
+
     /// Ends the use of the snapshot's images because of `err`.
     fn fail(&self, err: Error) {
         if self.has_failed() {

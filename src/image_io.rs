@@ -114,6 +114,7 @@ pub(crate) fn submit(cow: &Arc<Cow>, bio: OwnedBio) {
     let mut rest = BioList::new();
     while let Some(mut bio) = next.take().or_else(|| rest.pop()) {
         if cow.has_failed() {
+            cow.tell_of_medium();
             bio.end(Err(EIO));
             continue;
         }

@@ -622,8 +622,8 @@ static bool blk_filter_wait_uncounted(struct gendisk *disk,
  * accounting; if that is off ("iostats") or begins late (dm-crypt, dm-delay),
  * they are not waited for.
  *
- * Context: May sleep; freezes the queue for a moment, which counts to @timeout:
- * who is in the driver may wait for another device that is stopped.
+ * Context: May sleep; freezes the queue for a moment, within @timeout: who is in
+ * the driver may wait for another device that is stopped.
  * Return: 0, or -ETIMEDOUT; then the gate is open again.
  */
 int blk_filter_gate(struct block_device *bdev, unsigned long timeout)
@@ -632,24 +632,24 @@ int blk_filter_gate(struct block_device *bdev, unsigned long timeout)
 	struct blk_filter_disk *fd = disk->filters;
 	unsigned long deadline = jiffies + timeout;
 	unsigned int memflags;
-	bool frozen;
+	long left;
 
 	if (!fd->bio_based)
 		return 0;
 
 	memflags = memalloc_noio_save();
 	blk_freeze_queue_start(disk->queue);
-	frozen = blk_mq_freeze_queue_wait_timeout(disk->queue, timeout) > 0;
-	if (frozen) {
+	left = blk_mq_freeze_queue_wait_timeout(disk->queue, timeout);
+	if (left > 0) {
 		spin_lock(&fd->lock);
 		WRITE_ONCE(fd->gates, fd->gates + 1);
 		spin_unlock(&fd->lock);
 	}
 	blk_mq_unfreeze_queue(disk->queue, memflags);
-	if (!frozen)
+	if (left <= 0)
 		return -ETIMEDOUT;
 
-	if (!wait_event_timeout(fd->wait, blk_filter_drained(fd), timeout))
+	if (!wait_event_timeout(fd->wait, blk_filter_drained(fd), left))
 		goto timed_out;
 	if (fd->uncounted) {
 		if (!blk_filter_wait_uncounted(disk, deadline))
