@@ -174,7 +174,7 @@ impl<'a> Job<'a> {
         }
         let first = wrong.iter().next().unwrap_or_default();
         bail!(
-            "the backup of {} differs from the image: {} bytes, in {} places, the first at byte {} ({} bytes)",
+            "the backup of {} differs from the image: sectors of {} bytes, in {} places, the first at byte {} ({} bytes)",
             self.report.device.display(),
             wrong.len(),
             wrong.iter().count(),

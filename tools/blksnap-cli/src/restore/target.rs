@@ -165,7 +165,7 @@ impl OpenTarget {
         match self.created {
             Some(_) => error,
             None => error.context(format!(
-                "{} was written in part, and has to be restored again",
+                "{} may have been written in part, and has to be restored again",
                 self.path().display()
             )),
         }
