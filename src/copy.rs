@@ -28,6 +28,7 @@ use kernel::{
         },
         bio_set::{
             bytes_to_sectors,
+            BioSet,
             Buffer,
             EndIo,
             NewBio,
@@ -190,11 +191,8 @@ impl Memory {
             cow: cow.clone(),
         };
         let sector = geometry.sector(run.start);
-        let bio = cow
-            .engine()
-            .reads
-            .alloc(Op::Read, cow.origin(), sector, [piece], context)
-            .map_err(|_| ENOMEM)?;
+        let bio =
+            NewBio::new(Op::Read, cow.origin(), sector, [piece], context).map_err(|_| ENOMEM)?;
         self.copy.status.store(0, Relaxed);
         Ok(bio)
     }
@@ -220,6 +218,10 @@ pub(crate) struct ReadIo {
 }
 
 impl EndIo for ReadIo {
+    fn set(&self) -> &BioSet<Self> {
+        &self.cow.engine().reads
+    }
+
     fn end_io(self, _cloned: Option<OwnedBio>, result: Result) {
         let Self { copy, cow, busy } = self;
         delay(Point::ReadEnded);
@@ -261,7 +263,11 @@ pub(crate) struct StoreIo {
     busy: Busy,
 }
 
-impl EndIo for StoreIo {
+impl EndIo<BATCH> for StoreIo {
+    fn set(&self) -> &BioSet<Self, BATCH> {
+        &self.cow.engine().stores
+    }
+
     fn end_io(self, _cloned: Option<OwnedBio>, result: Result) {
         let Self {
             mut copies,
@@ -336,9 +342,8 @@ pub(crate) fn store(cow: &Arc<Cow>, unit: u32, batch: &[Option<Unstored>; BATCH]
             offset: bytes.start,
             bytes: bytes.end - bytes.start,
         });
-        let stores = &cow.engine().stores;
         let (file, sector) = (&extent.device, extent.sector);
-        match stores.alloc(Op::Write, file, sector, pieces, context) {
+        match NewBio::new(Op::Write, file, sector, pieces, context) {
             Ok(bio) => bio.submit(),
             Err(context) => context.end_io(None, Err(ENOMEM)),
         }

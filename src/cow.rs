@@ -562,7 +562,7 @@ impl Cow {
             let _ = queue.enqueue::<_, STORE>(self.clone());
         }
         if kick.images {
-            let _ = queue.enqueue::<_, IMAGES>(self.clone());
+            let _ = self.engine.images.enqueue::<_, IMAGES>(self.clone());
         }
     }
 
@@ -614,7 +614,7 @@ impl Cow {
     pub(crate) fn retry(this: &Arc<Self>, bio: OwnedBio) {
         this.retry.lock().push(bio);
         this.storage.retried.fetch_add(1, Relaxed);
-        let _ = this.engine.queue.enqueue::<_, IMAGES>(this.clone());
+        let _ = this.engine.images.enqueue::<_, IMAGES>(this.clone());
     }
 
     /// Excludes parts of the device, given as first sector and number of sectors. May sleep; calls
@@ -667,7 +667,7 @@ impl Cow {
         this.free_old();
         this.serve_writers();
         this.serve_images();
-        this.engine.queue.flush();
+        this.engine.flush();
         this.free_old();
     }
 }

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What all copy engines use: bio sets and the workqueue; and the count of what is in flight.
+//! What all copy engines use: bio sets and workqueues; and the count of what is in flight.
 
 use kernel::{
     alloc::flags::GFP_KERNEL,
     block::{
-        bio::OwnedBio,
         bio_set::{
             BioSet,
-            EndIo,
             Wait, //
         }, //
     },
@@ -51,11 +49,10 @@ pub(crate) struct Engine {
     /// Clones of image bios.
     #[pin]
     pub(crate) clones: BioSet<ImageIo>,
-    /// Parts of image bios. Apart from the clones that each of them needs.
-    #[pin]
-    pub(crate) splits: BioSet<NoContext>,
     /// Does what must not be done in interrupts or in the submission path.
     pub(crate) queue: OwnedQueue,
+    /// Does that for images, which may wait for memory where writers must not.
+    pub(crate) images: OwnedQueue,
 }
 
 impl Engine {
@@ -66,19 +63,20 @@ impl Engine {
                 reads <- BioSet::new(RESERVE, Wait::Never),
                 stores <- BioSet::new(RESERVE, Wait::ForBio),
                 clones <- BioSet::new(RESERVE, Wait::ForBio),
-                splits <- BioSet::new(RESERVE, Wait::ForBio),
                 queue: OwnedQueue::new_mem_reclaim(c"blksnap")?,
+                images: OwnedQueue::new_mem_reclaim(c"blksnap-images")?,
             }),
             GFP_KERNEL,
         )
     }
 }
 
-/// The context of bios that are only split off others, and so never get one.
-pub(crate) struct NoContext;
-
-impl EndIo for NoContext {
-    fn end_io(self, _cloned: Option<OwnedBio>, _result: Result) {}
+impl Engine {
+    /// Waits until all work that was queued before has been done. May sleep.
+    pub(crate) fn flush(&self) {
+        self.queue.flush();
+        self.images.flush();
+    }
 }
 
 /// Counts the I/O of one copy engine, so that its end can be waited for.

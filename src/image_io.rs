@@ -21,7 +21,11 @@ use kernel::{
             Op,
             OwnedBio, //
         },
-        bio_set::EndIo, //
+        bio_set::{
+            BioSet,
+            EndIo,
+            NewBio, //
+        }, //
     },
     prelude::*,
     sync::Arc, //
@@ -52,6 +56,10 @@ pub(crate) struct ImageIo {
 }
 
 impl EndIo for ImageIo {
+    fn set(&self) -> &BioSet<Self> {
+        &self.cow.engine().clones
+    }
+
     fn end_io(self, cloned: Option<OwnedBio>, result: Result) {
         let Self {
             cow,
@@ -100,8 +108,9 @@ pub(crate) fn submit_list(cow: &Arc<Cow>, mut bios: BioList) {
     }
 }
 
-/// Serves a bio of an image: a read or a write.
-pub(crate) fn submit(cow: &Arc<Cow>, bio: OwnedBio) {
+/// Serves a bio of an image: a read or a write. What does not go where its first sectors go comes
+/// here again, by way of the disk.
+pub(crate) fn submit(cow: &Arc<Cow>, mut bio: OwnedBio) {
     let write = match bio.op() {
         Op::Read => false,
         Op::Write => true,
@@ -110,29 +119,22 @@ pub(crate) fn submit(cow: &Arc<Cow>, bio: OwnedBio) {
     if bio.sectors() == 0 {
         return bio.end(Ok(()));
     }
-    let mut next = Some(bio);
-    let mut rest = BioList::new();
-    while let Some(mut bio) = next.take().or_else(|| rest.pop()) {
+    loop {
         if cow.has_failed() {
             cow.tell_of_medium();
-            bio.end(Err(EIO));
-            continue;
+            return bio.end(Err(EIO));
         }
         let Some((target, sectors)) = find(cow, bio.sector(), bio.sectors(), write) else {
-            bio.end(Err(EIO));
-            continue;
+            return bio.end(Err(EIO));
         };
-        if sectors < bio.sectors() {
-            match cow.engine().splits.split(&mut bio, sectors) {
-                Ok(part) => rest.push(core::mem::replace(&mut bio, part)),
-                Err(err) => {
-                    bio.end(Err(err));
-                    continue;
-                }
-            }
-        }
+        let Some(part) = bio.split(sectors) else {
+            return;
+        };
         delay(Point::Found);
-        next = send(cow, bio, target, write);
+        match send(cow, part, target, write) {
+            Some(part) => bio = part,
+            None => return,
+        }
     }
 }
 
@@ -210,7 +212,7 @@ fn send(cow: &Arc<Cow>, mut bio: OwnedBio, target: Target, write: bool) -> Optio
         writes: write,
         busy: cow.busy(),
     };
-    match cow.engine().clones.clone_bio(bio, file, sector, context) {
+    match NewBio::clone_of(bio, file, sector, context) {
         Ok(clone) => clone.submit(),
         Err(bio) => {
             if write {

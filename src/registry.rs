@@ -428,7 +428,7 @@ impl Registry {
         drop(trackers);
         // No work of ours may run when the module's code goes.
         self.queue.flush();
-        self.engine.queue.flush();
+        self.engine.flush();
     }
 }
 

@@ -186,6 +186,32 @@ impl OwnedBio {
         unsafe { bindings::bio_endio(bio) };
     }
 
+    /// Splits the first `sectors` sectors off: they are returned, and the rest is submitted again,
+    /// to the same disk. For the driver of a [disk](super::bio_disk).
+    ///
+    /// Gives the whole bio back if it has no more than that, and `None` if it could not be split
+    /// and was ended with an error. May wait for others that were split off bios of the disk to
+    /// end: so what waits for the caller must not be many of these.
+    pub fn split(self, sectors: u32) -> Option<OwnedBio> {
+        if sectors >= self.sectors() {
+            return Some(self);
+        }
+        if sectors == 0 {
+            self.end(Err(EINVAL));
+            return None;
+        }
+        let bio = self.into_raw();
+        // SAFETY: The bio is ours, so its disk is there until it has ended; it has more sectors
+        // than that. What is split off keeps it from ending, and so the disk's set of bios, from
+        // which it is.
+        let front = unsafe {
+            let set = &raw mut (*(*(*bio).bi_bdev).bd_disk).bio_split;
+            bindings::bio_submit_split_bioset(bio, sectors, set)
+        };
+        // SAFETY: The front is ours. The rest has been ended or submitted.
+        (!front.is_null()).then(|| unsafe { Self::from_raw(front) })
+    }
+
     /// Fills the memory that a read is to fill with zeroes. Does nothing to another bio.
     pub fn zero_fill(&mut self) {
         if self.op() == Op::Read {

@@ -2,14 +2,13 @@
 
 //! Bios of our own.
 //!
-//! A [`BioSet`] allocates bios that each carry a context of type `T`, in the same allocation and
-//! backed by a reserve, so that I/O makes progress when memory is short. A [`NewBio`] is filled
-//! and then [submitted](NewBio::submit); when it is done, [`EndIo::end_io`] gets the context
-//! back.
+//! A [`BioSet`] has bios that each carry a context of type `T`, in the same allocation and
+//! backed by a reserve, so that I/O makes progress when memory is short. A [`NewBio`] is made and
+//! then [submitted](NewBio::submit); when it is done, [`EndIo::end_io`] gets the context back.
 //!
 //! The data of a bio is either in [`Buffer`]s, or that of another bio which it
-//! [clones](BioSet::clone_bio). In both cases, and for the block device, the new bio holds what it
-//! refers to until it has completed.
+//! [clones](NewBio::clone_of). In both cases, and for the block device, the new bio holds what it
+//! refers to until it has completed; and its context holds the [set](EndIo::set).
 //!
 //! C header: [`include/linux/bio.h`](srctree/include/linux/bio.h)
 
@@ -46,7 +45,7 @@ use core::{
 /// The largest number of bytes that one bio of a [`Buffer`] transfers.
 pub const MAX_BUFFER_BIO: usize = (bindings::BIO_MAX_VECS as usize) << PAGE_SHIFT;
 
-/// Whether [`BioSet::alloc`] may wait.
+/// Whether [`NewBio::new`] may wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
     /// Fail rather than wait; callable in atomic context. The set's reserve is not used.
@@ -216,7 +215,10 @@ impl<'a> Piece<'a> {
 }
 
 /// The context of a bio of our own.
-pub trait EndIo: Send + Sized + 'static {
+pub trait EndIo<const N: usize = 1>: Send + Sized + 'static {
+    /// The set that bios with this context are from, which the context keeps.
+    fn set(&self) -> &BioSet<Self, N>;
+
     /// The bio has completed with `result`; `cloned` is the bio that it was a clone of.
     ///
     /// Called in any context: must not sleep.
@@ -249,7 +251,7 @@ struct Private<T, const N: usize> {
 /// `Private<T, N>`; it stays pinned until dropped. It has a cache for each processor only if all
 /// that allocate from it may sleep.
 #[pin_data(PinnedDrop)]
-pub struct BioSet<T: EndIo, const N: usize = 1> {
+pub struct BioSet<T: EndIo<N>, const N: usize = 1> {
     #[pin]
     inner: Opaque<bindings::bio_set>,
     wait: Wait,
@@ -257,11 +259,11 @@ pub struct BioSet<T: EndIo, const N: usize = 1> {
 }
 
 // SAFETY: A bio set may be used and freed from any thread.
-unsafe impl<T: EndIo, const N: usize> Send for BioSet<T, N> {}
+unsafe impl<T: EndIo<N>, const N: usize> Send for BioSet<T, N> {}
 // SAFETY: Allocating from a bio set is thread-safe.
-unsafe impl<T: EndIo, const N: usize> Sync for BioSet<T, N> {}
+unsafe impl<T: EndIo<N>, const N: usize> Sync for BioSet<T, N> {}
 
-impl<T: EndIo, const N: usize> BioSet<T, N> {
+impl<T: EndIo<N>, const N: usize> BioSet<T, N> {
     /// Creates a set with `reserve` bios in reserve.
     pub fn new(reserve: u32, wait: Wait) -> impl PinInit<Self, Error> {
         // The slab aligns to at least that.
@@ -274,7 +276,7 @@ impl<T: EndIo, const N: usize> BioSet<T, N> {
                 // The rescuer lets several bios be allocated below one `submit_bio()`.
                 let mut flags = bindings::BIOSET_NEED_BVECS | bindings::BIOSET_NEED_RESCUER;
                 if wait == Wait::ForBio {
-                    // INVARIANT: Then `alloc()` may sleep; `clone_bio()` and `split()` always may.
+                    // INVARIANT: Then `NewBio::new()` may sleep; `clone_of()` always may.
                     flags |= bindings::BIOSET_PERCPU_CACHE;
                 }
                 // CAST: The offset of a small struct, and small flags.
@@ -286,25 +288,27 @@ impl<T: EndIo, const N: usize> BioSet<T, N> {
             _p: PhantomData,
         })
     }
+}
 
-    /// Puts the context in front of a new bio.
-    ///
-    /// # Safety
-    ///
-    /// `bio` must have been allocated from this set, for `context._file`'s device, and be
-    /// exclusively the caller's. Its data must be kept by `context`.
-    unsafe fn prepare(bio: NonNull<bindings::bio>, context: Context<T, N>) -> NewBio<T, N> {
-        // SAFETY: By the type invariant each bio of the set stands in a `Private<T, N>`.
-        let private = unsafe { container_of!(bio.as_ptr(), Private<T, N>, bio) };
-        // SAFETY: The front pad is valid for writes and not initialised.
-        unsafe { (&raw mut (*private).context).write(context) };
-        // SAFETY: The bio is exclusively ours.
-        unsafe { (*bio.as_ptr()).bi_end_io = Some(Self::end_io_callback) };
-        // INVARIANT: As promised by the caller; the context has just been initialised.
-        // SAFETY: `private` was derived from a pointer that is not null.
-        NewBio(unsafe { NonNull::new_unchecked(private) })
+#[pinned_drop]
+impl<T: EndIo<N>, const N: usize> PinnedDrop for BioSet<T, N> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: Initialised by the type invariant. None of its bios is left, as each of them has
+        // a context that keeps the set, by the type invariant of `NewBio`.
+        unsafe { bindings::bioset_exit(self.inner.get()) };
     }
+}
 
+/// A bio of our own that was not submitted yet.
+///
+/// # Invariants
+///
+/// `0` is valid, from the set of its initialised context, and exclusively ours. The context keeps
+/// the set, the device and the data.
+#[must_use]
+pub struct NewBio<T: EndIo<N>, const N: usize = 1>(NonNull<Private<T, N>>);
+
+impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
     /// Makes a bio that transfers the bytes of `pieces`, one after the other, to or from `file`'s
     /// device, beginning at `sector`.
     ///
@@ -313,14 +317,13 @@ impl<T: EndIo, const N: usize> BioSet<T, N> {
     ///
     /// Gives `data` back when there is no memory, when a buffer has no such bytes, or when there
     /// are no or more than `N` pieces, or more bytes than a bio takes, see [`MAX_BUFFER_BIO`].
-    pub fn alloc<'a>(
-        &self,
+    pub fn new<'a>(
         op: Op,
         file: &Arc<BdevFile>,
         sector: u64,
         pieces: impl IntoIterator<Item = Piece<'a>>,
         data: T,
-    ) -> Result<NewBio<T, N>, T> {
+    ) -> Result<Self, T> {
         let mut pieces = pieces.into_iter();
         let all: [Option<Piece<'a>>; N] = core::array::from_fn(|_| pieces.next());
         let fits = all.iter().flatten().all(Piece::is_inside) && pieces.next().is_none();
@@ -329,14 +332,15 @@ impl<T: EndIo, const N: usize> BioSet<T, N> {
         if !fits || !(1..=bindings::BIO_MAX_VECS as usize).contains(&count) {
             return Err(data);
         }
-        // SAFETY: The set is initialised by the type invariant, and the device is open.
+        let set = data.set();
+        // SAFETY: The set is initialised by its type invariant, and the device is open.
         let bio = NonNull::new(unsafe {
             bindings::bio_alloc_bioset(
                 file.bdev().as_raw(),
                 count as c_ushort,
                 op.as_raw(),
-                self.wait.gfp(),
-                self.inner.get(),
+                set.wait.gfp(),
+                set.inner.get(),
             )
         });
         let Some(bio) = bio else { return Err(data) };
@@ -362,28 +366,27 @@ impl<T: EndIo, const N: usize> BioSet<T, N> {
             _buffers: all.map(|piece| Some(piece?.buffer.clone())),
             cloned: None,
         };
-        // SAFETY: Just allocated from this set; the context keeps the buffers.
+        // SAFETY: Just allocated from the set of `data`; the context keeps the buffers.
         Ok(unsafe { Self::prepare(bio, context) })
     }
 
     /// Clones `bio` onto `file`'s device, beginning at `sector`.
     ///
     /// The clone has the operation, the flags and the data of `bio`. May wait for other bios of
-    /// the set to complete.
-    pub fn clone_bio(
-        &self,
+    /// the set to complete. Gives `bio` back if it cannot be cloned.
+    pub fn clone_of(
         bio: OwnedBio,
         file: &Arc<BdevFile>,
         sector: u64,
         data: T,
-    ) -> Result<NewBio<T, N>, OwnedBio> {
+    ) -> Result<Self, OwnedBio> {
         // SAFETY: Both bio and set are valid by their type invariants, and the device is open.
         let clone = NonNull::new(unsafe {
             bindings::bio_alloc_clone(
                 file.bdev().as_raw(),
                 bio.as_raw(),
                 bindings::GFP_NOIO,
-                self.inner.get(),
+                data.set().inner.get(),
             )
         });
         let Some(clone) = clone else { return Err(bio) };
@@ -395,36 +398,50 @@ impl<T: EndIo, const N: usize> BioSet<T, N> {
             _buffers: [const { None }; N],
             cloned: Some(bio),
         };
-        // SAFETY: Just allocated from this set; the context keeps the bio that it was cloned from.
+        // SAFETY: Just allocated from the set of `data`; the context keeps what was cloned.
         Ok(unsafe { Self::prepare(clone, context) })
     }
 
-    /// Splits the first `sectors` sectors off `bio`.
+    /// Puts the context in front of a new bio.
     ///
-    /// `bio` keeps the rest, and completes for its submitter when both have been ended. May wait
-    /// for other bios of the set to complete. `sectors` must be more than zero and less than what
-    /// the bio has.
-    pub fn split(&self, bio: &mut OwnedBio, sectors: u32) -> Result<OwnedBio> {
-        if sectors == 0 || sectors >= bio.sectors() {
-            return Err(EINVAL);
-        }
-        // SAFETY: The bio is ours and has more sectors than that; the set is initialised.
-        let front = crate::error::from_err_ptr(unsafe {
-            bindings::bio_split(
-                bio.as_raw(),
-                sectors as c_int,
-                bindings::GFP_NOIO,
-                self.inner.get(),
-            )
-        })?;
-        // SAFETY: Both are ours, and the front has no completion of its own yet. It is freed by
-        // the chain's completion, its context is never initialised.
-        unsafe { bindings::bio_chain(front, bio.as_raw()) };
-        // SAFETY: The front is ours.
-        Ok(unsafe { OwnedBio::from_raw(front) })
+    /// # Safety
+    ///
+    /// `bio` must have been allocated from the set of `context.data`, for `context._file`'s device,
+    /// and be exclusively the caller's. Its data must be kept by `context`.
+    unsafe fn prepare(bio: NonNull<bindings::bio>, context: Context<T, N>) -> Self {
+        // SAFETY: By the set's type invariant each of its bios stands in a `Private<T, N>`.
+        let private = unsafe { container_of!(bio.as_ptr(), Private<T, N>, bio) };
+        // SAFETY: The front pad is valid for writes and not initialised.
+        unsafe { (&raw mut (*private).context).write(context) };
+        // SAFETY: The bio is exclusively ours.
+        unsafe { (*bio.as_ptr()).bi_end_io = Some(Self::end_io_callback) };
+        // INVARIANT: As promised by the caller; the context has just been initialised. It keeps the
+        // set: `set()` has returned a reference to it that is as good as the one to the data, which
+        // nobody has changed or dropped since, and nobody can until it has left the context.
+        // SAFETY: `private` was derived from a pointer that is not null.
+        Self(unsafe { NonNull::new_unchecked(private) })
     }
 
-    /// Completes a bio of the set.
+    /// Sends the bio on its way. May sleep.
+    pub fn submit(self) {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: Valid by the type invariant.
+        let bio = unsafe { &raw mut (*this.0.as_ptr()).bio };
+        // SAFETY: The bio is ours and complete; its completion takes it over.
+        unsafe { bindings::submit_bio_noacct(bio) };
+    }
+
+    /// Frees the bio, while the context still keeps its set.
+    fn into_context(self) -> Context<T, N> {
+        let private = ManuallyDrop::new(self).0.as_ptr();
+        // SAFETY: Initialised by the type invariant; moved out here, and not used afterwards.
+        let context = unsafe { (&raw const (*private).context).read() };
+        // SAFETY: By the type invariant we hold the only reference.
+        unsafe { bindings::bio_put(&raw mut (*private).bio) };
+        context
+    }
+
+    /// Completes a bio.
     ///
     /// # Safety
     ///
@@ -436,57 +453,25 @@ impl<T: EndIo, const N: usize> BioSet<T, N> {
         let result = to_result(unsafe { bindings::blk_status_to_errno(status) });
         // SAFETY: Submitted bios stand in a `Private<T, N>`.
         let private = unsafe { container_of!(bio, Private<T, N>, bio) };
-        // SAFETY: The context was initialised before submission and is read once.
-        let context = unsafe { (&raw const (*private).context).read() };
-        // SAFETY: We hold the only reference. The context has moved out.
-        unsafe { bindings::bio_put(bio) };
+        // INVARIANT: It was a `NewBio`, which `submit()` gave up, and is ours again.
+        // SAFETY: `private` was derived from a pointer that is not null.
+        let this = Self(unsafe { NonNull::new_unchecked(private) });
         let Context {
             data,
             _file,
             _buffers,
             cloned,
-        } = context;
+        } = this.into_context();
         // First, as the owner of `data` may take its end for that of all use of the device.
         drop((_file, _buffers));
         data.end_io(cloned, result);
     }
 }
 
-#[pinned_drop]
-impl<T: EndIo, const N: usize> PinnedDrop for BioSet<T, N> {
-    fn drop(self: Pin<&mut Self>) {
-        // SAFETY: Initialised by the type invariant. Its users hold it until their bios are done.
-        unsafe { bindings::bioset_exit(self.inner.get()) };
-    }
-}
-
-/// A bio of our own that was not submitted yet.
-///
-/// # Invariants
-///
-/// `0` is valid, with an initialised context, and exclusively ours. The context keeps the device
-/// and the data.
-#[must_use]
-pub struct NewBio<T: EndIo, const N: usize = 1>(NonNull<Private<T, N>>);
-
-impl<T: EndIo, const N: usize> NewBio<T, N> {
-    /// Sends the bio on its way. May sleep.
-    pub fn submit(self) {
-        let this = ManuallyDrop::new(self);
-        // SAFETY: Valid by the type invariant.
-        let bio = unsafe { &raw mut (*this.0.as_ptr()).bio };
-        // SAFETY: The bio is ours and complete; its completion takes it over.
-        unsafe { bindings::submit_bio_noacct(bio) };
-    }
-}
-
-impl<T: EndIo, const N: usize> Drop for NewBio<T, N> {
+impl<T: EndIo<N>, const N: usize> Drop for NewBio<T, N> {
     fn drop(&mut self) {
-        let private = self.0.as_ptr();
-        // SAFETY: Initialised by the type invariant and not used afterwards.
-        unsafe { core::ptr::drop_in_place(&raw mut (*private).context) };
-        // SAFETY: We hold the only reference.
-        unsafe { bindings::bio_put(&raw mut (*private).bio) };
+        // INVARIANT: Ours alone, as `self` goes.
+        drop(Self(self.0).into_context());
     }
 }
 
