@@ -16,6 +16,7 @@
 //! fails.
 
 use kernel::{
+    alloc::AllocError,
     block::{
         bdev::FsFreeze,
         bio_disk::{
@@ -71,6 +72,9 @@ const TIMEOUT_MS: u32 = 10_000;
 /// How long they may take if they are stopped all at once.
 const SHORT_TIMEOUT_MS: u32 = 500;
 
+/// In how many orders they are stopped one after the other, before that is given up.
+const ORDERS: u32 = 4;
+
 /// Guards that are dropped in reverse order: what is stacked on something else was frozen before
 /// it, and thawing may write to it.
 struct Guards<T>(KVec<T>);
@@ -87,11 +91,39 @@ struct Stopped {
     _gates: Guards<WriteGate>,
 }
 
-/// Stops devices, given in the order in which they can come to rest.
+/// Why devices could not be stopped.
+enum NotStopped {
+    /// The one at this place does not come to rest.
+    Busy(usize),
+    /// Something else.
+    Failed(Error),
+}
+
+impl NotStopped {
+    fn new(at: usize, err: Error) -> Self {
+        if err == ETIMEDOUT {
+            Self::Busy(at)
+        } else {
+            Self::Failed(err)
+        }
+    }
+}
+
+impl From<AllocError> for NotStopped {
+    fn from(err: AllocError) -> Self {
+        Self::Failed(err.into())
+    }
+}
+
+/// Stops devices, one after the other or `together`.
 ///
-/// At first `together`: that takes no longer for many than for one, but a device whose driver
-/// writes to another one of them does not come to rest then, and is given little time for it.
-fn stop(order: &[&(&Device, Prepared)], scope: &NoIoScope, together: bool) -> Result<Stopped> {
+/// Together takes no longer for many than for one, but a device whose driver writes to another one
+/// of them does not come to rest then, and is given little time for it.
+fn stop(
+    order: &[&(&Device, Prepared)],
+    scope: &NoIoScope,
+    together: bool,
+) -> Result<Stopped, NotStopped> {
     let timeout = msecs_to_jiffies(if together {
         SHORT_TIMEOUT_MS
     } else {
@@ -101,29 +133,61 @@ fn stop(order: &[&(&Device, Prepared)], scope: &NoIoScope, together: bool) -> Re
     let mut gates = Guards(KVec::with_capacity(count, GFP_KERNEL)?);
     let mut frozen = Guards(KVec::with_capacity(count, GFP_KERNEL)?);
     let mut freezing = KVec::with_capacity(count, GFP_KERNEL)?;
-    for (device, _) in order {
+    for (at, (device, _)) in order.iter().enumerate() {
         if !planted(Fault::NoDrain) {
-            let gate = device.tracker.gate(&device.file, timeout)?;
-            gates.0.push_within_capacity(gate).map_err(|_| ENOMEM)?;
+            let gate = device.tracker.gate(&device.file, timeout);
+            let gate = gate.map_err(|err| NotStopped::new(at, err))?;
+            gates.0.push(gate, GFP_KERNEL)?;
         }
         if !together {
-            let this = Freezing::start(&device.file, scope).wait(timeout)?;
-            frozen.0.push_within_capacity(this).map_err(|_| ENOMEM)?;
+            let this = Freezing::start(&device.file, scope).wait(timeout);
+            let this = this.map_err(|err| NotStopped::new(at, err))?;
+            frozen.0.push(this, GFP_KERNEL)?;
         }
     }
     if together {
         for (device, _) in order {
-            let this = Freezing::start(&device.file, scope);
-            freezing.push_within_capacity(this).map_err(|_| ENOMEM)?;
+            freezing.push(Freezing::start(&device.file, scope), GFP_KERNEL)?;
         }
     }
-    for freezing in freezing {
-        let this = freezing.wait(timeout)?;
-        frozen.0.push_within_capacity(this).map_err(|_| ENOMEM)?;
+    for (at, freezing) in freezing.into_iter().enumerate() {
+        let this = freezing.wait(timeout);
+        let this = this.map_err(|err| NotStopped::new(at, err))?;
+        frozen.0.push(this, GFP_KERNEL)?;
     }
     Ok(Stopped {
         frozen,
         _gates: gates,
+    })
+}
+
+/// Stops devices; if they do not come to rest together or in this order, in another one, which
+/// `order` has then.
+///
+/// A device that does not come to rest may need one that was stopped before it, and is the first
+/// one next time. If it was that already, nothing helps.
+fn stop_in_some_order(
+    order: &mut KVec<&(&Device, Prepared)>,
+    scope: &NoIoScope,
+) -> Result<Stopped> {
+    let mut result = stop(order, scope, true);
+    for _ in 0..ORDERS {
+        match result {
+            Ok(stopped) => return Ok(stopped),
+            Err(NotStopped::Failed(err)) => return Err(err),
+            Err(NotStopped::Busy(at)) => {
+                let first = order.remove(at).map_err(|_| EINVAL)?;
+                order.insert_within_capacity(0, first).map_err(|_| EINVAL)?;
+            }
+        }
+        result = stop(order, scope, false);
+        if matches!(result, Err(NotStopped::Busy(0))) {
+            break;
+        }
+    }
+    result.map_err(|err| match err {
+        NotStopped::Busy(_) => ETIMEDOUT,
+        NotStopped::Failed(err) => err,
     })
 }
 
@@ -220,8 +284,7 @@ pub(crate) fn take(
     let mut old = KVec::with_capacity(count, GFP_KERNEL)?;
 
     // Younger disks first: one that is stacked on another, by a file or a table, was made after
-    // it, as a rule, and can come to rest only as long as the other one runs. Where the lower one
-    // was added later, to a volume group or an array, the take may fail for that.
+    // it, as a rule, and can come to rest only as long as the other one runs.
     let seq = |device: &Device| device.file.bdev().disk_id().seq();
     let mut order: KVec<&(&Device, Prepared)> = KVec::with_capacity(count, GFP_KERNEL)?;
     for item in &prepared {
@@ -245,10 +308,7 @@ pub(crate) fn take(
     // Declared before what stops the devices, and so dropped after it on failure.
     let scope = NoIoScope::new();
     let start = Instant::<Monotonic>::now();
-    let stopped = match stop(&order, &scope, true) {
-        Err(err) if err == ETIMEDOUT => stop(&order, &scope, false),
-        result => result,
-    }?;
+    let stopped = stop_in_some_order(&mut order, &scope)?;
 
     // The instant.
     for ((device, this), frozen) in order.into_iter().zip(&stopped.frozen.0) {
