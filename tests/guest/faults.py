@@ -22,7 +22,7 @@ def corrupted(snapshot, nodes, *numbers):
         true(event.errno in numbers, f"{event}")
     for image in snapshot.images:
         with Device(image, write=False) as device, raises(errno.EIO):
-            device.read(0, 4096)
+            device.read(0, 65536)
 
 
 def set_faults(kind, **values):
