@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Memory that is short, on kernels that can pretend it, and what a failure does to a snapshot."""
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -39,18 +40,32 @@ def prepare_failing():
                verbose=0, min_order=0, task_filter="N")
 
 
-def failing_at(number, function):
-    """Calls it with its n-th allocation failing. Returns whether it was reached, and the errno."""
+@contextlib.contextmanager
+def _fail_nth(number):
+    """In this task the n-th allocation of the block fails. Gives what tells how many are left."""
     fd = os.open(f"/proc/self/task/{ctypes.CDLL(None).gettid()}/fail-nth", os.O_RDWR)
     try:
         os.pwrite(fd, str(number).encode(), 0)
-        error = None
+        yield lambda: int(os.pread(fd, 20, 0).split(b"\0")[0])
+    finally:
+        os.pwrite(fd, b"0", 0)
+        os.close(fd)
+
+
+def failing_at(number, function):
+    """Calls it with its n-th allocation failing. Returns whether it was reached, and the errno."""
+    error = None
+    with _fail_nth(number) as left:
         try:
             function()
         except OSError as caught:
             error = caught.errno
-        left = int(os.pread(fd, 20, 0).split(b"\0")[0])
-        os.pwrite(fd, b"0", 0)
-    finally:
-        os.close(fd)
-    return left == 0, error
+        return left() == 0, error
+
+
+def allocations(function):
+    """Calls it; returns how many allocations that took, in this task."""
+    most = 1 << 20
+    with _fail_nth(most) as left:
+        function()
+        return most - left()
