@@ -64,15 +64,14 @@ impl Engine {
                 stores <- BioSet::new(RESERVE, Wait::ForBio),
                 clones <- BioSet::new(RESERVE, Wait::ForBio),
                 queue: OwnedQueue::new_mem_reclaim(c"blksnap")?,
-                images: OwnedQueue::new_mem_reclaim(c"blksnap-images")?,
+                images: OwnedQueue::new_mem_reclaim(c"blksnap_images")?,
             }),
             GFP_KERNEL,
         )
     }
-}
 
-impl Engine {
-    /// Waits until all work that was queued before has been done. May sleep.
+    /// Waits until all work that was queued before has been done; it queues no more when nothing is
+    /// in flight. May sleep.
     pub(crate) fn flush(&self) {
         self.queue.flush();
         self.images.flush();
