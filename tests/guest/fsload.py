@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0
 """Load on a file system: threads that create, write, rename, truncate, punch, link and remove
-files, and fio's io_uring beside them."""
+files, as fsstress does; one that knows what is in its file, as fsx does; and fio's io_uring."""
 
 import contextlib
 import ctypes
 import errno
+import mmap
 import os
 import shutil
 import subprocess
+import threading
 
 from blockio import MIB, Threads
 from tap import rng
@@ -19,6 +21,83 @@ PUNCH, KEEP_SIZE, ZERO = 2, 1, 16
 # More than that in a directory, and files are removed.
 FILES = 40
 LARGEST = 512 << 10
+
+
+def fallocate(fd, mode, offset, length):
+    """Whether the file system can do it; other errors are raised."""
+    if not _libc.fallocate(fd, mode, offset, length):
+        return True
+    number = ctypes.get_errno()
+    if number not in (errno.EOPNOTSUPP, errno.ENODEV):
+        raise OSError(number, os.strerror(number))
+    return False
+
+
+class KnownFile(Threads):
+    """A thread that does to a file what it does to a copy in memory, and compares them."""
+
+    def __init__(self, path, name=""):
+        super().__init__()
+        self.path = path
+        self.copy = bytearray()
+        self.done = 0
+        self.lock = threading.Lock()
+        self.spawn(self._body, rng(f"known {name}"))
+
+    @contextlib.contextmanager
+    def at_rest(self):
+        """What is in the file, and stays so for the time of a `with` block."""
+        with self.lock:
+            yield bytes(self.copy)
+
+    def _body(self, random):
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        operations = [self._write, self._write, self._write, self._map, self._map, self._truncate,
+                      self._zero, self._read, self._read]
+        try:
+            while not self.stopping:
+                with self.lock:
+                    at = random.randrange(LARGEST)
+                    random.choice(operations)(fd, at, 1 + random.randrange(LARGEST // 8), random)
+                    if not random.randrange(16):
+                        os.fsync(fd)
+                self.done += 1
+            self._read(fd, 0, len(self.copy), random)
+        finally:
+            os.close(fd)
+
+    def _write(self, fd, at, length, random):
+        data = random.randbytes(length)
+        if os.pwrite(fd, data, at) != length:
+            raise AssertionError("a short write")
+        self.copy.extend(bytes(max(at - len(self.copy), 0)))
+        self.copy[at:at + length] = data
+
+    def _map(self, fd, at, length, random):
+        end = min(at + length, len(self.copy))
+        if at < end:
+            with mmap.mmap(fd, len(self.copy)) as memory:
+                self.copy[at:end] = memory[at:end] = random.randbytes(end - at)
+
+    def _truncate(self, fd, at, _length, _random):
+        os.ftruncate(fd, at)
+        del self.copy[at:]
+        self.copy.extend(bytes(at - len(self.copy)))
+
+    def _zero(self, fd, at, length, random):
+        if fallocate(fd, random.choice((PUNCH, ZERO)) | KEEP_SIZE, at, length):
+            end = min(at + length, len(self.copy))
+            self.copy[at:end] = bytes(max(end - at, 0))
+
+    def _read(self, fd, at, length, _random):
+        same_bytes(os.pread(fd, length, at), self.copy[at:at + length], self.path)
+
+
+def same_bytes(found, wanted, what):
+    """Fails with the first difference."""
+    if found != wanted:
+        at = next((at for at, (a, b) in enumerate(zip(found, wanted)) if a != b), min(len(found), len(wanted)))
+        raise AssertionError(f"{what}: {len(found)} bytes, wanted {len(wanted)}; the first other one is {at}")
 
 
 class FileLoad(Threads):
@@ -71,10 +150,7 @@ class FileLoad(Threads):
         fd = os.open(self._old(where, random), os.O_RDWR)
         try:
             mode = random.choice((PUNCH | KEEP_SIZE, ZERO | KEEP_SIZE, KEEP_SIZE, 0))
-            if _libc.fallocate(fd, mode, random.randrange(LARGEST), 1 + random.randrange(LARGEST // 4)):
-                number = ctypes.get_errno()
-                if number not in (errno.EOPNOTSUPP, errno.ENODEV):
-                    raise OSError(number, os.strerror(number))
+            fallocate(fd, mode, random.randrange(LARGEST), 1 + random.randrange(LARGEST // 4))
         finally:
             os.close(fd)
 
