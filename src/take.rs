@@ -170,25 +170,21 @@ fn stop_in_some_order(
     order: &mut KVec<&(&Device, Prepared)>,
     scope: &NoIoScope,
 ) -> Result<Stopped> {
-    let mut result = stop(order, scope, true);
-    for _ in 0..ORDERS {
-        match result {
+    let mut together = true;
+    for _ in 0..=ORDERS {
+        let busy = match stop(order, scope, together) {
             Ok(stopped) => return Ok(stopped),
             Err(NotStopped::Failed(err)) => return Err(err),
-            Err(NotStopped::Busy(at)) => {
-                let first = order.remove(at).map_err(|_| EINVAL)?;
-                order.insert_within_capacity(0, first).map_err(|_| EINVAL)?;
-            }
-        }
-        result = stop(order, scope, false);
-        if matches!(result, Err(NotStopped::Busy(0))) {
+            Err(NotStopped::Busy(at)) => at,
+        };
+        if busy == 0 && !together {
             break;
         }
+        together = false;
+        let first = order.remove(busy).map_err(|_| EINVAL)?;
+        order.insert_within_capacity(0, first).map_err(|_| EINVAL)?;
     }
-    result.map_err(|err| match err {
-        NotStopped::Busy(_) => ETIMEDOUT,
-        NotStopped::Failed(err) => err,
-    })
+    Err(ETIMEDOUT)
 }
 
 /// What is allocated for a device before the instant.
