@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import threading
 
-from blockio import MIB, Threads
+from blockio import MIB, Threads, same
 from tap import rng
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -90,14 +90,7 @@ class KnownFile(Threads):
             self.copy[at:end] = bytes(max(end - at, 0))
 
     def _read(self, fd, at, length, _random):
-        same_bytes(os.pread(fd, length, at), self.copy[at:at + length], self.path)
-
-
-def same_bytes(found, wanted, what):
-    """Fails with the first difference."""
-    if found != wanted:
-        at = next((at for at, (a, b) in enumerate(zip(found, wanted)) if a != b), min(len(found), len(wanted)))
-        raise AssertionError(f"{what}: {len(found)} bytes, wanted {len(wanted)}; the first other one is {at}")
+        same(os.pread(fd, length, at), self.copy[at:at + length], self.path)
 
 
 class FileLoad(Threads):
