@@ -123,7 +123,9 @@ static int append_extents(int fd, struct blk_snap_dev_t device)
 		if (!map->fm_mapped_extents)
 			last = true;
 		if (ioctl(control, IOCTL_BLK_SNAP_SNAPSHOT_APPEND_STORAGE, &append)) {
-			complain("APPEND_STORAGE");
+			/* ESRCH: the backup is done, and needs no more. */
+			if (errno != ESRCH)
+				complain("APPEND_STORAGE");
 			goto out;
 		}
 	}

@@ -12,8 +12,8 @@ from tap import join, note, rng
 
 MIB = 1 << 20
 SECTOR = 512
-# The numbers of the system calls that Device.read() and Device.write() make, on x86_64.
-IOCTL, PREADV2, PWRITEV2 = 16, 327, 328
+# Numbers of system calls on x86_64, for waits_in(); Device.read() and Device.write() make the last two.
+IOCTL, OPENAT, PREADV2, PWRITEV2 = 16, 257, 327, 328
 
 
 class Device:
@@ -152,8 +152,8 @@ class Threads:
 
 
 def waits_in(thread, call):
-    """Whether a thread sleeps, not to be interrupted, in that system call."""
-    task = Path(f"/proc/self/task/{thread.native_id}")
+    """Whether a thread, ours or that of an id, sleeps, not to be interrupted, in that system call."""
+    task = Path(f"/proc/{getattr(thread, 'native_id', thread)}")
     return (task / "syscall").read_text().split()[0] == str(call) and \
         (task / "stat").read_text().rsplit(")", 1)[1].split()[0] == "D"
 

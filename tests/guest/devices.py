@@ -185,6 +185,15 @@ def mounted(device, options="", where=None):
             sh("umount", where)
 
 
+@contextlib.contextmanager
+def frozen(where):
+    sh("fsfreeze", "-f", where)
+    try:
+        yield
+    finally:
+        sh("fsfreeze", "-u", where)
+
+
 def make_fs(kind, device, size=None):
     """Makes a file system, of the device's size or smaller."""
     if kind == "ext4":
