@@ -19,6 +19,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/time.h>
 #include <unistd.h>
 #include <linux/blk_snap.h>
 
@@ -386,6 +387,7 @@ static void on_alarm(int number)
 static void events(void)
 {
 	struct sigaction action = { .sa_handler = on_alarm };
+	struct itimerval every_second = { { 1, 0 }, { 1, 0 } }, never = { 0 };
 	struct blk_snap_uuid id = create(2), nobody = { { 1 } };
 	struct blk_snap_snapshot_event *args = waiting(id, 1000);
 	struct blk_snap_event_low_free_space data;
@@ -400,9 +402,11 @@ static void events(void)
 	fails(ENOENT, SNAPSHOT_WAIT_EVENT, waiting(id, 0));
 	fails(ENOENT, SNAPSHOT_WAIT_EVENT, waiting(id, 20));
 	fails(ESRCH, SNAPSHOT_WAIT_EVENT, waiting(nobody, 1000));
+	/* Again and again: the first one may come before the command has begun. */
 	sigaction(SIGALRM, &action, NULL);
-	alarm(1);
+	setitimer(ITIMER_REAL, &every_second, NULL);
 	fails(EINTR, SNAPSHOT_WAIT_EVENT, waiting(id, ~0u));
+	setitimer(ITIMER_REAL, &never, NULL);
 }
 
 static void corrupted(void)

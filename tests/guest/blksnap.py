@@ -206,6 +206,14 @@ class Control:
                     raise
                 return events
 
+    def losses(self, name, count):
+        """The events that tell of lost images, at least so many. They come when the last write to the
+        storage has ended, and so later than errors of the images and the state in sysfs."""
+        found = []
+        until(lambda: found.extend(event for event in self.poll_events(name) if event.code == CORRUPTED)
+              or len(found) >= count)
+        return found
+
 
 class Snapshot:
     """A snapshot of devices, destroyed at the end of a `with` block.
@@ -267,6 +275,9 @@ class Snapshot:
 
     def wait_event(self, timeout_ms):
         return self.control.wait_event(self.id, timeout_ms)
+
+    def losses(self, count):
+        return self.control.losses(self.id, count)
 
     def state(self):
         """What sysfs shows of this snapshot."""

@@ -7,7 +7,7 @@ import errno
 import os
 from pathlib import Path
 
-from blksnap import CORRUPTED, dev_of, until
+from blksnap import dev_of, until
 from blockio import Device
 from tap import Skip, equal, raises, true
 
@@ -17,7 +17,7 @@ FAULTS = Path("/sys/kernel/debug")
 def corrupted(snapshot, nodes, *numbers):
     """The snapshot is, with one event per device, and its images give nothing any more."""
     until(lambda: snapshot.state()["state"] == "corrupted")
-    events = [event for event in snapshot.events() if event.code == CORRUPTED]
+    events = snapshot.losses(len(nodes))
     equal(sorted(event.dev for event in events), sorted(dev_of(node) for node in nodes), "devices of the events")
     for event in events:
         true(event.errno in numbers, f"{event}")

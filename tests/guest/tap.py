@@ -80,6 +80,11 @@ def true(condition, what):
         raise AssertionError(what)
 
 
+def log_lines():
+    """How many lines of the kernel log are of the driver or of the filter."""
+    return int(sh("dmesg | grep -cE 'blksnap|blk[-_]filter' || true"))
+
+
 class raises:
     """`with raises(errno.EINVAL):` — the block must fail with just that."""
 

@@ -475,7 +475,8 @@ fn check_failed(control: &Control, id: SnapshotId, errno: i32) -> Result<()> {
         errno == 5,
         "an image failed with errno {errno}, not with EIO"
     );
-    while let Some(event) = control.wait_event(id, Duration::from_millis(1))? {
+    // It comes when the last write to the storage has ended.
+    while let Some(event) = control.wait_event(id, Duration::from_secs(60))? {
         if let EventKind::Corrupted { .. } = event.kind {
             return Ok(());
         }
