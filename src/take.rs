@@ -18,13 +18,17 @@
 use kernel::{
     alloc::AllocError,
     block::{
-        bdev::FsFreeze,
+        bdev::BdevFile,
         bio_disk::{
             BioDisk,
             Major,
             Options, //
         },
         filter::WriteGate,
+        fs_freeze::{
+            FsFreeze,
+            FsFreezing, //
+        },
         queue::{
             Freezing,
             Frozen,
@@ -66,23 +70,60 @@ use crate::{
     units::Geometry, //
 };
 
-/// How long the devices may take to finish their writes.
+/// How long the devices may take to finish their writes, and the file systems to go on with theirs.
 const TIMEOUT_MS: u32 = 10_000;
 
 /// How long they may take if they are stopped all at once.
 const SHORT_TIMEOUT_MS: u32 = 500;
 
-/// In how many orders they are stopped one after the other, before that is given up.
+/// In how many orders they are stopped one after the other, or the file systems are frozen, before
+/// that is given up.
 const ORDERS: u32 = 4;
 
 /// Guards that are dropped in reverse order: what is stacked on something else was frozen before
 /// it, and thawing may write to it.
 struct Guards<T>(KVec<T>);
 
-impl<T> Drop for Guards<T> {
-    fn drop(&mut self) {
+impl<T> Guards<T> {
+    fn clear(&mut self) {
         while self.0.pop().is_some() {}
     }
+}
+
+impl<T> Drop for Guards<T> {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// Lets what is at this place be the first one.
+fn to_front<T>(items: &mut KVec<T>, at: usize) -> Result {
+    let first = items.remove(at).map_err(|_| EINVAL)?;
+    items.insert_within_capacity(0, first).map_err(|_| EINVAL)
+}
+
+/// Freezes file systems; if they cannot be frozen in this order, in another one, which `files` has
+/// then.
+///
+/// One that does not go on may have to write to a file on one that was frozen before it. These are
+/// thawed until it is frozen, and come after it.
+fn freeze_in_some_order(files: &mut KVec<Arc<BdevFile>>) -> Result<Guards<FsFreeze>> {
+    let mut frozen = Guards(KVec::with_capacity(files.len(), GFP_KERNEL)?);
+    let mut orders = 1;
+    while let Some(file) = files.get(frozen.0.len()) {
+        let freezing = FsFreezing::start(file)?;
+        let at = frozen.0.len();
+        if at != 0 && !freezing.wait(msecs_to_jiffies(TIMEOUT_MS)) {
+            frozen.clear();
+            if orders == ORDERS {
+                return Err(ETIMEDOUT);
+            }
+            orders += 1;
+            to_front(files, at)?;
+        }
+        frozen.0.push(freezing.finish()?, GFP_KERNEL)?;
+    }
+    Ok(frozen)
 }
 
 /// Devices that are stopped. Dropped in the order of declaration.
@@ -181,8 +222,7 @@ fn stop_in_some_order(
             break;
         }
         together = false;
-        let first = order.remove(busy).map_err(|_| EINVAL)?;
-        order.insert_within_capacity(0, first).map_err(|_| EINVAL)?;
+        to_front(order, busy)?;
     }
     Err(ETIMEDOUT)
 }
@@ -294,15 +334,16 @@ pub(crate) fn take(
         quick.push(QuickFreeze::start(&device.file), GFP_KERNEL)?;
     }
     quick.iter().for_each(QuickFreeze::wait);
-    let mut file_systems = Guards(KVec::new());
+    let mut files = KVec::new();
     for (device, _) in &order {
         for file in device.file.with_partitions()? {
-            file_systems.0.push(FsFreeze::new(&file)?, GFP_KERNEL)?;
+            files.push(file, GFP_KERNEL)?;
         }
     }
 
-    // Declared before what stops the devices, and so dropped after it on failure.
+    // Declared before what freezes and stops, and so dropped after it on failure.
     let scope = NoIoScope::new();
+    let file_systems = freeze_in_some_order(&mut files)?;
     let start = Instant::<Monotonic>::now();
     let stopped = stop_in_some_order(&mut order, &scope)?;
 

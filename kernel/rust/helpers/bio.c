@@ -4,6 +4,7 @@
 #include <linux/blk-cgroup.h>
 #include <linux/blkdev.h>
 #include <linux/highmem.h>
+#include <linux/part_stat.h>
 #include <linux/preempt.h>
 #include <linux/sched/mm.h>
 
@@ -45,6 +46,13 @@ __rust_helper bool rust_helper_bdev_is_partition(struct block_device *bdev)
 __rust_helper bool rust_helper_bdev_read_only(struct block_device *bdev)
 {
 	return bdev_read_only(bdev);
+}
+
+__rust_helper unsigned long rust_helper_bdev_count_writes(struct block_device *bdev)
+{
+	return part_stat_read(bdev, ios[STAT_WRITE]) +
+	       part_stat_read(bdev, ios[STAT_DISCARD]) +
+	       part_stat_read(bdev, ios[STAT_FLUSH]);
 }
 
 __rust_helper unsigned int rust_helper_memalloc_noio_save(void)

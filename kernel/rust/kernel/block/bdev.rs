@@ -6,10 +6,7 @@
 
 use crate::{
     bindings,
-    error::{
-        from_err_ptr,
-        to_result, //
-    },
+    error::from_err_ptr,
     fmt,
     prelude::*,
     str::BStr,
@@ -287,32 +284,5 @@ impl Drop for BdevFile {
         // May run in atomic context, when a bio holds the last reference: `fput()` defers the
         // work. SAFETY: We hold a reference by the type invariant.
         unsafe { bindings::fput(self.0.as_ptr()) };
-    }
-}
-
-/// Keeps the file system on a block device frozen: its dirty data is written and no writes begin.
-///
-/// Without a file system there is nothing to freeze; then the page cache of the device itself was
-/// written back.
-#[must_use]
-pub struct FsFreeze(Arc<BdevFile>);
-
-impl FsFreeze {
-    /// Freezes the file system on `file`'s device. May sleep for long.
-    ///
-    /// Fails with `EBUSY` when the device is being removed from its file system, or with the error
-    /// of writing back.
-    pub fn new(file: &Arc<BdevFile>) -> Result<Self> {
-        // SAFETY: The device is open.
-        to_result(unsafe { bindings::bdev_freeze(file.bdev().as_raw()) })?;
-        Ok(Self(file.clone()))
-    }
-}
-
-impl Drop for FsFreeze {
-    fn drop(&mut self) {
-        // SAFETY: The device is open, and was frozen by `new()`. The error says that somebody else
-        // thawed it, which is what we want.
-        let _ = unsafe { bindings::bdev_thaw(self.0.bdev().as_raw()) };
     }
 }

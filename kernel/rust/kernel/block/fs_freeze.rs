@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Freezing the file systems on block devices.
+//!
+//! To freeze a file system is to write its dirty data. That may take long, and does not end at all
+//! if the data has to go to another file system that is frozen already, as to a file behind a loop
+//! device. So a worker does it, and who asked for it looks how it [goes on](FsFreezing::wait) and
+//! can thaw the other one.
+
+use super::bdev::BdevFile;
+use crate::{
+    bindings,
+    error::to_result,
+    prelude::*,
+    sync::{
+        new_mutex,
+        Arc,
+        Completion,
+        Mutex, //
+    },
+    time::Jiffies,
+    workqueue, //
+};
+
+/// Keeps the file system on a block device frozen: its dirty data is written and no writes begin.
+///
+/// Without a file system there is nothing to freeze; then the page cache of the device itself was
+/// written back.
+///
+/// # Invariants
+///
+/// A `bdev_freeze()` of the device has succeeded that was not undone by us.
+#[must_use]
+pub struct FsFreeze(Arc<BdevFile>);
+
+impl FsFreeze {
+    fn new(file: &Arc<BdevFile>) -> Result<Self> {
+        // SAFETY: The device is open.
+        to_result(unsafe { bindings::bdev_freeze(file.bdev().as_raw()) })?;
+        // INVARIANT: Just frozen.
+        Ok(Self(file.clone()))
+    }
+}
+
+impl Drop for FsFreeze {
+    fn drop(&mut self) {
+        // SAFETY: The device is open, and was frozen by the type invariant. The error says that
+        // somebody else thawed it, which is what we want.
+        let _ = unsafe { bindings::bdev_thaw(self.0.bdev().as_raw()) };
+    }
+}
+
+/// What a worker and who waits for it share.
+#[pin_data]
+struct Shared {
+    #[pin]
+    ended: Completion,
+    /// Set before it has ended. Nothing is locked by whoever holds this lock.
+    #[pin]
+    result: Mutex<Option<Result<FsFreeze>>>,
+}
+
+/// A file system that is being frozen.
+///
+/// Dropping it waits until that has ended, and thaws.
+#[must_use]
+pub struct FsFreezing {
+    file: Arc<BdevFile>,
+    shared: Arc<Shared>,
+}
+
+impl FsFreezing {
+    /// Begins to freeze the file system on `file`'s device. May sleep.
+    ///
+    /// Fails with `ENOMEM`.
+    pub fn start(file: &Arc<BdevFile>) -> Result<Self> {
+        let init = pin_init!(Shared {
+            ended <- Completion::new(),
+            result <- new_mutex!(None),
+        });
+        let shared = Arc::pin_init(init, GFP_KERNEL)?;
+        let this = Self {
+            file: file.clone(),
+            shared: shared.clone(),
+        };
+        let file = file.clone();
+        let freeze = move || {
+            let result = FsFreeze::new(&file);
+            *shared.result.lock() = Some(result);
+            // Before who waits goes on, so that it is not closed here, later than there.
+            drop(file);
+            shared.ended.complete_all();
+        };
+        if let Err(err) = workqueue::system_unbound().try_spawn(GFP_KERNEL, freeze) {
+            // Nobody else will.
+            this.shared.ended.complete_all();
+            return Err(err.into());
+        }
+        Ok(this)
+    }
+
+    /// Waits until the file system is frozen or, for `timeout`, the device has ended no write.
+    ///
+    /// Returns whether it is frozen, or has failed to be.
+    pub fn wait(&self, timeout: Jiffies) -> bool {
+        let mut written = self.count_writes();
+        while !self.shared.ended.wait_for_completion_timeout(timeout) {
+            let before = core::mem::replace(&mut written, self.count_writes());
+            if written == before {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Waits, for as long as it takes, until the file system is frozen.
+    ///
+    /// Fails with `EBUSY` when the device is being removed from its file system, or with the error
+    /// of writing back.
+    pub fn finish(self) -> Result<FsFreeze> {
+        self.shared.ended.wait_for_completion();
+        let result = self.shared.result.lock().take();
+        result.unwrap_or(Err(EIO))
+    }
+
+    /// How many writes the device has ended, which it counts unless that was switched off.
+    fn count_writes(&self) -> usize {
+        // SAFETY: The device is open.
+        unsafe { bindings::bdev_count_writes(self.file.bdev().as_raw()) }
+    }
+}
+
+impl Drop for FsFreezing {
+    fn drop(&mut self) {
+        self.shared.ended.wait_for_completion();
+        // Here, as the worker may hold `shared` for a moment longer.
+        let result = self.shared.result.lock().take();
+        drop(result);
+    }
+}
