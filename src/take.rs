@@ -116,6 +116,8 @@ fn freeze_in_some_order(files: &mut KVec<Arc<BdevFile>>) -> Result<Guards<FsFree
         if at != 0 && !freezing.wait(msecs_to_jiffies(TIMEOUT_MS)) {
             frozen.clear();
             if orders == ORDERS {
+                let id = file.bdev().id();
+                pr_err!("device {id}: freezing its file system does not come to an end\n");
                 return Err(ETIMEDOUT);
             }
             orders += 1;
@@ -223,6 +225,10 @@ fn stop_in_some_order(
         }
         together = false;
         to_front(order, busy)?;
+    }
+    if let Some((device, _)) = order.first() {
+        let id = device.tracker.id();
+        pr_err!("device {id}: its writes do not come to an end\n");
     }
     Err(ETIMEDOUT)
 }

@@ -186,6 +186,9 @@ fn meaning(command: Command, errno: Errno) -> &'static str {
         (C::SnapshotTake, Errno::ALREADY) => "it was taken before: ",
         (C::SnapshotTake, Errno::FAULT) => "it has no difference storage yet: ",
         (C::SnapshotTake, Errno::NODEV) => "it has no devices: ",
+        (C::SnapshotTake, Errno::TIMEDOUT) => {
+            "the writes of a device do not come to an end (`dmesg` tells of which): "
+        }
         (C::SnapshotCollectImages, Errno::NODEV) => "it has not been taken: ",
         _ => "",
     }
