@@ -291,7 +291,8 @@ impl Prepared {
 /// instant.
 ///
 /// Calls must not overlap in time. Fails with `EALREADY` if it was taken, `ENODEV` if it has no
-/// devices, `EFAULT` if it has no storage, `ETIMEDOUT` if a device does not come to rest.
+/// devices, `EFAULT` if it has no storage, `ETIMEDOUT` if a device does not come to rest or the
+/// file systems cannot be frozen in any of some orders.
 pub(crate) fn take(
     snapshot: &Snapshot,
     engine: &Arc<Engine>,
