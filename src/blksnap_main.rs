@@ -2,18 +2,27 @@
 
 //! Block device snapshots and change tracking for backup.
 //!
-//! Three paths lead through this driver, each in one direction:
+//! The driver is divided into rooms, which use each other in one direction only, down this list:
 //!
-//! - A bio that somebody sends to a tracked device: [`tracker`] (a block filter) marks it in the
-//!   change map, [`cbt`], and while a snapshot is held asks the copy engine, [`cow`], whether it
-//!   may go on. That finds in the [`chunk_map`] whether the old data is safe; if not, a [`copy`]
-//!   reads it and puts it into the difference [`storage`], which takes its place from the
-//!   [`pool`].
-//! - A bio that somebody sends to an [`image`]: [`image_io`] looks in the same chunk map where the
+//! - [`control`]: the commands of the control device, all trackers and snapshots, sysfs.
+//! - [`snapshot`]: a set of devices, and the instant at which they are captured.
+//! - [`image`]: the disk that shows a device as it was then.
+//! - [`tracking`]: the filter on a device, and the map of what was written since when.
+//! - [`copying`]: the copy engine of a captured device, and where each chunk's data is.
+//! - [`storage`]: the difference storage of a snapshot, its state, and its events.
+//! - [`base`]: units, parameters, and what only tests switch on.
+//!
+//! Three paths lead through it, each down through the rooms:
+//!
+//! - A bio that somebody sends to a tracked device: the [tracker](tracking::tracker), a block
+//!   filter, marks it in the [change map](tracking::cbt) and, while a snapshot is held, asks the
+//!   [copy engine](copying::cow) whether it may go on. The engine finds in the
+//!   [chunk map](copying::chunk_map) whether the old data is safe; if not, it reads the old data
+//!   and stores it at the next place of the [pool](storage::pool).
+//! - A bio that somebody sends to an image: [`image::io`] finds in the same chunk map where the
 //!   data is, and sends clones to the original device or to the difference storage.
-//! - A command: [`control`] decodes it (see [`abi`]), [`registry`] finds what it is about, and
-//!   [`snapshot`] does it; [`take`] is the instant. [`events`] go the other way, and [`sysfs`]
-//!   shows how things stand.
+//! - A command: [`control`] decodes it (see [`control::abi`]), the [registry](control::registry)
+//!   finds what it is about, and [`snapshot`] does it; [`snapshot::take`] is the instant.
 
 use kernel::{
     miscdevice::{
@@ -24,34 +33,18 @@ use kernel::{
     sync::Arc, //
 };
 
-use crate::{
-    control::Control,
-    registry::Registry, //
+use crate::control::{
+    registry::Registry,
+    Control, //
 };
 
-mod abi;
-mod ahead;
-mod cbt;
-mod chunk_map;
+mod base;
 mod control;
-mod copy;
-mod cow;
-mod delays;
-mod engine;
-mod events;
-mod excluded;
-mod faults;
+mod copying;
 mod image;
-mod image_io;
-mod params;
-mod pool;
-mod registry;
 mod snapshot;
 mod storage;
-mod sysfs;
-mod take;
-mod tracker;
-mod units;
+mod tracking;
 
 module! {
     type: Blksnap,

@@ -17,17 +17,23 @@ use kernel::{
 };
 
 use crate::{
-    abi::{
-        layout,
-        read_array,
-        user,
-        Abi,
-        Command,
-        Struct, //
+    control::{
+        abi::{
+            layout,
+            read_array,
+            user,
+            Abi,
+            Command,
+            Struct, //
+        },
+        registry::Registry, //
     },
-    events::Kind,
-    registry::Registry, //
+    storage::events::Kind, //
 };
+
+pub(crate) mod abi;
+pub(crate) mod registry;
+pub(crate) mod sysfs;
 
 /// Major, minor, revision, build.
 const VERSION: [u16; 4] = [1, 0, 0, 0];

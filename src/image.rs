@@ -21,10 +21,11 @@ use kernel::{
 };
 
 use crate::{
-    cbt::Cbt,
-    cow::Cow,
-    image_io, //
+    copying::cow::Cow,
+    tracking::cbt::Cbt, //
 };
+
+pub(crate) mod io;
 
 /// What serves an image.
 ///
@@ -78,7 +79,7 @@ impl Image {
             // The next increment has to read these blocks again.
             cbt.mark_both(bio.sector(), u64::from(bio.sectors()));
         }
-        image_io::submit(&self.cow, bio);
+        io::submit(&self.cow, bio);
     }
 
     fn wait(&self, bio: OwnedBio) {

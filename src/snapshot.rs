@@ -28,28 +28,34 @@ use kernel::{
 };
 
 use crate::{
-    cbt::Cbt,
-    cow::Cow,
-    delays::{
+    base::delays::{
         delay,
         Point, //
     },
+    control::{
+        registry::Registry,
+        sysfs::{
+            self,
+            Shown,
+            Sysfs, //
+        }, //
+    },
+    copying::cow::Cow,
     image::Image,
-    registry::Registry,
     storage::{
         Storage,
         Told, //
     },
-    sysfs::{
-        self,
-        Shown,
-        Sysfs, //
-    },
-    tracker::{
-        Tracker,
-        TrackerRef, //
+    tracking::{
+        cbt::Cbt,
+        tracker::{
+            Tracker,
+            TrackerRef, //
+        }, //
     }, //
 };
+
+pub(crate) mod take;
 
 /// A device of a snapshot.
 pub(crate) struct Device {

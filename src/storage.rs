@@ -26,27 +26,34 @@ use kernel::{
 };
 
 use crate::{
-    ahead::WINDOW,
-    events::{
-        EventQueue,
-        Kind, //
+    base::{
+        faults::{
+            planted,
+            Fault, //
+        },
+        units::{
+            SECTOR_SHIFT,
+            UNIT_SECTORS_SHIFT, //
+        }, //
     },
-    faults::{
-        planted,
-        Fault, //
-    },
-    pool::{
-        Extent,
-        LowSpace,
-        Pool,
-        Range, //
-    },
-    registry::Registry,
-    units::{
-        SECTOR_SHIFT,
-        UNIT_SECTORS_SHIFT, //
+    control::registry::Registry,
+    copying::ahead::WINDOW,
+    storage::{
+        events::{
+            EventQueue,
+            Kind, //
+        },
+        pool::{
+            Extent,
+            LowSpace,
+            Pool,
+            Range, //
+        }, //
     }, //
 };
+
+pub(crate) mod events;
+pub(crate) mod pool;
 
 /// A device of the snapshot, and whether the client was told that its image is of no use.
 pub(crate) struct Told {
@@ -371,7 +378,7 @@ impl Storage {
         free.saturating_sub(capacity.min(space.low.portion()) / 2)
     }
 
-    /// Whether there is room for any copy, for [`Fault::StoreAfterFailure`](crate::faults::Fault).
+    /// Whether there is room for any copy, for [`Fault::StoreAfterFailure`](crate::base::faults::Fault).
     pub(crate) fn has_room(&self) -> bool {
         let usage = self.usage();
         usage.capacity.saturating_sub(usage.filled) > WINDOW >> SECTOR_SHIFT

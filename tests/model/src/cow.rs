@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `src/cow.rs`, `src/cow/claim.rs`, `src/cow/steps.rs`.
+//! `src/copying/cow.rs`, `src/copying/cow/claim.rs`, `src/copying/cow/steps.rs`.
 
 use core::{
     ops::Range,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `src/image_io.rs`.
+//! `src/image/io.rs`.
 
 use core::{ops::Range, sync::atomic::Ordering::Relaxed as Counting};
 use kernel::planted::{Fault, planted};

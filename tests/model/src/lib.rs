@@ -2,9 +2,9 @@
 
 //! The life of a chunk, over all interleavings.
 //!
-//! `src/chunk_map.rs` is compiled here as it is, with loom's atomics under it. Around it is a small
-//! model of what uses it: the names are those of the functions in `src/cow.rs`, `src/cow/` and
-//! `src/image_io.rs`, and each does what that function does, step by step; what it leaves out is
+//! `src/copying/chunk_map.rs` is compiled here as it is, with loom's atomics under it. Around it is a small
+//! model of what uses it: the names are those of the functions in `src/copying/cow.rs`, `src/copying/cow/` and
+//! `src/image/io.rs`, and each does what that function does, step by step; what it leaves out is
 //! bios, memory and accounting. loom runs each scenario of `scenarios` in every order in which a thread
 //! is interrupted at most twice (once, if there are three; `LOOM_MAX_PREEMPTIONS=3` takes minutes), and with every value that
 //! the memory model lets a load see, stale ones included.
@@ -31,7 +31,7 @@
 
 #[allow(dead_code)]
 #[rustfmt::skip]
-#[path = "../../../src/chunk_map.rs"]
+#[path = "../../../src/copying/chunk_map.rs"]
 mod chunk_map;
 
 mod cow;

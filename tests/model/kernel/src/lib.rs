@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! As much of the kernel crate as `src/chunk_map.rs` uses, on top of loom: so that the driver's
+//! As much of the kernel crate as `src/copying/chunk_map.rs` uses, on top of loom: so that the driver's
 //! own file is what the model checks, with its own orderings.
 //!
 //! [`planted`] weakens single orderings, to show that they are needed.

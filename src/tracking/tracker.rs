@@ -43,14 +43,16 @@ use kernel::{
 };
 
 use crate::{
-    cbt::Cbt,
-    cow::Cow,
-    delays::{
-        delay,
-        Point, //
+    base::{
+        delays::{
+            delay,
+            Point, //
+        },
+        params, //
     },
-    params,
-    registry::Registry, //
+    control::registry::Registry,
+    copying::cow::Cow,
+    tracking::cbt::Cbt, //
 };
 
 /// A tracker that is, or was, attached to its device.

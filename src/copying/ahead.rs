@@ -20,14 +20,14 @@ use core::ops::Range;
 #[cfg(doc)]
 use crate::storage::Storage;
 use crate::{
-    chunk_map::{
-        ChunkMap,
-        MAX_RUN, //
-    },
-    units::{
+    base::units::{
         Geometry,
         SECTOR_SHIFT,
         UNIT_SHIFT, //
+    },
+    copying::chunk_map::{
+        ChunkMap,
+        MAX_RUN, //
     }, //
 };
 
@@ -122,7 +122,7 @@ impl Account {
 #[kernel::macros::kunit_tests(blksnap_ahead)]
 mod tests {
     use super::*;
-    use crate::chunk_map::{
+    use crate::copying::chunk_map::{
         OldWindow,
         Overwrite,
         Place, //

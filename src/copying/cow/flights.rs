@@ -17,12 +17,14 @@ use kernel::{
 use core::ops::Range;
 
 use crate::{
-    copy::Memory,
-    engine::{
-        Busy,
-        BATCH, //
-    },
-    units::UNIT_SHIFT, //
+    base::units::UNIT_SHIFT,
+    copying::{
+        copy::Memory,
+        engine::{
+            Busy,
+            BATCH, //
+        }, //
+    }, //
 };
 
 /// Units that are stored by one bio at the most: as many as its pages.
@@ -282,7 +284,7 @@ impl Flights {
 #[kernel::macros::kunit_tests(blksnap_flights)]
 mod tests {
     use super::*;
-    use crate::engine::InFlight;
+    use crate::copying::engine::InFlight;
 
     /// Begins a flight that copies `run` with the copy `index`; a chunk is a unit.
     fn begin(flights: &mut Flights, index: usize, run: Range<u64>) -> Result {

@@ -48,26 +48,30 @@ use kernel::{
 };
 
 use crate::{
-    cow::Cow,
-    delays::{
-        delay,
-        Point, //
+    base::{
+        delays::{
+            delay,
+            Point, //
+        },
+        faults::{
+            planted,
+            Fault, //
+        },
+        params,
+        units::Geometry, //
     },
-    engine::Engine,
-    faults::{
-        planted,
-        Fault, //
+    copying::{
+        cow::Cow,
+        engine::Engine, //
     },
     image::Image,
-    params,
     snapshot::{
         Captured,
         Device,
         Snapshot,
         State,
         Taken, //
-    },
-    units::Geometry, //
+    }, //
 };
 
 /// How long the devices may take to finish their writes, and the file systems to go on with theirs.

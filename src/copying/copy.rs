@@ -52,18 +52,22 @@ use core::{
 };
 
 use crate::{
-    cow::Cow,
-    delays::{
-        delay,
-        Point, //
+    base::{
+        delays::{
+            delay,
+            Point, //
+        },
+        units::{
+            SECTOR_SHIFT,
+            UNIT_SHIFT, //
+        }, //
     },
-    engine::{
-        Busy,
-        BATCH, //
-    },
-    units::{
-        SECTOR_SHIFT,
-        UNIT_SHIFT, //
+    copying::{
+        cow::Cow,
+        engine::{
+            Busy,
+            BATCH, //
+        }, //
     }, //
 };
 

@@ -24,11 +24,11 @@ use kernel::{
 };
 
 use crate::{
-    copy::{
+    copying::copy::{
         ReadIo,
         StoreIo, //
     },
-    image_io::ImageIo, //
+    image::io::ImageIo, //
 };
 
 /// Bios of each kind that can be in flight whatever the state of memory.

@@ -99,14 +99,14 @@ pub(crate) fn diff_storage_minimum() -> u64 {
     u64::from(DIFF_STORAGE_MINIMUM.load(Relaxed))
 }
 
-/// What to do wrong, see [`faults`](crate::faults); 0 for nothing.
+/// What to do wrong, see [`faults`](crate::base::faults); 0 for nothing.
 #[cfg(CONFIG_BLK_SNAP_FAULTS)]
 pub(crate) fn fault() -> u32 {
     FAULT.load(Relaxed)
 }
 
 /// For how long to wait at the most, at which points, and once in how many times, which is not 0;
-/// see [`delays`](crate::delays).
+/// see [`delays`](crate::base::delays).
 #[cfg(CONFIG_BLK_SNAP_DELAYS)]
 pub(crate) fn delays() -> (u32, u32, u32) {
     (

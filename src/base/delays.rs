@@ -58,7 +58,7 @@ pub(crate) enum Point {
 #[cfg(CONFIG_BLK_SNAP_DELAYS)]
 mod imp {
     use super::Point;
-    use crate::params;
+    use crate::base::params;
     use kernel::{
         sync::atomic::{
             Atomic,

@@ -31,14 +31,14 @@ use kernel::{
 };
 
 use crate::{
+    base::units::SECTOR_SHIFT,
     image::Image,
     snapshot::Snapshot,
-    tracker::{
+    tracking::tracker::{
         Tracker,
         TrackerRef,
         Tracking, //
-    },
-    units::SECTOR_SHIFT, //
+    }, //
 };
 
 /// A `T` that has a directory.

@@ -8,7 +8,7 @@
 //!
 //! Reads of the original are optimistic. No lock keeps the chunks untouched meanwhile: when the
 //! read is done, it is looked whether they still are. If not, what was read may be new data; it
-//! is thrown away, and the copy is read instead. See [`chunk_map`](crate::chunk_map) for why that
+//! is thrown away, and the copy is read instead. See [`chunk_map`](crate::copying::chunk_map) for why that
 //! is right.
 //!
 //! Writes go to the difference storage: an untouched chunk is copied there first.
@@ -32,16 +32,20 @@ use kernel::{
 };
 
 use crate::{
-    chunk_map::Place,
-    cow::Cow,
-    delays::{
-        delay,
-        Point, //
+    base::{
+        delays::{
+            delay,
+            Point, //
+        },
+        faults::{
+            planted,
+            Fault, //
+        }, //
     },
-    engine::Busy,
-    faults::{
-        planted,
-        Fault, //
+    copying::{
+        chunk_map::Place,
+        cow::Cow,
+        engine::Busy, //
     }, //
 };
 

@@ -23,7 +23,7 @@ use kernel::{
     uuid::Uuid, //
 };
 
-use crate::{
+use crate::base::{
     faults::{
         planted,
         Fault, //

@@ -41,28 +41,32 @@ use kernel::{
 };
 
 use crate::{
-    cbt::Cbt,
-    delays::{
-        delay,
-        Point, //
+    base::{
+        delays::{
+            delay,
+            Point, //
+        },
+        params, //
     },
-    engine::Engine,
-    params,
+    control::sysfs::{
+        Shown,
+        Sysfs, //
+    },
+    copying::engine::Engine,
     snapshot::{
         self,
+        take,
         Device,
         Snapshot, //
     },
     storage::Disjoint,
-    sysfs::{
-        Shown,
-        Sysfs, //
-    },
-    take,
-    tracker::{
-        Tracker,
-        TrackerRef,
-        Tracking, //
+    tracking::{
+        cbt::Cbt,
+        tracker::{
+            Tracker,
+            TrackerRef,
+            Tracking, //
+        }, //
     }, //
 };
 
@@ -336,7 +340,7 @@ impl Registry {
             return Err(EROFS);
         }
         check_ranges(ranges, bdev.sectors())?;
-        let block = u64::from(bdev.logical_block_size() >> crate::units::SECTOR_SHIFT).max(1);
+        let block = u64::from(bdev.logical_block_size() >> crate::base::units::SECTOR_SHIFT).max(1);
         if ranges
             .iter()
             .any(|&(first, count)| first % block != 0 || count % block != 0)

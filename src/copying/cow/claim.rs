@@ -25,22 +25,26 @@ use super::{
     REAP, //
 };
 use crate::{
-    ahead::WINDOW,
-    chunk_map::{
-        OldWindow,
-        Prepared, //
+    base::{
+        delays::{
+            delay,
+            Point, //
+        },
+        units::{
+            SECTOR_SHIFT,
+            UNIT_SECTORS, //
+        }, //
     },
-    copy::{
-        Memory,
-        ReadIo, //
-    },
-    delays::{
-        delay,
-        Point, //
-    },
-    units::{
-        SECTOR_SHIFT,
-        UNIT_SECTORS, //
+    copying::{
+        ahead::WINDOW,
+        chunk_map::{
+            OldWindow,
+            Prepared, //
+        },
+        copy::{
+            Memory,
+            ReadIo, //
+        }, //
     }, //
 };
 

@@ -13,11 +13,11 @@ use kernel::{
 };
 
 use crate::{
-    chunk_map::Place,
-    units::{
+    base::units::{
         UNIT_SECTORS,
         UNIT_SECTORS_SHIFT, //
-    }, //
+    },
+    copying::chunk_map::Place, //
 };
 
 /// A range of sectors on a device.

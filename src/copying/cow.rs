@@ -15,7 +15,7 @@
 //! There is a work item for each thing that may block in its own way, so that no other waits
 //! behind it: [`WRITERS`] lets writes go, [`STORE`] stores, [`IMAGES`] serves the image.
 //!
-//! [`image_io`](crate::image_io) serves the image from the same states.
+//! [`image::io`](crate::image::io) serves the image from the same states.
 //!
 //! # Locking
 //!
@@ -68,31 +68,35 @@ use kernel::{
 };
 
 use crate::{
-    ahead::Account,
-    cbt::Cbt,
-    chunk_map::{
-        ChunkMap,
-        OldWindow,
-        Overwrite,
-        Place,
-        MAX_WINDOWS, //
+    base::{
+        faults::{
+            planted,
+            Fault, //
+        },
+        units::Geometry, //
     },
-    copy::{
-        Copy,
-        Memory, //
-    },
-    engine::{
-        Busy,
-        Engine,
-        InFlight, //
-    },
-    excluded::Excluded,
-    faults::{
-        planted,
-        Fault, //
+    copying::{
+        ahead::Account,
+        chunk_map::{
+            ChunkMap,
+            OldWindow,
+            Overwrite,
+            Place,
+            MAX_WINDOWS, //
+        },
+        copy::{
+            Copy,
+            Memory, //
+        },
+        engine::{
+            Busy,
+            Engine,
+            InFlight, //
+        },
+        excluded::Excluded, //
     },
     storage::Storage,
-    units::Geometry, //
+    tracking::cbt::Cbt, //
 };
 
 use claim::{
@@ -255,7 +259,7 @@ pub(crate) struct Cow {
     stored: SpinLockIrq<Ended>,
     /// Somebody waits for copies to be stored. Changed under `inner`'s lock.
     hurry: Atomic<bool>,
-    /// Image reads to be done again, see [`image_io`]. Pushed to in interrupts.
+    /// Image reads to be done again, see [`io`]. Pushed to in interrupts.
     #[pin]
     retry: SpinLockIrq<BioList>,
     /// The device has gone, and writes may have been missed.

@@ -28,7 +28,7 @@ pub(crate) enum Fault {
 #[cfg(CONFIG_BLK_SNAP_FAULTS)]
 #[inline]
 pub(crate) fn planted(fault: Fault) -> bool {
-    crate::params::fault() == fault as u32
+    crate::base::params::fault() == fault as u32
 }
 
 /// Whether this is to be done wrong: never.

@@ -47,21 +47,25 @@ use super::{
     WRITERS, //
 };
 use crate::{
-    chunk_map::Place,
-    copy::{
-        self,
-        Copy, //
+    base::{
+        delays::{
+            delay,
+            Point, //
+        },
+        faults::{
+            planted,
+            Fault, //
+        }, //
     },
-    delays::{
-        delay,
-        Point, //
+    copying::{
+        chunk_map::Place,
+        copy::{
+            self,
+            Copy, //
+        },
+        engine::BATCH, //
     },
-    engine::BATCH,
-    faults::{
-        planted,
-        Fault, //
-    },
-    image_io, //
+    image::io, //
 };
 
 /// What comes of a read that has ended.
@@ -388,9 +392,9 @@ impl Cow {
     /// Serves the bios of the image that may try again.
     pub(super) fn serve_images(self: &Arc<Self>) {
         let images = self.inner.lock().images_ready.take();
-        image_io::submit_list(self, images);
+        io::submit_list(self, images);
         let retry: BioList = self.retry.lock().take();
-        image_io::submit_list(self, retry);
+        io::submit_list(self, retry);
     }
 }
 
