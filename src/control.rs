@@ -245,7 +245,7 @@ impl Control {
 
     fn wait_event(&self, mut call: Call) -> Result {
         let snapshot = self.0.snapshot(call.args.uuid(0))?;
-        let event = snapshot.storage.events().wait(call.args.u32(1))?;
+        let event = snapshot.events.wait(call.args.u32(1))?;
         let mut data = Struct::new(call.abi, layout::CORRUPTED);
         let code = match event.kind {
             Kind::LowFreeSpace(sectors) => {

@@ -32,19 +32,20 @@ use crate::{
         delay,
         Point, //
     },
-    control::{
-        registry::Registry,
-        sysfs::{
-            self,
-            Shown,
-            Sysfs, //
-        }, //
+    control::sysfs::{
+        self,
+        Shown,
+        Sysfs, //
     },
     copying::cow::Cow,
     image::Image,
     storage::{
-        Storage,
-        Told, //
+        events::{
+            Announce,
+            EventQueue, //
+        },
+        health::Health,
+        space::Space, //
     },
     tracking::{
         cbt::Cbt,
@@ -98,8 +99,12 @@ pub(crate) struct Taken {
 /// `state`, `taken` and `shown` are taken below the registry's locks, each by itself.
 #[pin_data]
 pub(crate) struct Snapshot {
-    /// What it shares with its copy engines.
-    pub(crate) storage: Arc<Storage>,
+    /// Where its copy engines put old data.
+    pub(crate) space: Arc<Space>,
+    /// Whether its images are still good.
+    pub(crate) health: Arc<Health>,
+    /// What it has to tell its client.
+    pub(crate) events: Arc<EventQueue>,
     /// In the order given by the client.
     pub(crate) devices: KVec<Device>,
     #[pin]
@@ -114,20 +119,22 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Makes a snapshot that is not taken; events ask for portions of `portion` sectors.
+    /// Makes a snapshot that is not taken; events ask for portions of `portion` sectors, and are
+    /// announced by `announcer`.
     pub(crate) fn new(
         devices: KVec<Device>,
         portion: u64,
-        registry: &Arc<Registry>,
+        announcer: Arc<dyn Announce>,
     ) -> Result<Arc<Self>> {
-        let mut ids = KVec::with_capacity(devices.len(), GFP_KERNEL)?;
-        for device in &devices {
-            ids.push(Told::new(device.tracker.id()), GFP_KERNEL)?;
-        }
-        let storage = Storage::new(Uuid::random(), ids, portion, registry)?;
+        let events = Arc::pin_init(EventQueue::new(devices.len(), announcer), GFP_KERNEL)?;
+        let ids = devices.iter().map(|device| device.tracker.id());
+        let health = Health::new(Uuid::random(), ids, &events)?;
+        let space = Space::new(portion, &events)?;
         Arc::pin_init(
             pin_init!(Self {
-                storage,
+                space,
+                health,
+                events,
                 devices,
                 state <- new_mutex!(State::Created),
                 created: real_seconds(),
@@ -143,7 +150,7 @@ impl Snapshot {
 
     /// The name.
     pub(crate) fn id(&self) -> Uuid {
-        self.storage.id()
+        self.health.snapshot()
     }
 
     /// Gives it a directory in sysfs.
@@ -154,8 +161,8 @@ impl Snapshot {
 
     /// Tells by sysfs and uevents what its events have told since the last call. May sleep.
     pub(crate) fn announce(&self) {
-        self.storage.tell_lost();
-        let (low, corrupted) = self.storage.take_news();
+        self.health.tell_lost();
+        let (low, corrupted) = self.events.take_news();
         let shown = self.shown.lock();
         let Some(shown) = &*shown else { return };
         if low || corrupted {
@@ -230,7 +237,7 @@ impl Snapshot {
     /// Ends the snapshot: no image, no copying, and nothing is written to the storage any more.
     /// May sleep for long. To be called once.
     pub(crate) fn destroy(&self) {
-        self.storage.close();
+        self.health.close();
         delay(Point::Closed);
         self.hide();
         for device in &self.devices {

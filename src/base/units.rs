@@ -15,6 +15,12 @@ pub(crate) const UNIT_SECTORS: u64 = 1 << UNIT_SECTORS_SHIFT;
 /// log2 of the number of bytes in a unit of difference storage.
 pub(crate) const UNIT_SHIFT: u32 = UNIT_SECTORS_SHIFT + SECTOR_SHIFT;
 
+/// The largest number of a unit, so that a chunk's word in the map can tell of it.
+pub(crate) const MAX_UNIT: u32 = (1 << 31) - 4;
+
+/// What is copied at once at the most, in bytes, if chunks are smaller; a power of two.
+pub(crate) const COPY_WINDOW: u64 = 256 << 10;
+
 /// log2 of the size of the largest chunk in bytes: what one bio transfers.
 pub(crate) const MAX_CHUNK_SHIFT: u32 = 20;
 

@@ -30,6 +30,7 @@ use kernel::{
     sync::{
         new_mutex,
         Arc,
+        ArcBorrow,
         Mutex, //
     },
     uuid::Uuid,
@@ -59,7 +60,13 @@ use crate::{
         Device,
         Snapshot, //
     },
-    storage::Disjoint,
+    storage::{
+        events::Announce,
+        ranges::{
+            check_inside,
+            Disjoint, //
+        }, //
+    },
     tracking::{
         cbt::Cbt,
         tracker::{
@@ -126,12 +133,6 @@ impl Registry {
     pub(crate) fn device_gone(self: &Arc<Self>) {
         // If it is queued already, it has not looked yet.
         let _ = self.queue.enqueue::<_, REAP>(self.clone());
-    }
-
-    /// A snapshot has something to tell. Does not sleep.
-    pub(crate) fn announce(self: &Arc<Self>) {
-        // As above.
-        let _ = self.queue.enqueue::<_, ANNOUNCE>(self.clone());
     }
 
     /// The major number of the images.
@@ -254,7 +255,7 @@ impl Registry {
             self.find_by_id(&mut trackers, id)?
         };
         let cbt = tracker.ok_or(ENODEV)?.cbt();
-        check_ranges(ranges, cbt.sectors())?;
+        check_inside(ranges, cbt.sectors())?;
         for &(first, count) in ranges {
             cbt.mark_both(first, count);
         }
@@ -295,7 +296,7 @@ impl Registry {
             devices.push(Device { tracker, file }, GFP_KERNEL)?;
         }
         // On failure the new trackers are dropped, and so detached.
-        let snapshot = Snapshot::new(devices, params::diff_storage_minimum(), self)?;
+        let snapshot = Snapshot::new(devices, params::diff_storage_minimum(), self.clone())?;
         let id = snapshot.id();
         trackers.reserve(added.len(), GFP_KERNEL)?;
         self.snapshots.lock().reserve(1, GFP_KERNEL)?;
@@ -306,7 +307,7 @@ impl Registry {
             drop(trackers.push_within_capacity(tracker));
         }
         // It could not be found when its first event came.
-        self.announce();
+        self.as_arc_borrow().announce();
         Ok(id)
     }
 
@@ -339,7 +340,7 @@ impl Registry {
         if bdev.is_read_only() {
             return Err(EROFS);
         }
-        check_ranges(ranges, bdev.sectors())?;
+        check_inside(ranges, bdev.sectors())?;
         let block = u64::from(bdev.logical_block_size() >> crate::base::units::SECTOR_SHIFT).max(1);
         if ranges
             .iter()
@@ -356,12 +357,12 @@ impl Registry {
             return Err(EINVAL);
         }
         let disjoint = Disjoint::new(bdev.start_sector(), ranges)?;
-        self.for_each_snapshot(|other| other.storage.check_overlap(&file, &disjoint))?;
-        let room = snapshot.storage.with_room(ranges.len())?;
+        self.for_each_snapshot(|other| other.space.check_overlap(&file, &disjoint))?;
+        let room = snapshot.space.with_room(ranges.len())?;
         // Before anything is stored there.
         self.for_each_snapshot(|captured| captured.exclude(&file, ranges))?;
         delay(Point::Excluded);
-        snapshot.storage.append(room, &file, ranges)
+        snapshot.space.append(room, &file, ranges)
     }
 
     /// Takes a snapshot. Fails with `ESRCH` if there is none of that name; see [`take::take`] for
@@ -379,7 +380,7 @@ impl Registry {
             |device, cow| {
                 let disk = device.file.bdev().disk_id();
                 self.for_each_snapshot(|other| {
-                    let ranges = other.storage.ranges_on(disk)?;
+                    let ranges = other.space.ranges_on(disk)?;
                     snapshot::exclude(&device.file, cow, ranges.iter().copied())
                 })
             },
@@ -436,16 +437,10 @@ impl Registry {
     }
 }
 
-/// Fails with `EINVAL` unless all ranges are inside of a device of `sectors` sectors and not
-/// empty.
-fn check_ranges(ranges: &[(u64, u64)], sectors: u64) -> Result {
-    let inside = |&(first, count): &(u64, u64)| {
-        count > 0 && first.checked_add(count).is_some_and(|end| end <= sectors)
-    };
-    if ranges.iter().all(inside) {
-        Ok(())
-    } else {
-        Err(EINVAL)
+impl Announce for Registry {
+    fn announce(self: ArcBorrow<'_, Self>) {
+        // If it is queued already, it has not looked yet.
+        let _ = self.queue.enqueue::<_, ANNOUNCE>(Arc::from(self));
     }
 }
 

@@ -138,14 +138,14 @@ static SNAPSHOT: [Attribute<Snapshot>; 16] = [
     Attribute::new(c"state", |s, out| {
         value(
             out,
-            match (s.storage.error(), s.is_taken()) {
+            match (s.health.error(), s.is_taken()) {
                 (0, false) => "created",
                 (0, true) => "taken",
                 _ => "corrupted",
             },
         )
     }),
-    Attribute::new(c"error", |s, out| value(out, s.storage.error())),
+    Attribute::new(c"error", |s, out| value(out, s.health.error())),
     Attribute::new(c"originals", |s, out| {
         list(out, s.devices.iter().map(|device| device.tracker.id()))
     }),
@@ -157,23 +157,21 @@ static SNAPSHOT: [Attribute<Snapshot>; 16] = [
         });
         list(out, images.into_iter())
     }),
-    Attribute::new(EVENTS, |s, out| value(out, s.storage.events().len()?)),
+    Attribute::new(EVENTS, |s, out| value(out, s.events.len()?)),
     Attribute::new(c"created", |s, out| value(out, s.created)),
     Attribute::new(c"taken", |s, out| value(out, s.taken.lock().at)),
     Attribute::new(c"stopped_us", |s, out| {
         value(out, s.taken.lock().stopped.as_nanos() / 1000)
     }),
     Attribute::new(c"storage_size", |s, out| {
-        bytes(out, s.storage.usage().capacity)
+        bytes(out, s.space.usage().capacity)
     }),
-    Attribute::new(c"storage_used", |s, out| {
-        bytes(out, s.storage.usage().filled)
-    }),
+    Attribute::new(c"storage_used", |s, out| bytes(out, s.space.usage().filled)),
     Attribute::new(c"storage_requested", |s, out| {
-        bytes(out, s.storage.usage().requested)
+        bytes(out, s.space.usage().requested)
     }),
     Attribute::new(c"bytes_copied", |s, out| {
-        bytes(out, s.storage.copied.load(Relaxed))
+        bytes(out, s.space.copied.load(Relaxed))
     }),
     Attribute::new(c"copies_in_flight", |s, out| {
         let mut all = 0;
@@ -195,7 +193,7 @@ static SNAPSHOT: [Attribute<Snapshot>; 16] = [
         )
     }),
     Attribute::new(c"reads_retried", |s, out| {
-        value(out, s.storage.retried.load(Relaxed))
+        value(out, s.space.retried.load(Relaxed))
     }),
 ];
 
@@ -204,7 +202,7 @@ static IMAGE: [Attribute<Image>; 3] = [
         value(out, image.cow().origin().bdev().id())
     }),
     Attribute::new(c"snapshot", |image, out| {
-        value(out, image.cow().storage().id())
+        value(out, image.cow().health().snapshot())
     }),
     Attribute::new(c"error", |image, out| value(out, image.cow().error())),
 ];

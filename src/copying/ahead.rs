@@ -4,12 +4,12 @@
 //!
 //! Chunks are small, so that a write here and there has no more than itself copied. But where
 //! writes are dense, a copy of each chunk by itself costs as many reads and writes as there are
-//! chunks. So a copy takes the untouched neighbours along, up to [`WINDOW`] bytes, if
+//! chunks. So a copy takes the untouched neighbours along, up to [`COPY_WINDOW`] bytes, if
 //!
 //! - there are signs of dense writing: something else in the window was copied already; and
 //! - it stays within the budget: all that was copied of the device is never more than `ratio`
 //!   times what was overwritten; and
-//! - the storage has room to spare, see [`Storage::spare`]: the rest of it is for what is needed.
+//! - the storage has room to spare, see [`Space::spare`]: the rest of it is for what is needed.
 //!
 //! A chunk that was copied ahead and is overwritten later counts as overwritten from then on, see
 //! [`ChunkMap::take_ahead`], and so adds to the budget: where copying ahead pays, copies grow from
@@ -18,10 +18,11 @@
 use core::ops::Range;
 
 #[cfg(doc)]
-use crate::storage::Storage;
+use crate::storage::space::Space;
 use crate::{
     base::units::{
         Geometry,
+        COPY_WINDOW,
         SECTOR_SHIFT,
         UNIT_SHIFT, //
     },
@@ -31,10 +32,7 @@ use crate::{
     }, //
 };
 
-/// What is copied at once at the most, in bytes, if chunks are smaller; a power of two.
-pub(crate) const WINDOW: u64 = 256 << 10;
-
-const _: () = assert!(WINDOW >> UNIT_SHIFT <= MAX_RUN);
+const _: () = assert!(COPY_WINDOW >> UNIT_SHIFT <= MAX_RUN);
 
 /// The account of one device. All numbers are chunks.
 pub(crate) struct Account {
@@ -68,7 +66,7 @@ impl Account {
         let (first, count) = (run.start, run.end - run.start);
         let allowed = (self.needed + count).saturating_mul(self.ratio);
         let budget = allowed.saturating_sub(self.copied);
-        let mut size = WINDOW >> (geometry.chunk_shift + SECTOR_SHIFT);
+        let mut size = COPY_WINDOW >> (geometry.chunk_shift + SECTOR_SHIFT);
         let window = |size: u64| {
             let start = first & !(size - 1);
             (start, (start + size).min(geometry.chunks()))

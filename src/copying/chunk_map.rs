@@ -59,8 +59,12 @@ use kernel::{
 
 use core::ops::Range;
 
+use crate::base::units::MAX_UNIT;
+
 /// The chunk was copied ahead, and has not been overwritten since.
 const AHEAD: u32 = 1 << 31;
+
+const _: () = assert!(MAX_UNIT + 3 < AHEAD);
 
 /// log2 of the number of chunks in a window.
 const WINDOW_SHIFT: u32 = 6;
@@ -94,9 +98,6 @@ pub(crate) enum Place {
 }
 
 impl Place {
-    /// The largest number of a unit.
-    pub(crate) const MAX_UNIT: u32 = AHEAD - 1 - 3;
-
     fn from_word(word: u32) -> Self {
         match word & !AHEAD {
             0 => Self::Untouched,
@@ -111,7 +112,7 @@ impl Place {
             Self::Untouched => 0,
             Self::Reading => 1,
             Self::InMemory => 2,
-            Self::Stored(unit) => unit.min(Self::MAX_UNIT) + 3,
+            Self::Stored(unit) => unit.min(MAX_UNIT) + 3,
         }
     }
 
@@ -505,7 +506,7 @@ mod tests {
             Place::InMemory,
             Place::Stored(0),
             Place::Stored(1),
-            Place::Stored(Place::MAX_UNIT),
+            Place::Stored(MAX_UNIT),
         ] {
             assert_eq!(Place::from_word(place.to_word()), place);
         }

@@ -279,7 +279,7 @@ impl EndIo<BATCH> for StoreIo {
             busy,
         } = self;
         delay(Point::StoreEnded);
-        cow.storage().end_write();
+        cow.health().end_write();
         for slot in &mut copies {
             *slot = slot.take().filter(|copy| {
                 copy.note(result);
@@ -324,8 +324,8 @@ pub(crate) fn store(cow: &Arc<Cow>, unit: u32, batch: &[Option<Unstored>; BATCH]
     let mut done = 0;
     while done < total {
         let (skip, rest) = (bytes_to_sectors(done), bytes_to_sectors(total - done));
-        let extent = cow.storage().locate(unit, skip, rest);
-        let Some(extent) = extent.filter(|_| cow.storage().begin_write()) else {
+        let extent = cow.space().locate(unit, skip, rest);
+        let Some(extent) = extent.filter(|_| cow.health().begin_write()) else {
             parts(batch, done, total).for_each(|(one, _)| one.copy.note(Err(EIO)));
             break;
         };

@@ -21,7 +21,7 @@
 //!
 //! `inner` is taken in the submission path, also by completions inside of it (possibly under a
 //! driver's mutex or in an RCU read side), and in work; never in interrupts. Nothing is submitted,
-//! resubmitted or waited for under it. Below it: the locks of [`Storage`] and of the workqueue.
+//! resubmitted or waited for under it. Below it: the locks of [`Space`] and of the workqueue.
 //! `read` and `stored` are leaves and taken in interrupts.
 
 use kernel::{
@@ -95,7 +95,10 @@ use crate::{
         },
         excluded::Excluded, //
     },
-    storage::Storage,
+    storage::{
+        health::Health,
+        space::Space, //
+    },
     tracking::cbt::Cbt, //
 };
 
@@ -239,7 +242,8 @@ impl Inner {
 #[pin_data]
 pub(crate) struct Cow {
     engine: Arc<Engine>,
-    storage: Arc<Storage>,
+    space: Arc<Space>,
+    health: Arc<Health>,
     origin: Arc<BdevFile>,
     /// The disk that `origin` is, or is on.
     disk: DiskId,
@@ -293,7 +297,8 @@ impl Cow {
     /// overwritten. May sleep.
     pub(crate) fn new(
         engine: &Arc<Engine>,
-        storage: &Arc<Storage>,
+        space: &Arc<Space>,
+        health: &Arc<Health>,
         origin: &Arc<BdevFile>,
         geometry: Geometry,
         copies: usize,
@@ -313,7 +318,8 @@ impl Cow {
         Arc::pin_init(
             try_pin_init!(Self {
                 engine: engine.clone(),
-                storage: storage.clone(),
+                space: space.clone(),
+                health: health.clone(),
                 origin: origin.clone(),
                 disk: origin.bdev().disk_id(),
                 shrinks: origin.bdev().shrinks().count,
@@ -358,8 +364,13 @@ impl Cow {
     }
 
     /// Where old data is stored.
-    pub(crate) fn storage(&self) -> &Storage {
-        &self.storage
+    pub(crate) fn space(&self) -> &Space {
+        &self.space
+    }
+
+    /// Whether the images of the snapshot are still good.
+    pub(crate) fn health(&self) -> &Health {
+        &self.health
     }
 
     /// The captured device.
@@ -382,10 +393,10 @@ impl Cow {
         Busy::new(&self.inflight)
     }
 
-    /// Whether the image is of no use any more. Acquire, see [`Storage::has_failed`].
+    /// Whether the image is of no use any more. Acquire, see [`Health::snapshot_has_failed`].
     #[inline]
     pub(crate) fn has_failed(&self) -> bool {
-        self.storage.has_failed() || self.gone.load(Acquire) || self.has_another_medium()
+        self.health.snapshot_has_failed() || self.gone.load(Acquire) || self.has_another_medium()
     }
 
     /// Whether the device was given another medium since the engine was made.
@@ -406,12 +417,12 @@ impl Cow {
     /// Whether nothing is copied any more, and writes just pass.
     #[inline]
     fn has_stopped(&self) -> bool {
-        self.has_failed() && !(planted(Fault::StoreAfterFailure) && self.storage.has_room())
+        self.has_failed() && !(planted(Fault::StoreAfterFailure) && self.space.has_room())
     }
 
     /// The error since which the image is of no use, as a positive errno, or 0.
     pub(crate) fn error(&self) -> i32 {
-        self.storage.device_error(self.origin.bdev().id())
+        self.health.device_error(self.origin.bdev().id())
     }
 
     /// How many copies are under way, and how many bytes of memory the map and the copies take.
@@ -424,7 +435,7 @@ impl Cow {
     /// The device is going: ends the use of its image. Does not sleep.
     pub(crate) fn device_gone(&self) {
         self.gone.store(true, Release);
-        self.storage.fail_device(self.origin.bdev().id(), ENODEV);
+        self.health.fail_device(self.origin.bdev().id(), ENODEV);
     }
 
     /// Tells the client if the image is of no use because the device was given another medium.
@@ -440,7 +451,7 @@ impl Cow {
         if self.has_failed() {
             return;
         }
-        self.storage.fail(self.origin.bdev().id(), err);
+        self.health.fail(self.origin.bdev().id(), err);
     }
 
     /// The chunks, from the first to before the last, that have sectors from `sector` to before
@@ -617,7 +628,7 @@ impl Cow {
     /// Has an image read done again, from any context.
     pub(crate) fn retry(this: &Arc<Self>, bio: OwnedBio) {
         this.retry.lock().push(bio);
-        this.storage.retried.fetch_add(1, Relaxed);
+        this.space.retried.fetch_add(1, Relaxed);
         let _ = this.engine.images.enqueue::<_, IMAGES>(this.clone());
     }
 

@@ -73,7 +73,7 @@ impl EndIo for ImageIo {
         } = self;
         delay(Point::ImageEnded);
         if writes {
-            cow.storage().end_write();
+            cow.health().end_write();
         }
         if let Some(bio) = cloned {
             let overtaken = !planted(Fault::NoLookAfterRead)
@@ -179,7 +179,7 @@ fn find(cow: &Cow, sector: u64, most: u32, write: bool) -> Option<(Target, u32)>
             let to = map.stored_until(first + 1, last, unit + step as u32, step);
             let until = geometry.sector(to).min(end);
             let skip = sector - geometry.sector(first);
-            let extent = cow.storage().locate(unit, skip, until - sector)?;
+            let extent = cow.space().locate(unit, skip, until - sector)?;
             let until = sector + extent.sectors;
             (Target::Storage(extent.device, extent.sector), until)
         }
@@ -206,7 +206,7 @@ fn send(cow: &Arc<Cow>, mut bio: OwnedBio, target: Target, write: bool) -> Optio
             (&stored, sector, None)
         }
     };
-    if write && !cow.storage().begin_write() {
+    if write && !cow.health().begin_write() {
         bio.end(Err(EIO));
         return None;
     }
@@ -220,7 +220,7 @@ fn send(cow: &Arc<Cow>, mut bio: OwnedBio, target: Target, write: bool) -> Optio
         Ok(clone) => clone.submit(),
         Err(bio) => {
             if write {
-                cow.storage().end_write();
+                cow.health().end_write();
             }
             bio.end(Err(ENOMEM));
         }

@@ -263,7 +263,8 @@ impl Prepared {
         let geometry = Geometry::new(bdev.sectors(), min_shift, params::chunk_maximum_count());
         let cow = Cow::new(
             engine,
-            &snapshot.storage,
+            &snapshot.space,
+            &snapshot.health,
             &device.file,
             geometry,
             params::chunk_maximum_in_cache(),
@@ -315,7 +316,7 @@ pub(crate) fn take(
     if count == 0 {
         return Err(ENODEV);
     }
-    if snapshot.storage.usage().capacity == 0 {
+    if snapshot.space.usage().capacity == 0 {
         return Err(EFAULT);
     }
 
@@ -369,7 +370,7 @@ pub(crate) fn take(
             // There is room, so nothing is dropped here.
             Ok(hooked) => drop(old.push_within_capacity(hooked)),
             // Excluded by what was prepared; if it happens all the same, no image may be trusted.
-            Err(err) => snapshot.storage.fail(device.tracker.id(), err),
+            Err(err) => snapshot.health.fail(device.tracker.id(), err),
         }
     }
 

@@ -2,17 +2,28 @@
 
 //! What a snapshot has to tell its client.
 //!
-//! The queue has room, from the start, for all events that can be waiting at one time, so that
-//! telling never fails: one request for storage, and one corruption per device. The next request
-//! comes when the last one was fulfilled, and takes its place if nobody has fetched that.
+//! The client fetches events from the [queue](EventQueue) by a command. News is also announced in
+//! sysfs and by uevents; but that may sleep, and those who push events may not, so all they do is to
+//! [ask for it](Announce).
+//!
+//! The queue has room, from the start, for all events that can wait at one time: one request for
+//! storage, and one corruption per device. So pushing never fails. The next request comes when the
+//! last one was fulfilled, and replaces it if nobody has fetched it.
 
 use kernel::{
     alloc::flags::GFP_KERNEL,
     block::bdev::DevId,
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Full,
+            Relaxed, //
+        },
         new_condvar,
         new_spinlock,
+        Arc,
+        ArcBorrow,
         CondVar,
         CondVarTimeoutResult,
         SpinLock, //
@@ -28,7 +39,7 @@ use kernel::{
 pub(crate) enum Kind {
     /// Please append this many sectors.
     LowFreeSpace(u64),
-    /// The device's image is of no use any more.
+    /// The device's image is lost.
     Corrupted(DevId, Error),
 }
 
@@ -54,6 +65,14 @@ impl Queue {
     }
 }
 
+/// Who announces the news of queues, where that may sleep.
+pub(crate) trait Announce: Send + Sync {
+    /// A queue has news, see [`EventQueue::take_news`]; or the last write has ended for which
+    /// [news had to wait](super::health::Health::tell_lost). Does not sleep; also called in
+    /// interrupts.
+    fn announce(self: ArcBorrow<'_, Self>);
+}
+
 /// A queue that clients wait on.
 ///
 /// The lock is a leaf; not taken in interrupts.
@@ -63,21 +82,37 @@ pub(crate) struct EventQueue {
     queue: SpinLock<Queue>,
     #[pin]
     changed: CondVar,
+    /// There is a request for storage, or a corruption, that is to be announced.
+    news: [Atomic<bool>; 2],
+    announcer: Arc<dyn Announce>,
 }
 
 impl EventQueue {
     /// Makes a queue for a snapshot of `devices` devices.
-    pub(crate) fn new(devices: usize) -> impl PinInit<Self, Error> {
+    pub(crate) fn new(devices: usize, announcer: Arc<dyn Announce>) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             queue <- new_spinlock!(Queue {
                 events: KVec::with_capacity(devices + 1, GFP_KERNEL)?,
                 closed: false,
             }),
             changed <- new_condvar!(),
+            news: [Atomic::new(false), Atomic::new(false)],
+            announcer,
         })
     }
 
-    /// Tells the client. Does not sleep.
+    /// Has the news announced. Does not sleep; callable in interrupts.
+    pub(crate) fn announce(&self) {
+        self.announcer.as_arc_borrow().announce();
+    }
+
+    /// Whether storage was asked for, and whether an image was lost, since the last call.
+    pub(crate) fn take_news(&self) -> (bool, bool) {
+        let [low, corrupted] = &self.news;
+        (low.xchg(false, Full), corrupted.xchg(false, Full))
+    }
+
+    /// Tells the client, and has it announced. Does not sleep.
     pub(crate) fn push(&self, kind: Kind) {
         let event = Event {
             time: monotonic_ns(),
@@ -94,6 +129,13 @@ impl EventQueue {
             kernel::pr_err_once!("event queue overflow: {:?} was lost\n", kind);
         }
         self.changed.notify_all();
+        let [low, corrupted] = &self.news;
+        // Ordered before the work that announces by its queueing.
+        match kind {
+            Kind::LowFreeSpace(_) => low.store(true, Relaxed),
+            Kind::Corrupted(..) => corrupted.store(true, Relaxed),
+        }
+        self.announce();
     }
 
     /// The number of events that wait. Fails with `ENODEV` when the queue has ended.
@@ -105,7 +147,7 @@ impl EventQueue {
         Ok(queue.events.len())
     }
 
-    /// Ends the queue: whoever waits or will wait gets `ESRCH`.
+    /// Ends the queue: who waits or will wait gets `ESRCH`.
     pub(crate) fn close(&self) {
         self.queue.lock().closed = true;
         self.changed.notify_all();
@@ -147,13 +189,28 @@ impl EventQueue {
 #[kunit_tests(blksnap_events)]
 mod tests {
     use super::*;
-    use kernel::sync::Arc;
+
+    /// Counts what it is asked to announce.
+    struct Counter(Atomic<u32>);
+
+    impl Announce for Counter {
+        fn announce(self: ArcBorrow<'_, Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// The queue of a snapshot of one device, and who announces its news.
+    fn queue() -> Result<(Arc<EventQueue>, Arc<Counter>)> {
+        let counter = Arc::new(Counter(Atomic::new(0)), GFP_KERNEL)?;
+        let queue = Arc::pin_init(EventQueue::new(1, counter.clone()), GFP_KERNEL)?;
+        Ok((queue, counter))
+    }
 
     const DEV: DevId = DevId { major: 8, minor: 1 };
 
     #[test]
     fn oldest_first() -> Result {
-        let queue = Arc::pin_init(EventQueue::new(1), GFP_KERNEL)?;
+        let (queue, _) = queue()?;
         assert_eq!(queue.wait(0).map(|e| e.kind), Err(ENOENT));
         assert_eq!(queue.wait(2).map(|e| e.kind), Err(ENOENT));
         queue.push(Kind::LowFreeSpace(5));
@@ -166,7 +223,7 @@ mod tests {
 
     #[test]
     fn nothing_is_lost_if_nobody_fetches() -> Result {
-        let queue = Arc::pin_init(EventQueue::new(1), GFP_KERNEL)?;
+        let (queue, _) = queue()?;
         for sectors in 0..10 {
             queue.push(Kind::LowFreeSpace(sectors));
         }
@@ -178,8 +235,21 @@ mod tests {
     }
 
     #[test]
+    fn news_is_announced_once() -> Result {
+        let (queue, counter) = queue()?;
+        assert_eq!(queue.take_news(), (false, false));
+        queue.push(Kind::LowFreeSpace(5));
+        assert_eq!(counter.0.load(Relaxed), 1);
+        queue.push(Kind::Corrupted(DEV, ENOSPC));
+        assert_eq!(counter.0.load(Relaxed), 2);
+        assert_eq!(queue.take_news(), (true, true));
+        assert_eq!(queue.take_news(), (false, false));
+        Ok(())
+    }
+
+    #[test]
     fn the_end_comes_first() -> Result {
-        let queue = Arc::pin_init(EventQueue::new(1), GFP_KERNEL)?;
+        let (queue, _) = queue()?;
         queue.push(Kind::LowFreeSpace(5));
         queue.close();
         assert_eq!(queue.wait(1000).map(|e| e.kind), Err(ESRCH));

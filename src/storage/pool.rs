@@ -12,17 +12,15 @@ use kernel::{
     prelude::*, //
 };
 
-use crate::{
-    base::units::{
-        UNIT_SECTORS,
-        UNIT_SECTORS_SHIFT, //
-    },
-    copying::chunk_map::Place, //
+use crate::base::units::{
+    MAX_UNIT,
+    UNIT_SECTORS,
+    UNIT_SECTORS_SHIFT, //
 };
 
 /// A range of sectors on a device.
 #[derive(Clone)]
-pub(crate) struct Range<D> {
+pub(crate) struct StorageRange<D> {
     /// The first unit in the line.
     first: u64,
     /// The number of units.
@@ -46,7 +44,7 @@ pub(crate) struct Extent<D> {
 
 /// The line of units.
 pub(crate) struct Pool<D> {
-    ranges: KVVec<Range<D>>,
+    ranges: KVVec<StorageRange<D>>,
     /// Units in all ranges.
     capacity: u64,
     /// Units that were allocated.
@@ -81,7 +79,7 @@ impl<D: Clone> Pool<D> {
     /// Makes a list with room for the ranges of this pool and `more`. May sleep.
     ///
     /// See [`append`](Self::append).
-    pub(crate) fn with_room(len: usize, more: usize) -> Result<KVVec<Range<D>>> {
+    pub(crate) fn with_room(len: usize, more: usize) -> Result<KVVec<StorageRange<D>>> {
         Ok(KVVec::with_capacity(
             len.checked_add(more).ok_or(ENOMEM)?,
             GFP_KERNEL,
@@ -96,10 +94,10 @@ impl<D: Clone> Pool<D> {
     /// longer than places can tell. Returns the old list, to be freed where that may sleep.
     pub(crate) fn append(
         &mut self,
-        mut room: KVVec<Range<D>>,
+        mut room: KVVec<StorageRange<D>>,
         device: &D,
         ranges: &[(u64, u64)],
-    ) -> Result<KVVec<Range<D>>> {
+    ) -> Result<KVVec<StorageRange<D>>> {
         let mut capacity = self.capacity;
         for range in &self.ranges {
             room.push_within_capacity(range.clone())
@@ -110,7 +108,7 @@ impl<D: Clone> Pool<D> {
             if units == 0 {
                 continue;
             }
-            let range = Range {
+            let range = StorageRange {
                 first: capacity,
                 units,
                 device: device.clone(),
@@ -119,7 +117,7 @@ impl<D: Clone> Pool<D> {
             room.push_within_capacity(range).map_err(|_| ENOMEM)?;
             capacity = capacity.checked_add(units).ok_or(ENOSPC)?;
         }
-        if capacity > u64::from(Place::MAX_UNIT) {
+        if capacity > u64::from(MAX_UNIT) {
             return Err(ENOSPC);
         }
         self.capacity = capacity;
@@ -215,7 +213,7 @@ impl LowSpace {
     /// Whether to ask for another portion now that `filled` of `capacity` is in use. If so, it
     /// counts as asked.
     pub(crate) fn ask(&mut self, filled: u64, capacity: u64) -> bool {
-        // Of what was appended, as much may be of no use as ranges are not whole units.
+        // Not from what was appended: what is less than a unit at the end of a range is not used.
         let ahead = capacity.saturating_sub(filled);
         if self.outstanding || ahead > self.portion {
             return false;

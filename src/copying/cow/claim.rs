@@ -31,12 +31,12 @@ use crate::{
             Point, //
         },
         units::{
+            COPY_WINDOW,
             SECTOR_SHIFT,
             UNIT_SECTORS, //
         }, //
     },
     copying::{
-        ahead::WINDOW,
         chunk_map::{
             OldWindow,
             Prepared, //
@@ -74,7 +74,7 @@ impl Cow {
         may_claim: bool,
         reads: &mut Reads,
     ) -> Next {
-        let most = (WINDOW >> (self.geometry.chunk_shift + SECTOR_SHIFT)).max(1);
+        let most = (COPY_WINDOW >> (self.geometry.chunk_shift + SECTOR_SHIFT)).max(1);
         let mut at = from;
         let mut short = false;
         let mut last = None;
@@ -119,7 +119,7 @@ impl Cow {
         }
         let mut memory = inner.free.pop().ok_or(EBUSY)?;
         inner.idle_bytes -= memory.len();
-        let spare = || self.storage.spare() >> self.geometry.chunk_shift;
+        let spare = || self.space.spare() >> self.geometry.chunk_shift;
         let (map, geometry) = (&self.map, &self.geometry);
         let wanted = inner.account.extend(map, geometry, needed.clone(), spare);
         let mut started = self.start(&mut memory, &needed, &wanted);
@@ -145,7 +145,7 @@ impl Cow {
         inner.account.add(run.end - run.start, needs);
         let sectors = geometry.sectors_in(run.start, run.end - run.start);
         let units = sectors.div_ceil(UNIT_SECTORS);
-        self.storage.book(units);
+        self.space.book(units);
         let flight = Flight::new(memory, run.clone(), needs, units, self.busy());
         let index = inner.flights.begin(flight);
         // Before the bio is submitted: see `chunk_map`.
@@ -167,7 +167,7 @@ impl Cow {
         wanted: &Range<u64>,
     ) -> Result<(NewBio<ReadIo>, Prepared, Range<u64>)> {
         let shift = self.geometry.chunk_shift + SECTOR_SHIFT;
-        // CAST: At most `WINDOW` or a chunk.
+        // CAST: At most `COPY_WINDOW` or a chunk.
         let all = ((wanted.end - wanted.start) << shift) as usize;
         let room = memory.grow(all, self.geometry.chunk_bytes())?;
         let run = if room < all {

@@ -230,7 +230,7 @@ impl Cow {
             flight.memory.unstored(sectors)
         });
         drop(inner);
-        self.storage.copied.fetch_add(copied, Relaxed);
+        self.space.copied.fetch_add(copied, Relaxed);
         copy::store(self, unit, &batch);
         true
     }
@@ -240,7 +240,7 @@ impl Cow {
         if self.has_stopped() {
             return Err(EIO);
         }
-        self.storage.alloc(units)
+        self.space.alloc(units)
     }
 
     /// A copy was stored, or failed to be.
@@ -273,7 +273,7 @@ impl Cow {
     /// [`submission_is_queued`](kernel::block::bio::submission_is_queued).
     fn recycle(self: &Arc<Self>, mut flight: Flight) {
         if flight.unit.is_none() {
-            self.storage.unbook(flight.units);
+            self.space.unbook(flight.units);
         }
         let images = flight.take_images();
         let writers = take(&mut flight.writers);

@@ -2,8 +2,8 @@
 
 //! The life of a chunk, over all interleavings.
 //!
-//! `src/copying/chunk_map.rs` is compiled here as it is, with loom's atomics under it. Around it is a small
-//! model of what uses it: the names are those of the functions in `src/copying/cow.rs`, `src/copying/cow/` and
+//! `src/copying/chunk_map.rs` is compiled here as it is, with loom's atomics under it. Around it is
+//! a small model of what uses it: the names are those of the functions in `src/copying/cow/` and
 //! `src/image/io.rs`, and each does what that function does, step by step; what it leaves out is
 //! bios, memory and accounting. loom runs each scenario of `scenarios` in every order in which a thread
 //! is interrupted at most twice (once, if there are three; `LOOM_MAX_PREEMPTIONS=3` takes minutes), and with every value that
@@ -23,7 +23,8 @@
 //! after the submission of the write.
 //!
 //! Two simplifications: the steps of a copy run in the thread that submits its read, as nothing else
-//! is left for that thread to do, and so does work that is queued; and each copy is stored by itself.
+//! is left for that thread to do, and so does work that is queued, a bio that comes to its disk again
+//! included; and each copy is stored by itself.
 //!
 //! [`kernel::planted`] lists faults. Each must be found, by a scenario that is silent without it.
 
@@ -33,6 +34,16 @@
 #[rustfmt::skip]
 #[path = "../../../src/copying/chunk_map.rs"]
 mod chunk_map;
+
+#[allow(dead_code)]
+#[rustfmt::skip]
+#[path = "../../../src/base/units.rs"]
+mod units;
+
+/// Where `chunk_map` looks for it.
+mod base {
+    pub(crate) use crate::units;
+}
 
 mod cow;
 mod device;

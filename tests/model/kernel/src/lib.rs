@@ -6,6 +6,7 @@
 //! [`planted`] weakens single orderings, to show that they are needed.
 
 pub mod alloc;
+pub mod block;
 pub mod planted;
 pub mod sync;
 
