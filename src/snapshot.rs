@@ -32,11 +32,6 @@ use crate::{
         delay,
         Point, //
     },
-    control::sysfs::{
-        self,
-        Shown,
-        Sysfs, //
-    },
     copying::cow::Cow,
     image::Image,
     storage::{
@@ -50,7 +45,7 @@ use crate::{
     tracking::{
         cbt::Cbt,
         tracker::{
-            Tracker,
+            Membership,
             TrackerRef, //
         }, //
     }, //
@@ -96,7 +91,7 @@ pub(crate) struct Taken {
 
 /// A snapshot.
 ///
-/// `state`, `taken` and `shown` are taken below the registry's locks, each by itself.
+/// `state` and `taken` are taken below the registry's locks, each by itself.
 #[pin_data]
 pub(crate) struct Snapshot {
     /// Where its copy engines put old data.
@@ -113,9 +108,6 @@ pub(crate) struct Snapshot {
     pub(crate) created: i64,
     #[pin]
     pub(crate) taken: Mutex<Taken>,
-    /// Its directory in sysfs.
-    #[pin]
-    shown: Mutex<Option<Shown<Snapshot>>>,
 }
 
 impl Snapshot {
@@ -142,7 +134,6 @@ impl Snapshot {
                     at: 0,
                     stopped: Delta::ZERO,
                 }),
-                shown <- new_mutex!(None),
             }),
             GFP_KERNEL,
         )
@@ -153,45 +144,14 @@ impl Snapshot {
         self.health.snapshot()
     }
 
-    /// Gives it a directory in sysfs.
-    pub(crate) fn show(self: &Arc<Self>, sysfs: &Sysfs) -> Result {
-        *self.shown.lock() = Some(sysfs.snapshot(self)?);
-        Ok(())
-    }
-
-    /// Tells by sysfs and uevents what its events have told since the last call. May sleep.
-    pub(crate) fn announce(&self) {
-        self.health.tell_lost();
-        let (low, corrupted) = self.events.take_news();
-        let shown = self.shown.lock();
-        let Some(shown) = &*shown else { return };
-        if low || corrupted {
-            shown.notify(sysfs::EVENTS);
+    /// Its devices are in this snapshot from now on, `taken` or not.
+    pub(crate) fn enter(&self, taken: bool) {
+        for device in &self.devices {
+            device.tracker.set_membership(Some(Membership {
+                snapshot: self.id(),
+                taken,
+            }));
         }
-        // Lost if memory is short; the events in the queue are not.
-        if low {
-            let _ = shown.changed(c"BLKSNAP_EVENT=low_free_space");
-        }
-        if corrupted {
-            let _ = shown.changed(c"BLKSNAP_EVENT=corrupted");
-        }
-    }
-
-    /// Removes its directory, and wakes who polls for events: the queue has ended before, so that
-    /// they read an error, even if the file is still there.
-    fn hide(&self) {
-        let shown = self.shown.lock().take();
-        if let Some(shown) = shown {
-            shown.notify(sysfs::EVENTS);
-        }
-    }
-
-    /// Whether it has a device with this tracker.
-    pub(crate) fn has(&self, tracker: &Tracker) -> bool {
-        self.devices.iter().any(|device| {
-            let other: &Tracker = &device.tracker;
-            core::ptr::eq(other, tracker)
-        })
     }
 
     /// Whether it was taken, and not destroyed.
@@ -234,19 +194,31 @@ impl Snapshot {
         result
     }
 
-    /// Ends the snapshot: no image, no copying, and nothing is written to the storage any more.
-    /// May sleep for long. To be called once.
-    pub(crate) fn destroy(&self) {
+    /// Begins the end of the snapshot: its images give errors, its queue of events ends, and
+    /// nothing is written to the storage any more. Does not sleep.
+    pub(crate) fn close(&self) {
         self.health.close();
         delay(Point::Closed);
-        self.hide();
+    }
+
+    /// Ends the snapshot, which was [closed](Self::close): no image, and no copying. May sleep for
+    /// long. To be called once.
+    pub(crate) fn destroy(&self) {
         for device in &self.devices {
             device.tracker.set_cow(None);
         }
         let state = core::mem::replace(&mut *self.state.lock(), State::Destroyed);
-        let State::Taken(captured) = state else {
-            return;
-        };
+        if let State::Taken(captured) = state {
+            self.enter(false);
+            self.release(captured);
+        }
+        for device in &self.devices {
+            device.tracker.set_membership(None);
+        }
+    }
+
+    /// Removes the images of the devices, and lets their writes pass.
+    fn release(&self, captured: KVec<Captured>) {
         for (device, captured) in self.devices.iter().zip(captured) {
             let Captured { cow, cbt, image } = captured;
             drop(image);

@@ -9,11 +9,11 @@
 //! waiting for events and asking for states do not wait for a take. Below both: the locks of
 //! snapshots and trackers.
 //!
-//! Entries of `trackers` and of `snapshots` have a directory in sysfs. Removing that waits for
-//! those who read its files, which take `snapshots` and what is below, but never `trackers`.
+//! Entries of `trackers` and of `snapshots` have a directory in sysfs. Removing one waits for
+//! those who read its files, which take the locks of snapshots and trackers, but neither
+//! `trackers` nor `snapshots`. That is done with `trackers` held.
 //!
-//! The callback that tells that a device has gone takes none of them; the work item does what is
-//! to be done then.
+//! The callback for a device that goes takes none of them, and leaves the rest to a work item.
 
 use kernel::{
     block::{
@@ -47,11 +47,13 @@ use crate::{
             delay,
             Point, //
         },
-        params, //
+        params,
+        units::SECTOR_SHIFT, //
     },
     control::sysfs::{
         Shown,
-        Sysfs, //
+        Sysfs,
+        EVENTS, //
     },
     copying::engine::Engine,
     snapshot::{
@@ -72,14 +74,45 @@ use crate::{
         tracker::{
             Tracker,
             TrackerRef,
-            Tracking, //
+            Tracking,
+            Watch, //
         }, //
     }, //
 };
 
-/// Tells which work item of the registry is meant.
+/// The work item that forgets the trackers of devices that have gone.
 const REAP: u64 = 0;
+
+/// The work item that announces events in sysfs and by uevents.
 const ANNOUNCE: u64 = 1;
+
+/// A snapshot and its directory in sysfs.
+struct Entry {
+    snapshot: Arc<Snapshot>,
+    /// Until the snapshot is being destroyed.
+    directory: Option<Shown<Snapshot>>,
+}
+
+impl Entry {
+    /// Announces in sysfs and by uevents which events have come since the last call. May sleep.
+    fn announce(&self) {
+        self.snapshot.health.tell_lost();
+        let (low, corrupted) = self.snapshot.events.take_news();
+        let Some(directory) = &self.directory else {
+            return;
+        };
+        if low || corrupted {
+            directory.notify(EVENTS);
+        }
+        // Lost if memory is short; the events in the queue are not.
+        if low {
+            let _ = directory.changed(c"BLKSNAP_EVENT=low_free_space");
+        }
+        if corrupted {
+            let _ = directory.changed(c"BLKSNAP_EVENT=corrupted");
+        }
+    }
+}
 
 /// All trackers and snapshots.
 #[pin_data]
@@ -92,11 +125,9 @@ pub(crate) struct Registry {
     trackers: Mutex<KVec<Shown<Tracking>>>,
     /// In the order in which they were created.
     #[pin]
-    snapshots: Mutex<KVec<Arc<Snapshot>>>,
-    /// Forgets the trackers of devices that have gone.
+    snapshots: Mutex<KVec<Entry>>,
     #[pin]
     reap: Work<Registry, REAP>,
-    /// Tells of events by sysfs and uevents.
     #[pin]
     announce: Work<Registry, ANNOUNCE>,
     /// Not the engine's queue, which is flushed with `trackers` held: `reap` takes that.
@@ -129,12 +160,6 @@ impl Registry {
         )
     }
 
-    /// A device has gone. Takes no locks.
-    pub(crate) fn device_gone(self: &Arc<Self>) {
-        // If it is queued already, it has not looked yet.
-        let _ = self.queue.enqueue::<_, REAP>(self.clone());
-    }
-
     /// The major number of the images.
     pub(crate) fn major(&self) -> u32 {
         self.major.number()
@@ -143,29 +168,16 @@ impl Registry {
     /// Finds a snapshot. Fails with `ESRCH`.
     pub(crate) fn snapshot(&self, id: Uuid) -> Result<Arc<Snapshot>> {
         let snapshots = self.snapshots.lock();
-        snapshots
-            .iter()
-            .find(|s| s.id() == id)
-            .cloned()
-            .ok_or(ESRCH)
+        let mut snapshots = snapshots.iter().map(|entry| &entry.snapshot);
+        snapshots.find(|s| s.id() == id).cloned().ok_or(ESRCH)
     }
 
-    /// Calls `f` with each snapshot until one call gives something.
-    fn find_snapshot<R>(&self, f: impl FnMut(&Arc<Snapshot>) -> Option<R>) -> Option<R> {
-        self.snapshots.lock().iter().find_map(f)
-    }
-
-    /// The snapshot, taken or not, that a tracker is in.
-    pub(crate) fn snapshot_of(&self, tracker: &Tracker) -> Option<Arc<Snapshot>> {
-        self.find_snapshot(|snapshot| snapshot.has(tracker).then(|| snapshot.clone()))
-    }
-
-    /// Calls `f` with the ids of all snapshots, in the order in which they were created.
+    /// Calls `f` with all snapshots, in the order in which they were created.
     pub(crate) fn for_each_snapshot(&self, mut f: impl FnMut(&Snapshot) -> Result) -> Result {
         self.snapshots
             .lock()
             .iter()
-            .try_for_each(|snapshot| f(snapshot))
+            .try_for_each(|entry| f(&entry.snapshot))
     }
 
     /// The number of snapshots.
@@ -177,15 +189,15 @@ impl Registry {
     /// added.
     pub(crate) fn with_trackers<R>(&self, f: impl FnOnce(&[Shown<Tracking>]) -> R) -> R {
         let mut trackers = self.trackers.lock();
-        self.drop_gone(&mut trackers);
+        self.forget_gone_devices(&mut trackers);
         f(&trackers)
     }
 
     /// Forgets the trackers of devices that have gone, or have another medium.
-    fn drop_gone(&self, trackers: &mut KVec<Shown<Tracking>>) {
+    fn forget_gone_devices(&self, trackers: &mut KVec<Shown<Tracking>>) {
         trackers.retain(|shown| {
             let tracker = shown.data();
-            !tracker.is_gone() && tracker.disk_seq() == Some(tracker.disk().seq())
+            !tracker.device_is_gone() && tracker.disk_seq() == Some(tracker.disk().seq())
         });
     }
 
@@ -222,7 +234,7 @@ impl Registry {
         let file = BdevFile::open(id)?;
         let mut trackers = self.trackers.lock();
         let tracker = self.find(&mut trackers, &file).ok_or(ENODATA)?;
-        if self.snapshot_of(&tracker).is_some() {
+        if tracker.membership().is_some() {
             return Err(EBUSY);
         }
         trackers.retain(|shown| !Arc::ptr_eq(shown.data(), &tracker));
@@ -236,8 +248,8 @@ impl Registry {
     pub(crate) fn taken_map(&self, id: DevId) -> Result<Arc<Cbt>> {
         let mut trackers = self.trackers.lock();
         let tracker = self.find_by_id(&mut trackers, id)?.ok_or(ENODATA)?;
-        match self.snapshot_of(&tracker) {
-            Some(snapshot) if snapshot.is_taken() => Ok(tracker.cbt()),
+        match tracker.membership() {
+            Some(membership) if membership.taken => Ok(tracker.cbt()),
             _ => Err(EPERM),
         }
     }
@@ -250,7 +262,9 @@ impl Registry {
     pub(crate) fn mark_dirty(&self, id: DevId, ranges: &[(u64, u64)]) -> Result {
         let mut trackers = self.trackers.lock();
         let tracker = if id.major == self.major() {
-            self.find_snapshot(|snapshot| snapshot.tracker_of_image(id))
+            let snapshots = self.snapshots.lock();
+            let mut snapshots = snapshots.iter().map(|entry| &entry.snapshot);
+            snapshots.find_map(|snapshot| snapshot.tracker_of_image(id))
         } else {
             self.find_by_id(&mut trackers, id)?
         };
@@ -284,10 +298,10 @@ impl Registry {
             }
             let file = BdevFile::open(id)?;
             let tracker = match self.find(&mut trackers, &file) {
-                Some(tracker) if self.snapshot_of(&tracker).is_some() => return Err(EBUSY),
+                Some(tracker) if tracker.membership().is_some() => return Err(EBUSY),
                 Some(tracker) => tracker,
                 None => {
-                    let data = Tracker::new(&file, self)?;
+                    let data = Tracker::new(&file, self.clone())?;
                     let new = Arc::pin_init(Registration::new(&file, data), GFP_KERNEL)?;
                     added.push(self.sysfs.tracker(new.clone())?, GFP_KERNEL)?;
                     new
@@ -301,8 +315,13 @@ impl Registry {
         trackers.reserve(added.len(), GFP_KERNEL)?;
         self.snapshots.lock().reserve(1, GFP_KERNEL)?;
         // The last that can fail: from here on there is room for all.
-        snapshot.show(&self.sysfs)?;
-        drop(self.snapshots.lock().push_within_capacity(snapshot));
+        let directory = Some(self.sysfs.snapshot(&snapshot)?);
+        snapshot.enter(false);
+        let entry = Entry {
+            snapshot,
+            directory,
+        };
+        drop(self.snapshots.lock().push_within_capacity(entry));
         for tracker in added {
             drop(trackers.push_within_capacity(tracker));
         }
@@ -315,10 +334,18 @@ impl Registry {
     pub(crate) fn destroy(&self, id: Uuid) -> Result {
         let _serial = self.trackers.lock();
         let snapshot = self.snapshot(id).map_err(|_| ENODEV)?;
+        snapshot.close();
+        let directory = self
+            .snapshots
+            .lock()
+            .iter_mut()
+            .find(|entry| Arc::ptr_eq(&entry.snapshot, &snapshot))
+            .and_then(|entry| entry.directory.take());
+        remove(directory);
         snapshot.destroy();
         self.snapshots
             .lock()
-            .retain(|other| !Arc::ptr_eq(other, &snapshot));
+            .retain(|entry| !Arc::ptr_eq(&entry.snapshot, &snapshot));
         Ok(())
     }
 
@@ -341,7 +368,7 @@ impl Registry {
             return Err(EROFS);
         }
         check_inside(ranges, bdev.sectors())?;
-        let block = u64::from(bdev.logical_block_size() >> crate::base::units::SECTOR_SHIFT).max(1);
+        let block = u64::from(bdev.logical_block_size() >> SECTOR_SHIFT).max(1);
         if ranges
             .iter()
             .any(|&(first, count)| first % block != 0 || count % block != 0)
@@ -421,7 +448,13 @@ impl Registry {
         let trackers = {
             let mut trackers = self.trackers.lock();
             let snapshots = core::mem::take(&mut *self.snapshots.lock());
-            for snapshot in &snapshots {
+            for Entry {
+                snapshot,
+                directory,
+            } in snapshots
+            {
+                snapshot.close();
+                remove(directory);
                 snapshot.destroy();
             }
             core::mem::take(&mut *trackers)
@@ -437,9 +470,24 @@ impl Registry {
     }
 }
 
+/// Removes a snapshot's directory, and wakes who polls for events: the queue has ended before, so
+/// that they read an error, even if the file is still there.
+fn remove(directory: Option<Shown<Snapshot>>) {
+    if let Some(directory) = directory {
+        directory.notify(EVENTS);
+    }
+}
+
+impl Watch for Registry {
+    fn device_gone(self: ArcBorrow<'_, Self>) {
+        // If it is queued already, it has not looked yet.
+        let _ = self.queue.enqueue::<_, REAP>(Arc::from(self));
+    }
+}
+
 impl Announce for Registry {
     fn announce(self: ArcBorrow<'_, Self>) {
-        // If it is queued already, it has not looked yet.
+        // As above.
         let _ = self.queue.enqueue::<_, ANNOUNCE>(Arc::from(self));
     }
 }
@@ -456,8 +504,6 @@ impl WorkItem<ANNOUNCE> for Registry {
     type Pointer = Arc<Registry>;
 
     fn run(this: Arc<Registry>) {
-        for snapshot in &*this.snapshots.lock() {
-            snapshot.announce();
-        }
+        this.snapshots.lock().iter().for_each(Entry::announce);
     }
 }

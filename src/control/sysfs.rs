@@ -6,8 +6,8 @@
 //!
 //! # Locking
 //!
-//! Removing a directory waits for those who read its files. That happens with the registry's
-//! `trackers` held, so none of the functions here may take that lock.
+//! Removing a directory waits for those who read its files. That happens with locks of the
+//! registry held, so none of the functions here may take these.
 
 use core::fmt::Write;
 use kernel::{
@@ -35,7 +35,6 @@ use crate::{
     image::Image,
     snapshot::Snapshot,
     tracking::tracker::{
-        Tracker,
         TrackerRef,
         Tracking, //
     }, //
@@ -112,27 +111,22 @@ static TRACKER: [Attribute<Tracking>; 9] = [
     Attribute::new(c"generation", |t, out| value(out, t.cbt().generation())),
     Attribute::new(c"snap_number", |t, out| value(out, t.cbt().previous())),
     Attribute::new(c"map_memory", |t, out| value(out, t.cbt().memory())),
-    Attribute::new(c"snapshot", |t, out| match snapshot_of(t) {
-        Some(snapshot) => value(out, snapshot.id()),
+    Attribute::new(c"snapshot", |t, out| match t.membership() {
+        Some(membership) => value(out, membership.snapshot),
         None => value(out, "none"),
     }),
 ];
 
 static CBT_MAP: [BinaryAttribute<Tracking>; 1] = [BinaryAttribute::new(
     c"cbt_map",
-    |tracker, offset, out| match snapshot_of(tracker) {
-        Some(snapshot) if snapshot.is_taken() => match u32::try_from(offset) {
+    |tracker, offset, out| match tracker.membership() {
+        Some(membership) if membership.taken => match u32::try_from(offset) {
             Ok(offset) => Ok(tracker.cbt().read(offset, out)),
             Err(_) => Ok(0),
         },
         _ => Err(EPERM),
     },
 )];
-
-fn snapshot_of(tracker: &Tracking) -> Option<Arc<Snapshot>> {
-    let tracker: &Tracker = tracker;
-    tracker.registry().snapshot_of(tracker)
-}
 
 static SNAPSHOT: [Attribute<Snapshot>; 16] = [
     Attribute::new(c"state", |s, out| {

@@ -393,6 +393,7 @@ pub(crate) fn take(
     }
     *snapshot.taken.lock() = Taken { at, stopped };
     *snapshot.state.lock() = State::Taken(captured);
+    snapshot.enter(true);
     pr_info!(
         "snapshot {}: {} device(s) were stopped for {} us\n",
         snapshot.id(),

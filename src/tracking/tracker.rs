@@ -36,10 +36,12 @@ use kernel::{
         new_mutex,
         new_spinlock,
         Arc,
+        ArcBorrow,
         Mutex,
         SpinLock, //
     },
-    time::timekeeping::real_seconds, //
+    time::timekeeping::real_seconds,
+    uuid::Uuid, //
 };
 
 use crate::{
@@ -50,7 +52,6 @@ use crate::{
         },
         params, //
     },
-    control::registry::Registry,
     copying::cow::Cow,
     tracking::cbt::Cbt, //
 };
@@ -60,6 +61,21 @@ pub(crate) type Tracking = Registration<Tracker>;
 
 /// One of its owners' references.
 pub(crate) type TrackerRef = Arc<Tracking>;
+
+/// Who watches for devices that go.
+pub(crate) trait Watch: Send + Sync {
+    /// The device of a tracker is gone. Called while it is being removed: takes no locks.
+    fn device_gone(self: ArcBorrow<'_, Self>);
+}
+
+/// The snapshot that a device is in.
+#[derive(Clone, Copy)]
+pub(crate) struct Membership {
+    /// Its name.
+    pub(crate) snapshot: Uuid,
+    /// It was taken, and not destroyed.
+    pub(crate) taken: bool,
+}
 
 /// What the submission path needs.
 pub(crate) struct Hooked {
@@ -85,18 +101,21 @@ pub(crate) struct Tracker {
     name: CString,
     /// When that was, in seconds since 1970.
     since: i64,
-    gone: Atomic<bool>,
+    device_gone: Atomic<bool>,
+    /// The snapshot that the device is in. A leaf.
+    #[pin]
+    membership: SpinLock<Option<Membership>>,
     /// The copy engine, from before the instant on. A leaf but for the event queue's lock.
     #[pin]
     cow: SpinLock<Option<Arc<Cow>>>,
-    registry: Arc<Registry>,
+    watcher: Arc<dyn Watch>,
 }
 
 impl Tracker {
-    /// Begins to track `file`'s device, once it was attached.
+    /// Begins to track `file`'s device, once it was attached; `watcher` is told when it goes.
     pub(crate) fn new(
         file: &BdevFile,
-        registry: &Arc<Registry>,
+        watcher: Arc<dyn Watch>,
     ) -> Result<impl PinInit<Self, Error>> {
         let bdev = file.bdev();
         let cbt = Arc::new(new_map(bdev)?, GFP_KERNEL)?;
@@ -107,7 +126,6 @@ impl Tracker {
             cow: None,
         };
         let hooked = QueueCell::new(bdev, hooked);
-        let registry = registry.clone();
         Ok(try_pin_init!(Self {
             id,
             disk,
@@ -116,9 +134,10 @@ impl Tracker {
             cbt <- new_mutex!(cbt),
             name,
             since: real_seconds(),
-            gone: Atomic::new(false),
+            device_gone: Atomic::new(false),
+            membership <- new_spinlock!(None),
             cow <- new_spinlock!(None),
-            registry,
+            watcher,
         }))
     }
 
@@ -137,14 +156,19 @@ impl Tracker {
         self.since
     }
 
-    /// Where it is registered.
-    pub(crate) fn registry(&self) -> &Registry {
-        &self.registry
+    /// The snapshot that the device is in, taken or not.
+    pub(crate) fn membership(&self) -> Option<Membership> {
+        *self.membership.lock()
+    }
+
+    /// The device is in another snapshot from now on, or in none.
+    pub(crate) fn set_membership(&self, membership: Option<Membership>) {
+        *self.membership.lock() = membership;
     }
 
     /// Whether the device was removed.
-    pub(crate) fn is_gone(&self) -> bool {
-        self.gone.load(Relaxed)
+    pub(crate) fn device_is_gone(&self) -> bool {
+        self.device_gone.load(Relaxed)
     }
 
     /// The disk that the device is, or is a partition of.
@@ -160,7 +184,7 @@ impl Tracker {
 
     /// Whether this is the tracker of `bdev`, and not of one that had the same number.
     pub(crate) fn is_of(&self, bdev: &BlockDevice) -> bool {
-        !self.is_gone() && self.id == bdev.id() && self.disk == bdev.disk_id()
+        !self.device_is_gone() && self.id == bdev.id() && self.disk == bdev.disk_id()
     }
 
     /// The map.
@@ -251,12 +275,12 @@ impl Filter for Tracker {
     }
 
     fn gone(&self) {
-        self.gone.store(true, Relaxed);
+        self.device_gone.store(true, Relaxed);
         delay(Point::Gone);
         // Before writes pass unseen: the image would show them.
         if let Some(cow) = &*self.cow.lock() {
             cow.device_gone();
         }
-        self.registry.device_gone();
+        self.watcher.as_arc_borrow().device_gone();
     }
 }
