@@ -212,6 +212,15 @@ impl OwnedBio {
         (!front.is_null()).then(|| unsafe { Self::from_raw(front) })
     }
 
+    /// Submits the bio again, to the disk that it came to, as one that could not be served when it
+    /// came. For the driver of a [disk](super::bio_disk). May sleep.
+    pub fn resubmit(self) {
+        let bio = self.into_raw();
+        // SAFETY: We own the bio by the type invariant and give it up here. It was submitted
+        // before, so it is complete, and its disk is there until it has ended.
+        unsafe { bindings::submit_bio_noacct(bio) };
+    }
+
     /// Fills the memory that a read is to fill with zeroes. Does nothing to another bio.
     pub fn zero_fill(&mut self) {
         if self.op() == Op::Read {
