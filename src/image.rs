@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The disk that shows a captured device as it was at the instant.
+//!
+//! This file is the disk; [`io`] sends each bio to where its data is.
 
 use kernel::{
     block::{
@@ -25,15 +27,17 @@ use crate::{
     tracking::cbt::Cbt, //
 };
 
+use io::ImageIo;
+
 pub(crate) mod io;
 
 /// What serves an image.
 ///
-/// The disk is added before the instant, when a failure can still be undone. What it is asked
-/// until then waits.
+/// The disk is added before the instant, when a failure can still be undone. Bios that come before
+/// the instant wait.
 #[pin_data]
 pub(crate) struct Image {
-    cow: Arc<Cow>,
+    io: Arc<ImageIo>,
     /// The original's map, once the instant has come.
     cbt: SetOnce<Arc<Cbt>>,
     /// What came before. A leaf; not taken in interrupts.
@@ -43,10 +47,10 @@ pub(crate) struct Image {
 
 impl Image {
     /// Makes an image that is not ready yet.
-    pub(crate) fn new(cow: &Arc<Cow>) -> Result<Arc<Self>> {
+    pub(crate) fn new(io: &Arc<ImageIo>) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
-                cow: cow.clone(),
+                io: io.clone(),
                 cbt: SetOnce::new(),
                 early <- new_spinlock!(BioList::new()),
             }),
@@ -54,9 +58,14 @@ impl Image {
         )
     }
 
+    /// The I/O of the image.
+    pub(crate) fn io(&self) -> &Arc<ImageIo> {
+        &self.io
+    }
+
     /// The copy engine.
     pub(crate) fn cow(&self) -> &Cow {
-        &self.cow
+        self.io.cow()
     }
 
     /// The instant has come; `cbt` is the original's map.
@@ -79,7 +88,7 @@ impl Image {
             // The next increment has to read these blocks again.
             cbt.mark_both(bio.sector(), u64::from(bio.sectors()));
         }
-        io::submit(&self.cow, bio);
+        self.io.submit(bio);
     }
 
     fn wait(&self, bio: OwnedBio) {

@@ -71,6 +71,15 @@ pub(crate) struct Captured {
     pub(crate) image: BioDisk<Image>,
 }
 
+impl Captured {
+    /// Marks what is excluded from copying as changed, for this increment and for the next one: it
+    /// reads as zeroes as long as the snapshot is held, and only so long.
+    fn mark_excluded(&self) {
+        let mark = |start, sectors| self.cbt.mark_both(start, sectors);
+        self.cow.for_each_excluded(mark);
+    }
+}
+
 /// What has become of a snapshot.
 pub(crate) enum State {
     /// Created, and not taken.
@@ -188,7 +197,7 @@ impl Snapshot {
             if result.is_ok() && device.file.bdev().disk_id() == disk {
                 let on_disk = ranges.iter().map(|&(first, count)| (start + first, count));
                 result = exclude(&device.file, &captured.cow, on_disk);
-                captured.cow.mark_excluded(&captured.cbt);
+                captured.mark_excluded();
             }
         });
         result
@@ -221,6 +230,8 @@ impl Snapshot {
     fn release(&self, captured: KVec<Captured>) {
         for (device, captured) in self.devices.iter().zip(captured) {
             let Captured { cow, cbt, image } = captured;
+            // Kept until no clone is in flight, whose end may come in an interrupt.
+            let io = image.data().io().clone();
             drop(image);
             let hooked = {
                 let scope = NoIoScope::new();
@@ -230,6 +241,7 @@ impl Snapshot {
             drop(hooked);
             delay(Point::Disarmed);
             Cow::shut_down(&cow);
+            drop(io);
         }
     }
 }

@@ -55,7 +55,8 @@ use crate::{
         Sysfs,
         EVENTS, //
     },
-    copying::engine::Engine,
+    copying::cow::engine::Engine,
+    image::io::Clones,
     snapshot::{
         self,
         take,
@@ -118,6 +119,7 @@ impl Entry {
 #[pin_data]
 pub(crate) struct Registry {
     engine: Arc<Engine>,
+    clones: Arc<Clones>,
     /// The images' major number.
     major: Major,
     /// In the order in which they were added.
@@ -148,6 +150,7 @@ impl Registry {
         Arc::pin_init(
             try_pin_init!(Self {
                 engine: Engine::new()?,
+                clones: Clones::new()?,
                 major,
                 trackers <- new_mutex!(KVec::new()),
                 snapshots <- new_mutex!(KVec::new()),
@@ -398,20 +401,19 @@ impl Registry {
         let _serial = self.trackers.lock();
         let snapshot = self.snapshot(id)?;
         let minors = self.free_minors(snapshot.devices.len())?;
-        let result = take::take(
-            &snapshot,
-            &self.engine,
-            &self.major,
-            &minors,
-            self.sysfs.images(),
-            |device, cow| {
-                let disk = device.file.bdev().disk_id();
-                self.for_each_snapshot(|other| {
-                    let ranges = other.space.ranges_on(disk)?;
-                    snapshot::exclude(&device.file, cow, ranges.iter().copied())
-                })
-            },
-        );
+        let common = take::Common {
+            engine: &self.engine,
+            clones: &self.clones,
+            major: &self.major,
+            group: self.sysfs.images(),
+        };
+        let result = take::take(&snapshot, &common, &minors, |device, cow| {
+            let disk = device.file.bdev().disk_id();
+            self.for_each_snapshot(|other| {
+                let ranges = other.space.ranges_on(disk)?;
+                snapshot::exclude(&device.file, cow, ranges.iter().copied())
+            })
+        });
         if result.is_err() && !snapshot.is_taken() {
             for device in &snapshot.devices {
                 device.tracker.set_cow(None);

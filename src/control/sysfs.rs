@@ -187,7 +187,9 @@ static SNAPSHOT: [Attribute<Snapshot>; 16] = [
         )
     }),
     Attribute::new(c"reads_retried", |s, out| {
-        value(out, s.space.retried.load(Relaxed))
+        let mut all = 0;
+        s.for_each_captured(|_, captured| all += captured.image.data().io().retried());
+        value(out, all)
     }),
 ];
 

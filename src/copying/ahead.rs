@@ -2,9 +2,9 @@
 
 //! How much to copy at once: the chunks that a write needs, or some of their neighbours, too.
 //!
-//! Chunks are small, so that a write here and there has no more than itself copied. But where
-//! writes are dense, a copy of each chunk by itself costs as many reads and writes as there are
-//! chunks. So a copy takes the untouched neighbours along, up to [`COPY_WINDOW`] bytes, if
+//! Chunks are small, so that scattered writes copy little more than they overwrite. But where
+//! writes are dense, copying each chunk by itself costs as many reads and writes as there are
+//! chunks. So a copy takes untouched neighbours along, up to [`COPY_WINDOW`] bytes, if
 //!
 //! - there are signs of dense writing: something else in the window was copied already; and
 //! - it stays within the budget: all that was copied of the device is never more than `ratio`

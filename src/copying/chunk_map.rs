@@ -14,9 +14,9 @@
 //!     ^-----failed-------'
 //! ```
 //!
-//! Only the holder of the copy engine's lock changes anything, and states in that direction. They
-//! are looked at without a lock, under RCU, as a window is replaced when more of its chunks are
-//! touched; its words are copied then, and an old window does not change any more. What the
+//! Only the holder of the copy engine's lock changes anything, and states only in that direction.
+//! Others look at them without a lock, under RCU: when more chunks of a window are touched, a new
+//! window with a copy of its words replaces it, and the old one does not change any more. What the
 //! orderings guarantee:
 //!
 //! - A writer that sees `InMemory` or `Stored` ([`is_safe`](Place::is_safe), acquire) sees all
@@ -128,7 +128,7 @@ type Word = Atomic<u32>;
 pub(crate) type OldWindow = Retired<Word>;
 
 /// The windows that a run of chunks needs to be claimed.
-pub(crate) struct Prepared {
+pub(crate) struct PreparedRun {
     run: Range<u64>,
     windows: [Option<SparseArray<Word>>; MAX_WINDOWS],
 }
@@ -275,7 +275,7 @@ impl ChunkMap {
     /// `needed` and the others are copied ahead. Does not sleep.
     ///
     /// Between this and [`claim`](Self::claim) nothing may change.
-    pub(crate) fn prepare(&self, run: Range<u64>, needed: &Range<u64>) -> Result<Prepared> {
+    pub(crate) fn prepare(&self, run: Range<u64>, needed: &Range<u64>) -> Result<PreparedRun> {
         let flags = GFP_ATOMIC | __GFP_NOWARN;
         let mut windows = [const { None }; MAX_WINDOWS];
         let mut at = run.start;
@@ -311,12 +311,12 @@ impl ChunkMap {
         if at < run.end {
             return Err(EINVAL);
         }
-        Ok(Prepared { run, windows })
+        Ok(PreparedRun { run, windows })
     }
 
     /// Moves the untouched chunks that were prepared to [`Place::Reading`]. Returns the windows
     /// that were replaced.
-    pub(crate) fn claim(&self, prepared: Prepared) -> [Option<OldWindow>; MAX_WINDOWS] {
+    pub(crate) fn claim(&self, prepared: PreparedRun) -> [Option<OldWindow>; MAX_WINDOWS] {
         let mut at = prepared.run.start;
         prepared.windows.map(|window| {
             let slot = self.slot(at)?;
@@ -378,8 +378,8 @@ impl ChunkMap {
         }
     }
 
-    /// Takes it that the chunks from `from` to before `to` are overwritten. Returns how many of
-    /// them had been copied ahead and not overwritten since.
+    /// Notes that the chunks from `from` to before `to` are overwritten. Returns how many of them
+    /// had been copied ahead and not overwritten since.
     pub(crate) fn take_ahead(&self, from: u64, to: u64) -> u64 {
         let mut count = 0;
         self.for_each(from..to, |_, word| {

@@ -4,16 +4,17 @@
 //!
 //! A bio to an image is split where the places of its sectors differ, and each part is sent, as a
 //! clone, to where its data is; nothing is copied. A part about a chunk that is just being copied
-//! waits until that is stored.
+//! is parked until that is stored; then it comes to the disk again.
 //!
-//! Reads of the original are optimistic. No lock keeps the chunks untouched meanwhile: when the
-//! read is done, it is looked whether they still are. If not, what was read may be new data; it
-//! is thrown away, and the copy is read instead. See [`chunk_map`](crate::copying::chunk_map) for why that
-//! is right.
+//! Reads of the original are optimistic. No lock keeps the chunks untouched meanwhile: the end of
+//! the read checks whether they still are. If not, what was read may be new data; it is thrown
+//! away, and the part comes to the disk again, to read the copy. See
+//! [`chunk_map`](crate::copying::chunk_map) for why that is right.
 //!
 //! Writes go to the difference storage: an untouched chunk is copied there first.
 
 use kernel::{
+    alloc::flags::GFP_KERNEL,
     block::{
         bdev::BdevFile,
         bio::{
@@ -24,11 +25,18 @@ use kernel::{
         bio_set::{
             BioSet,
             EndIo,
-            NewBio, //
+            NewBio,
+            Wait, //
         }, //
     },
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    }, //
 };
 
 use crate::{
@@ -45,13 +53,43 @@ use crate::{
     copying::{
         chunk_map::Place,
         cow::Cow,
-        engine::Busy, //
+        inflight::Busy, //
     }, //
 };
 
-/// The context of a clone.
+/// Clones that can be in flight whatever the state of memory.
+const RESERVE: u32 = 64;
+
+/// The clones of bios of all images. Made when the module is loaded.
+#[pin_data]
+pub(crate) struct Clones {
+    #[pin]
+    set: BioSet<CloneIo>,
+}
+
+impl Clones {
+    /// Makes the set.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            try_pin_init!(Self {
+                set <- BioSet::new(RESERVE, Wait::ForBio),
+            }),
+            GFP_KERNEL,
+        )
+    }
+}
+
+/// What the I/O of one image needs.
 pub(crate) struct ImageIo {
     cow: Arc<Cow>,
+    clones: Arc<Clones>,
+    /// Reads that were overtaken by a write to the original, and done again.
+    retried: Atomic<u64>,
+}
+
+/// The context of a clone.
+struct CloneIo {
+    image: Arc<ImageIo>,
     /// The chunks, from the first to before the last, that have to be untouched in the end.
     untouched: Option<(u64, u64)>,
     /// It writes to the storage.
@@ -59,18 +97,19 @@ pub(crate) struct ImageIo {
     busy: Busy,
 }
 
-impl EndIo for ImageIo {
+impl EndIo for CloneIo {
     fn set(&self) -> &BioSet<Self> {
-        &self.cow.engine().clones
+        &self.image.clones.set
     }
 
     fn end_io(self, cloned: Option<OwnedBio>, result: Result) {
         let Self {
-            cow,
+            image,
             untouched,
             writes,
             busy,
         } = self;
+        let cow = &image.cow;
         delay(Point::ImageEnded);
         if writes {
             cow.health().end_write();
@@ -78,16 +117,16 @@ impl EndIo for ImageIo {
         if let Some(bio) = cloned {
             let overtaken = !planted(Fault::NoLookAfterRead)
                 && untouched.is_some_and(|(from, to)| cow.map().untouched_until(from, to) != to);
-            let lost = untouched.is_some_and(|(_, to)| cow.was_too_small(to));
-            if lost || cow.has_failed() {
+            let lost = untouched.is_some_and(|(_, to)| cow.device_was_too_small(to));
+            if lost || cow.image_has_failed() {
                 bio.end(Err(EIO));
             } else if result.is_ok() && overtaken {
-                Cow::retry(&cow, bio);
+                image.retry(bio);
             } else {
                 bio.end(result);
             }
         }
-        drop(cow);
+        drop(image);
         // Last, as it keeps all that must not go in an interrupt.
         drop(busy);
     }
@@ -105,40 +144,105 @@ enum Target {
     Wait(u64),
 }
 
-/// Serves all bios of a list.
-pub(crate) fn submit_list(cow: &Arc<Cow>, mut bios: BioList) {
-    while let Some(bio) = bios.pop() {
-        submit(cow, bio);
+impl ImageIo {
+    /// What the I/O of the image of `cow`'s device needs. May sleep.
+    pub(crate) fn new(cow: &Arc<Cow>, clones: &Arc<Clones>) -> Result<Arc<Self>> {
+        let this = Self {
+            cow: cow.clone(),
+            clones: clones.clone(),
+            retried: Atomic::new(0),
+        };
+        Ok(Arc::new(this, GFP_KERNEL)?)
     }
-}
 
-/// Serves a bio of an image: a read or a write. What does not go where its first sectors go comes
-/// here again, by way of the disk.
-pub(crate) fn submit(cow: &Arc<Cow>, mut bio: OwnedBio) {
-    let write = match bio.op() {
-        Op::Read => false,
-        Op::Write => true,
-        _ => return bio.end(Err(EOPNOTSUPP)),
-    };
-    if bio.sectors() == 0 {
-        return bio.end(Ok(()));
+    /// The copy engine.
+    pub(crate) fn cow(&self) -> &Cow {
+        &self.cow
     }
-    loop {
-        if cow.has_failed() {
-            cow.tell_of_medium();
-            return bio.end(Err(EIO));
-        }
-        let Some((target, sectors)) = find(cow, bio.sector(), bio.sectors(), write) else {
-            return bio.end(Err(EIO));
+
+    /// How many reads were overtaken by a write to the original, and done again.
+    pub(crate) fn retried(&self) -> u64 {
+        self.retried.load(Relaxed)
+    }
+
+    /// Has a read done again. For any context.
+    fn retry(&self, bio: OwnedBio) {
+        self.retried.fetch_add(1, Relaxed);
+        let mut bios = BioList::new();
+        bios.push(bio);
+        self.cow.requeue(bios);
+    }
+
+    /// Serves a bio of the image: a read or a write. What does not go where its first sectors go
+    /// comes here again, by way of the disk.
+    pub(crate) fn submit(self: &Arc<Self>, mut bio: OwnedBio) {
+        let cow = &self.cow;
+        let write = match bio.op() {
+            Op::Read => false,
+            Op::Write => true,
+            _ => return bio.end(Err(EOPNOTSUPP)),
         };
-        let Some(part) = bio.split(sectors) else {
-            return;
-        };
-        delay(Point::Found);
-        match send(cow, part, target, write) {
-            Some(part) => bio = part,
-            None => return,
+        if bio.sectors() == 0 {
+            return bio.end(Ok(()));
         }
+        loop {
+            if cow.image_has_failed() {
+                cow.tell_of_medium();
+                return bio.end(Err(EIO));
+            }
+            let Some((target, sectors)) = find(cow, bio.sector(), bio.sectors(), write) else {
+                return bio.end(Err(EIO));
+            };
+            let Some(part) = bio.split(sectors) else {
+                return;
+            };
+            delay(Point::Found);
+            match self.send(part, target, write) {
+                Some(part) => bio = part,
+                None => return,
+            }
+        }
+    }
+
+    /// Sends a part on its way. Gives it back if its place has changed.
+    fn send(self: &Arc<Self>, mut bio: OwnedBio, target: Target, write: bool) -> Option<OwnedBio> {
+        let cow = &self.cow;
+        let stored;
+        let (file, sector, untouched) = match target {
+            Target::Nothing => {
+                if !write {
+                    bio.zero_fill();
+                }
+                bio.end(Ok(()));
+                return None;
+            }
+            Target::Wait(chunk) => return cow.park(bio, chunk, write),
+            Target::Original(from, to) => (cow.origin(), bio.sector(), Some((from, to))),
+            Target::Storage(file, sector) => {
+                stored = file;
+                (&stored, sector, None)
+            }
+        };
+        if write && !cow.health().begin_write() {
+            bio.end(Err(EIO));
+            return None;
+        }
+        let context = CloneIo {
+            image: self.clone(),
+            untouched,
+            writes: write,
+            busy: cow.busy(),
+        };
+        match NewBio::clone_of(bio, file, sector, context) {
+            Ok(clone) => clone.submit(),
+            Err(bio) => {
+                if write {
+                    cow.health().end_write();
+                }
+                bio.end(Err(ENOMEM));
+            }
+        }
+        None
     }
 }
 
@@ -186,44 +290,4 @@ fn find(cow: &Cow, sector: u64, most: u32, write: bool) -> Option<(Target, u32)>
     };
     // CAST: Not more than `most`.
     Some((target, (until.min(end) - sector) as u32))
-}
-
-/// Sends a part on its way. Gives it back if its place has changed.
-fn send(cow: &Arc<Cow>, mut bio: OwnedBio, target: Target, write: bool) -> Option<OwnedBio> {
-    let stored;
-    let (file, sector, untouched) = match target {
-        Target::Nothing => {
-            if !write {
-                bio.zero_fill();
-            }
-            bio.end(Ok(()));
-            return None;
-        }
-        Target::Wait(chunk) => return cow.park(bio, chunk, write),
-        Target::Original(from, to) => (cow.origin(), bio.sector(), Some((from, to))),
-        Target::Storage(file, sector) => {
-            stored = file;
-            (&stored, sector, None)
-        }
-    };
-    if write && !cow.health().begin_write() {
-        bio.end(Err(EIO));
-        return None;
-    }
-    let context = ImageIo {
-        cow: cow.clone(),
-        untouched,
-        writes: write,
-        busy: cow.busy(),
-    };
-    match NewBio::clone_of(bio, file, sector, context) {
-        Ok(clone) => clone.submit(),
-        Err(bio) => {
-            if write {
-                cow.health().end_write();
-            }
-            bio.end(Err(ENOMEM));
-        }
-    }
-    None
 }

@@ -60,11 +60,17 @@ use crate::{
         params,
         units::Geometry, //
     },
-    copying::{
-        cow::Cow,
-        engine::Engine, //
+    copying::cow::{
+        engine::Engine,
+        Cow, //
     },
-    image::Image,
+    image::{
+        io::{
+            Clones,
+            ImageIo, //
+        },
+        Image, //
+    },
     snapshot::{
         Captured,
         Device,
@@ -80,8 +86,7 @@ const TIMEOUT_MS: u32 = 10_000;
 /// How long they may take if they are stopped all at once.
 const SHORT_TIMEOUT_MS: u32 = 500;
 
-/// In how many orders they are stopped one after the other, or the file systems are frozen, before
-/// that is given up.
+/// How many orders are tried, for stopping devices and for freezing file systems.
 const ORDERS: u32 = 4;
 
 /// Guards that are dropped in reverse order: what is stacked on something else was frozen before
@@ -106,11 +111,11 @@ fn to_front<T>(items: &mut KVec<T>, at: usize) -> Result {
     items.insert_within_capacity(0, first).map_err(|_| EINVAL)
 }
 
-/// Freezes file systems; if they cannot be frozen in this order, in another one, which `files` has
-/// then.
+/// Freezes file systems, in the order of `files` or, if that does not work, in another one; then
+/// `files` has the order that did.
 ///
-/// One that does not go on may have to write to a file on one that was frozen before it. These are
-/// thawed until it is frozen, and come after it.
+/// A file system that makes no progress may have to write to a file on one that was frozen before
+/// it. So these are thawed, and it is frozen first.
 fn freeze_in_some_order(files: &mut KVec<Arc<BdevFile>>) -> Result<Guards<FsFreeze>> {
     let mut frozen = Guards(KVec::with_capacity(files.len(), GFP_KERNEL)?);
     let mut orders = 1;
@@ -208,11 +213,11 @@ fn stop(
     })
 }
 
-/// Stops devices; if they do not come to rest together or in this order, in another one, which
-/// `order` has then.
+/// Stops devices, together or, if that does not work, in this order or another one; then `order`
+/// has the one that did.
 ///
-/// A device that does not come to rest may need one that was stopped before it, and is the first
-/// one next time. If it was that already, nothing helps.
+/// A device that does not come to rest may need one that was stopped before it, so it is stopped
+/// first the next time. If it was the first one already, nothing helps.
 fn stop_in_some_order(
     order: &mut KVec<&(&Device, Prepared)>,
     scope: &NoIoScope,
@@ -237,6 +242,18 @@ fn stop_in_some_order(
     Err(ETIMEDOUT)
 }
 
+/// What all snapshots use.
+pub(crate) struct Common<'a> {
+    /// For copying.
+    pub(crate) engine: &'a Arc<Engine>,
+    /// For the I/O of images.
+    pub(crate) clones: &'a Arc<Clones>,
+    /// The images' major number.
+    pub(crate) major: &'a Major,
+    /// The files that images have in sysfs.
+    pub(crate) group: &'a Arc<Group<Image>>,
+}
+
 /// What is allocated for a device before the instant.
 struct Prepared {
     captured: Captured,
@@ -245,14 +262,7 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new(
-        device: &Device,
-        snapshot: &Snapshot,
-        engine: &Arc<Engine>,
-        major: &Major,
-        minor: u32,
-        group: &Arc<Group<Image>>,
-    ) -> Result<Self> {
+    fn new(device: &Device, snapshot: &Snapshot, common: &Common<'_>, minor: u32) -> Result<Self> {
         let bdev = device.file.bdev();
         if bdev.sectors() == 0 {
             return Err(ENXIO);
@@ -262,7 +272,7 @@ impl Prepared {
         let min_shift = params::chunk_minimum_shift().max(block_shift);
         let geometry = Geometry::new(bdev.sectors(), min_shift, params::chunk_maximum_count());
         let cow = Cow::new(
-            engine,
+            common.engine,
             &snapshot.space,
             &snapshot.health,
             &device.file,
@@ -273,13 +283,14 @@ impl Prepared {
         let next = device.tracker.next_map(bdev)?;
         let fresh = next.is_some();
         let options = Options {
-            major,
+            major: common.major,
             minor,
             sectors: bdev.sectors(),
             like: bdev,
-            group,
+            group: common.group,
         };
-        let image = BioDisk::new(fmt!("blksnap-image{minor}"), options, Image::new(&cow)?)?;
+        let image = Image::new(&ImageIo::new(&cow, common.clones)?)?;
+        let image = BioDisk::new(fmt!("blksnap-image{minor}"), options, image)?;
         Ok(Self {
             captured: Captured {
                 cow,
@@ -292,7 +303,7 @@ impl Prepared {
 }
 
 /// Takes `snapshot`. The images get the minor numbers `minors`, of which there are as many as
-/// devices, and the files of `group`. `exclude` is called with each device's engine before the
+/// devices. `exclude` is called with each device's engine before the
 /// instant.
 ///
 /// Calls must not overlap in time. Fails with `EALREADY` if it was taken, `ENODEV` if it has no
@@ -300,10 +311,8 @@ impl Prepared {
 /// file systems cannot be frozen in any of some orders.
 pub(crate) fn take(
     snapshot: &Snapshot,
-    engine: &Arc<Engine>,
-    major: &Major,
+    common: &Common<'_>,
     minors: &[u32],
-    group: &Arc<Group<Image>>,
     exclude: impl Fn(&Device, &Cow) -> Result,
 ) -> Result {
     match &*snapshot.state.lock() {
@@ -322,7 +331,7 @@ pub(crate) fn take(
 
     let mut prepared = KVec::with_capacity(count, GFP_KERNEL)?;
     for (device, &minor) in devices.iter().zip(minors) {
-        let this = Prepared::new(device, snapshot, engine, major, minor, group)?;
+        let this = Prepared::new(device, snapshot, common, minor)?;
         delay(Point::Prepared);
         exclude(device, &this.captured.cow)?;
         device.tracker.set_cow(Some(this.captured.cow.clone()));
@@ -386,7 +395,7 @@ pub(crate) fn take(
     for (device, this) in prepared {
         let this = this.captured;
         device.tracker.set_map(this.cbt.clone());
-        this.cow.mark_excluded(&this.cbt);
+        this.mark_excluded();
         this.image.data().set_ready(this.cbt.clone());
         // There is room for all.
         drop(captured.push_within_capacity(this));

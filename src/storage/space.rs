@@ -76,8 +76,6 @@ pub(crate) struct Space {
     placeless: Atomic<u64>,
     /// Sectors copied from original devices.
     pub(crate) copied: Atomic<u64>,
-    /// Image reads that were overtaken by a write to the original, and done again.
-    pub(crate) retried: Atomic<u64>,
 }
 
 impl Space {
@@ -92,7 +90,6 @@ impl Space {
                 events: events.clone(),
                 placeless: Atomic::new(0),
                 copied: Atomic::new(0),
-                retried: Atomic::new(0),
             }),
             GFP_KERNEL,
         )?;

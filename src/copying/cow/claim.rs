@@ -18,6 +18,7 @@ use core::{
 };
 
 use super::{
+    ends::ReadIo,
     flights::Flight,
     Cow,
     Inner,
@@ -39,12 +40,9 @@ use crate::{
     copying::{
         chunk_map::{
             OldWindow,
-            Prepared, //
+            PreparedRun, //
         },
-        copy::{
-            Memory,
-            ReadIo, //
-        }, //
+        memory::Memory, //
     }, //
 };
 
@@ -114,7 +112,7 @@ impl Cow {
         inner: &mut Inner,
         needed: Range<u64>,
     ) -> Result<(NewBio<ReadIo>, usize, u64)> {
-        if !inner.may_replace() {
+        if !inner.has_room_for_old() {
             return Err(EBUSY);
         }
         let mut memory = inner.free.pop().ok_or(EBUSY)?;
@@ -150,7 +148,7 @@ impl Cow {
         let index = inner.flights.begin(flight);
         // Before the bio is submitted: see `chunk_map`.
         for old in self.map.claim(prepared).into_iter().flatten() {
-            // `may_replace()` has seen to it that there is room.
+            // `has_room_for_old()` has seen to it that there is room.
             let _ = inner.old.push_within_capacity(old);
         }
         if inner.old.len() >= MAX_OLD / 2 {
@@ -165,7 +163,7 @@ impl Cow {
         memory: &mut Memory,
         needed: &Range<u64>,
         wanted: &Range<u64>,
-    ) -> Result<(NewBio<ReadIo>, Prepared, Range<u64>)> {
+    ) -> Result<(NewBio<ReadIo>, PreparedRun, Range<u64>)> {
         let shift = self.geometry.chunk_shift + SECTOR_SHIFT;
         // CAST: At most `COPY_WINDOW` or a chunk.
         let all = ((wanted.end - wanted.start) << shift) as usize;
@@ -177,7 +175,11 @@ impl Cow {
             wanted.clone()
         };
         let prepared = self.map.prepare(run.clone(), needed)?;
-        Ok((memory.read(self, run.clone())?, prepared, run))
+        let sector = self.geometry.sector(run.start);
+        let sectors = self.geometry.sectors_in(run.start, run.end - run.start);
+        let context = ReadIo::new(self, &memory.slot);
+        let bio = memory.read(&self.origin, sector, sectors, context)?;
+        Ok((bio, prepared, run))
     }
 
     /// Frees the windows of the map that were replaced. May sleep.
@@ -190,9 +192,10 @@ impl Cow {
         OldWindow::free_all(&mut old);
         let mut inner = self.inner.lock();
         inner.spare = old;
-        let waiting = inner.let_waiting_try();
+        let (kick, images) = inner.let_waiting_try();
         drop(inner);
-        self.kick(waiting);
+        self.kick(kick);
+        self.requeue(images);
     }
 
     /// Sends the bios of what was claimed on their way.

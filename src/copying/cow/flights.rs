@@ -19,13 +19,13 @@ use core::ops::Range;
 use crate::{
     base::units::UNIT_SHIFT,
     copying::{
-        copy::Memory,
-        engine::{
-            Busy,
-            BATCH, //
-        }, //
+        inflight::Busy,
+        memory::Memory, //
     }, //
 };
+
+/// Copies that are stored by one bio at the most.
+pub(super) const BATCH: usize = 16;
 
 /// Units that are stored by one bio at the most: as many as its pages.
 const MAX_UNITS: u64 = (kernel::block::bio_set::MAX_BUFFER_BIO >> UNIT_SHIFT) as u64;
@@ -42,7 +42,7 @@ pub(super) struct Flight {
     /// The first of them, once there is a place.
     pub(super) unit: Option<u32>,
     /// The old data is in memory.
-    ready: bool,
+    in_memory: bool,
     /// Writes that wait until it is.
     pub(super) writers: HeldList,
     /// Parts of image bios that wait until it was stored.
@@ -67,7 +67,7 @@ impl Flight {
             memory,
             units,
             unit: None,
-            ready: false,
+            in_memory: false,
             writers: HeldList::new(),
             images: BioList::new(),
             number: 0,
@@ -85,7 +85,7 @@ impl Flight {
     }
 
     /// Whether image bios wait until it was stored.
-    pub(super) fn is_waited_for(&self) -> bool {
+    pub(super) fn has_parked_bios(&self) -> bool {
         !self.images.is_empty()
     }
 
@@ -94,7 +94,7 @@ impl Flight {
         self.images.take()
     }
 
-    /// Gives the copy back. What is returned is to be dropped last.
+    /// Gives the memory back. What is returned is to be dropped last.
     pub(super) fn recycle(self, free: &mut KVec<Memory>) -> Busy {
         // There is room for all. The last one is taken first, and a reserve as the last resort.
         let at = if self.memory.is_reserve() {
@@ -107,14 +107,14 @@ impl Flight {
     }
 }
 
-/// The copies under way. A flight's index is that of its copy.
+/// The copies under way. A flight's index is that of its slot.
 pub(super) struct Flights {
     slots: KVec<Option<Flight>>,
     count: usize,
-    /// Flights that were read.
-    ready: usize,
+    /// Flights whose old data is in memory.
+    in_memory: usize,
     /// Flights that parts of image bios wait for.
-    waited_for: usize,
+    with_parked_bios: usize,
     /// How many ever began.
     began: u64,
     /// Flights that were read and have no place, in the order in which that happened.
@@ -135,8 +135,8 @@ impl Flights {
         Ok(Self {
             slots,
             count: 0,
-            ready: 0,
-            waited_for: 0,
+            in_memory: 0,
+            with_parked_bios: 0,
             began: 0,
             unstored: KVec::with_capacity(copies, GFP_KERNEL)?,
             unstored_units: 0,
@@ -155,14 +155,14 @@ impl Flights {
         self.count
     }
 
-    /// How many of them were read and have not ended.
-    pub(super) fn ready(&self) -> usize {
-        self.ready
+    /// How many of them have their old data in memory.
+    pub(super) fn in_memory(&self) -> usize {
+        self.in_memory
     }
 
     /// Whether parts of image bios wait for one of them.
-    pub(super) fn are_waited_for(&self) -> bool {
-        self.waited_for != 0
+    pub(super) fn have_parked_bios(&self) -> bool {
+        self.with_parked_bios != 0
     }
 
     /// The bytes of memory that they hold.
@@ -173,7 +173,7 @@ impl Flights {
 
     /// A flight begins. Returns its index.
     pub(super) fn begin(&mut self, mut flight: Flight) -> usize {
-        let index = flight.memory.copy.index();
+        let index = flight.memory.slot.index();
         flight.number = self.began;
         if let Some(slot) = self.slots.get_mut(index) {
             self.began += 1;
@@ -191,10 +191,10 @@ impl Flights {
     /// The flight that began last of those that are still being read and have chunks from `from`
     /// to before `to`.
     pub(super) fn last_reading(&self, from: u64, to: u64) -> Option<usize> {
-        let reading = |flight: &&Flight| !flight.ready && flight.overlaps(from, to);
+        let reading = |flight: &&Flight| !flight.in_memory && flight.overlaps(from, to);
         let all = self.slots.iter().flatten().filter(reading);
         let last = all.max_by_key(|flight| flight.number)?;
-        Some(last.memory.copy.index())
+        Some(last.memory.slot.index())
     }
 
     /// Has a part of an image bio wait for the flight that copies `chunk`. Gives the bio back if
@@ -204,19 +204,19 @@ impl Flights {
         let Some(flight) = all.find(|flight| flight.overlaps(chunk, chunk + 1)) else {
             return Some(bio);
         };
-        self.waited_for += usize::from(flight.images.is_empty());
+        self.with_parked_bios += usize::from(flight.images.is_empty());
         flight.images.push(bio);
         None
     }
 
     /// The old data of a flight is in memory, and is to be stored. Returns the writes that waited
     /// for it.
-    pub(super) fn read(&mut self, index: usize) -> HeldList {
+    pub(super) fn mark_read(&mut self, index: usize) -> HeldList {
         let Some(flight) = self.slots.get_mut(index).and_then(Option::as_mut) else {
             return HeldList::new();
         };
-        self.ready += usize::from(!flight.ready);
-        flight.ready = true;
+        self.in_memory += usize::from(!flight.in_memory);
+        flight.in_memory = true;
         // There is room for all.
         let _ = self.unstored.push_within_capacity(index);
         self.unstored_units += flight.units;
@@ -229,7 +229,7 @@ impl Flights {
     }
 
     /// Whether enough has been read to be stored.
-    pub(super) fn is_due(&self) -> bool {
+    pub(super) fn has_full_batch(&self) -> bool {
         self.unstored.len() >= self.batch || self.unstored_units >= MAX_UNITS
     }
 
@@ -274,8 +274,8 @@ impl Flights {
     pub(super) fn end(&mut self, index: usize) -> Option<Flight> {
         let flight = self.slots.get_mut(index)?.take()?;
         self.count -= 1;
-        self.ready -= usize::from(flight.ready);
-        self.waited_for -= usize::from(!flight.images.is_empty());
+        self.in_memory -= usize::from(flight.in_memory);
+        self.with_parked_bios -= usize::from(!flight.images.is_empty());
         Some(flight)
     }
 }
@@ -284,9 +284,9 @@ impl Flights {
 #[kernel::macros::kunit_tests(blksnap_flights)]
 mod tests {
     use super::*;
-    use crate::copying::engine::InFlight;
+    use crate::copying::inflight::InFlight;
 
-    /// Begins a flight that copies `run` with the copy `index`; a chunk is a unit.
+    /// Begins a flight that copies `run` in the slot `index`; a chunk is a unit.
     fn begin(flights: &mut Flights, index: usize, run: Range<u64>) -> Result {
         let units = run.end - run.start;
         let busy = Busy::new(&InFlight::new()?);
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn the_one_that_began_last_is_waited_for() -> Result {
+    fn the_one_that_began_last_is_with_parked_bios() -> Result {
         let mut flights = Flights::new(4)?;
         begin(&mut flights, 3, 0..8)?;
         begin(&mut flights, 0, 8..16)?;
@@ -305,9 +305,9 @@ mod tests {
         assert_eq!(flights.last_reading(7, 8), Some(3));
         assert_eq!(flights.last_reading(15, 99), Some(2));
         assert_eq!(flights.last_reading(17, 99), None);
-        let _ = flights.read(0);
+        let _ = flights.mark_read(0);
         assert_eq!(flights.last_reading(0, 16), Some(3));
-        assert_eq!((flights.count(), flights.ready()), (3, 1));
+        assert_eq!((flights.count(), flights.in_memory()), (3, 1));
         Ok(())
     }
 
@@ -317,12 +317,12 @@ mod tests {
         for i in 0..BATCH + 3 {
             let chunk = i as u64 * 2;
             begin(&mut flights, i, chunk..chunk + 2)?;
-            assert!(!flights.is_due());
+            assert!(!flights.has_full_batch());
         }
         assert_eq!(flights.batch(BATCH), (0, 0));
         for i in 0..BATCH + 3 {
-            assert_eq!(flights.is_due(), i >= BATCH);
-            let _ = flights.read(i);
+            assert_eq!(flights.has_full_batch(), i >= BATCH);
+            let _ = flights.mark_read(i);
         }
         assert_eq!(flights.batch(1), (1, 2));
         assert_eq!(flights.batch(BATCH), (BATCH, 2 * BATCH as u64));
@@ -330,7 +330,7 @@ mod tests {
             let flight = flights.place(2 * i as u32).ok_or(EINVAL)?;
             assert_eq!(flight.run.start, 2 * i as u64);
         }
-        assert!(!flights.is_due());
+        assert!(!flights.has_full_batch());
         assert_eq!(flights.batch(BATCH), (3, 6));
         for i in 0..BATCH {
             assert_eq!(
@@ -343,7 +343,7 @@ mod tests {
             flights.end_unstored().map(|flight| flight.run),
             Some(32..34)
         );
-        assert_eq!((flights.count(), flights.ready()), (2, 2));
+        assert_eq!((flights.count(), flights.in_memory()), (2, 2));
         Ok(())
     }
 
@@ -353,15 +353,15 @@ mod tests {
         for i in 0..3 {
             let chunk = i as u64 * MAX_UNITS;
             begin(&mut flights, i, chunk..chunk + MAX_UNITS / 2 + 1)?;
-            let _ = flights.read(i);
+            let _ = flights.mark_read(i);
         }
-        assert!(flights.is_due());
+        assert!(flights.has_full_batch());
         assert_eq!(flights.batch(BATCH), (1, MAX_UNITS / 2 + 1));
         // With few copies they are not kept waiting.
         let mut flights = Flights::new(4)?;
         begin(&mut flights, 0, 0..1)?;
-        let _ = flights.read(0);
-        assert!(flights.is_due());
+        let _ = flights.mark_read(0);
+        assert!(flights.has_full_batch());
         Ok(())
     }
 }

@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The steps of a copy after its read: letting writes go, storing, the end. And the work items.
+//! The steps of a copy after its read: letting writes go, the end. And the work items.
 
 use kernel::{
     block::{
-        bio::BioList,
         filter::HeldList, //
     },
     prelude::*,
     sync::{
         atomic::Relaxed,
-        Arc,
-        SpinLockIrq, //
+        Arc, //
     },
     time::msecs_to_jiffies,
     workqueue::{
@@ -20,26 +18,15 @@ use kernel::{
     }, //
 };
 
-use core::{
-    array,
-    mem::{
-        swap,
-        take, //
-    },
-};
+use core::mem::take;
 
 use super::{
-    claim::{
-        Next,
-        Reads, //
-    },
+    ends::Ended,
     flights::Flight,
     Cow,
-    Ended,
     Inner,
     Kick,
     IDLE_BYTES,
-    IMAGES,
     REAP,
     STORE,
     TICK,
@@ -47,25 +34,14 @@ use super::{
     WRITERS, //
 };
 use crate::{
-    base::{
-        delays::{
-            delay,
-            Point, //
-        },
-        faults::{
-            planted,
-            Fault, //
-        }, //
+    base::delays::{
+        delay,
+        Point, //
     },
     copying::{
         chunk_map::Place,
-        copy::{
-            self,
-            Copy, //
-        },
-        engine::BATCH, //
-    },
-    image::io, //
+        memory::CopySlot, //
+    }, //
 };
 
 /// What comes of a read that has ended.
@@ -79,57 +55,23 @@ struct ReadDone {
 }
 
 impl Cow {
-    /// The bio that reads for `copy` has ended. For any context.
-    pub(crate) fn leave_read(this: &Arc<Self>, copy: Arc<Copy>) {
-        let mut ended = this.read.lock();
-        // There is room for each copy.
-        let _ = ended.copies.push_within_capacity(copy);
-        let kick = !ended.is_seen;
-        ended.is_seen = true;
-        drop(ended);
-        if kick {
-            let _ = this.engine.queue.enqueue::<_, WRITERS>(this.clone());
-        }
-    }
-
-    /// All bios that store for `copies` have ended. For any context.
-    ///
-    /// If nobody waits for that, it will be looked at when there is something else to store.
-    pub(crate) fn leave_stored(this: &Arc<Self>, copies: [Option<Arc<Copy>>; BATCH]) {
-        let mut ended = this.stored.lock();
-        let mut bad = false;
-        for copy in copies.into_iter().flatten() {
-            bad |= copy.result().is_err();
-            // There is room for each copy.
-            let _ = ended.copies.push_within_capacity(copy);
-        }
-        // Who begins to wait after this look has the work item queued.
-        let wanted = bad || this.hurry.load(Relaxed) || this.has_failed();
-        let kick = !ended.is_seen && !ended.copies.is_empty() && wanted;
-        ended.is_seen |= kick;
-        drop(ended);
-        if kick {
-            let _ = this.engine.queue.enqueue::<_, STORE>(this.clone());
-        }
-    }
-
     /// A copy was read, or failed to be: lets the writes go that wait. Does not sleep if
     /// [`submission_is_queued`].
     ///
     /// [`submission_is_queued`]: kernel::block::bio::submission_is_queued
-    pub(crate) fn end_read(this: &Arc<Self>, copy: &Copy) {
-        let done = this.read_done(copy);
+    pub(super) fn finish_read(self: &Arc<Self>, slot: &CopySlot) {
+        let done = self.read_done(slot);
         delay(Point::InMemory);
         done.writers.resubmit();
         if let Some(flight) = done.ended {
-            this.recycle(flight);
+            self.recycle(flight);
         }
-        this.kick(done.kick);
+        self.kick(done.kick);
     }
 
     /// A copy was read, or failed to be. Does not sleep.
-    fn read_done(self: &Arc<Self>, copy: &Copy) -> ReadDone {
-        let index = copy.index();
+    fn read_done(self: &Arc<Self>, slot: &CopySlot) -> ReadDone {
+        let index = slot.index();
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
         let Some(flight) = inner.flights.get(index) else {
@@ -137,15 +79,15 @@ impl Cow {
         };
         let (run, chunks, needed) = (flight.run.clone(), flight.chunks(), flight.needed);
         let mut again = false;
-        let result = copy.result().and_then(|()| {
-            if self.was_too_small(run.end) {
+        let result = slot.result().and_then(|()| {
+            if self.device_was_too_small(run.end) {
                 return Err(EIO);
             }
             Ok(())
         });
         if let Err(err) = result {
             // What could not be read may be what nobody needs: once more, without that.
-            again = needed < chunks && !self.has_failed();
+            again = needed < chunks && !self.image_has_failed();
             if again {
                 inner.account.give_up(chunks, needed);
                 self.map.unclaim(run.clone());
@@ -153,18 +95,18 @@ impl Cow {
                 self.fail(err);
             }
         }
-        if again || self.has_stopped() {
+        if again || self.passes_writes() {
             return ReadDone {
                 writers: take(&mut flight.writers),
                 ended: inner.flights.end(index),
                 kick: Kick::default(),
             };
         }
-        let waited_for = flight.is_waited_for();
-        inner.flush |= waited_for || inner.is_waiting();
+        let parked = flight.has_parked_bios();
+        inner.flush |= parked || inner.has_waiting_bios();
         self.map.set(run, |_| Place::InMemory);
-        let writers = inner.flights.read(index);
-        let store = inner.flush || inner.flights.is_due();
+        let writers = inner.flights.mark_read(index);
+        let store = inner.flush || inner.flights.has_full_batch();
         if !store {
             self.arm_tick(inner);
         }
@@ -182,7 +124,7 @@ impl Cow {
         &self.engine.queue
     }
 
-    /// Has what waits stored, and what was stored looked at, some time later.
+    /// Has [`STORE`] run after [`TICK_MS`], for what was read and for the ends of stores.
     fn arm_tick(self: &Arc<Self>, inner: &mut Inner) {
         if inner.tick.is_none() {
             inner.tick = Some(self.busy());
@@ -191,87 +133,9 @@ impl Cow {
         }
     }
 
-    /// Stores the next batch of what was read, if `all` or if it is worth a bio. Tells whether
-    /// there was one. May sleep.
-    fn store(self: &Arc<Self>, all: bool) -> bool {
-        let mut inner = self.inner.lock();
-        if !all && !inner.flights.is_due() {
-            return false;
-        }
-        let (mut count, mut units) = inner.flights.batch(BATCH);
-        if count == 0 {
-            return false;
-        }
-        let mut place = self.place(units);
-        if place.is_err() && count > 1 {
-            // What is left may be enough for one.
-            (count, units) = inner.flights.batch(1);
-            place = self.place(units);
-        }
-        let unit = match place {
-            Ok(unit) => unit,
-            Err(err) => {
-                drop(inner);
-                self.fail(err);
-                return false;
-            }
-        };
-        let mut next = unit;
-        let mut copied = 0;
-        let batch = array::from_fn(|i| {
-            if i >= count {
-                return None;
-            }
-            let flight = inner.flights.place(next)?;
-            // CAST: The storage ends before `u32` does.
-            next += flight.units as u32;
-            let sectors = self.geometry.sectors_in(flight.run.start, flight.chunks());
-            copied += sectors;
-            flight.memory.unstored(sectors)
-        });
-        drop(inner);
-        self.space.copied.fetch_add(copied, Relaxed);
-        copy::store(self, unit, &batch);
-        true
-    }
-
-    /// Finds a place for `units` units of old data.
-    fn place(&self, units: u64) -> Result<u32> {
-        if self.has_stopped() {
-            return Err(EIO);
-        }
-        self.space.alloc(units)
-    }
-
-    /// A copy was stored, or failed to be.
-    fn store_done(self: &Arc<Self>, copy: &Copy) {
-        delay(Point::Stored);
-        let index = copy.index();
-        let mut inner = self.inner.lock();
-        if let Err(err) = copy.result() {
-            self.fail(err);
-        } else if let Some(flight) = inner.flights.get(index) {
-            if let Some(unit) = flight.unit {
-                let step = self.geometry.units_per_chunk();
-                // CAST: The storage ends before `u32` does.
-                let place = |i: u64| Place::Stored(unit + (i * step) as u32);
-                if planted(Fault::CopyTwice) {
-                    self.map.unclaim(flight.run.clone());
-                } else {
-                    self.map.set(flight.run.clone(), place);
-                }
-            }
-        }
-        let flight = inner.flights.end(index);
-        drop(inner);
-        if let Some(flight) = flight {
-            self.recycle(flight);
-        }
-    }
-
     /// A flight has ended, good or bad. Does not sleep if no writes wait for it, or if
     /// [`submission_is_queued`](kernel::block::bio::submission_is_queued).
-    fn recycle(self: &Arc<Self>, mut flight: Flight) {
+    pub(super) fn recycle(self: &Arc<Self>, mut flight: Flight) {
         if flight.unit.is_none() {
             self.space.unbook(flight.units);
         }
@@ -286,115 +150,29 @@ impl Cow {
         inner.idle_bytes += flight.memory.len();
         let busy = flight.recycle(&mut inner.free);
         inner.images.append(images);
-        let kick = inner.let_waiting_try();
+        let (kick, images) = inner.let_waiting_try();
         drop(inner);
         drop(buffer);
         drop(writers);
         self.kick(kick);
+        self.requeue(images);
         drop(busy);
     }
 
-    /// Serves the writes that wait for a copy.
-    pub(super) fn serve_writers(self: &Arc<Self>) {
-        loop {
-            let mut reads = Reads::default();
-            let mut inner = self.inner.lock();
-            let Some(held) = inner.writers.pop() else {
-                return;
-            };
-            let start = self.origin.bdev().start_sector();
-            let (from, to) = self.chunks(
-                held.sector().saturating_sub(start),
-                held.end_sector().saturating_sub(start),
-            );
-            let next = if self.has_failed() {
-                Next::Safe
-            } else {
-                self.advance(&mut inner, from, to, true, &mut reads)
-            };
-            let mut go_on = true;
-            let rejected = match next {
-                Next::Safe => Err(held),
-                Next::Flight(i) => match inner.flights.get(i) {
-                    Some(flight) => flight.writers.push(held),
-                    None => Err(held),
-                },
-                Next::Later => {
-                    go_on = false;
-                    inner.writers.push_front(held)
-                }
-            };
-            let stuck = !go_on && inner.is_stuck();
-            drop(inner);
-            Self::submit(reads);
-            drop(rejected);
-            if stuck {
-                // Nothing is under way whose end could give us memory.
-                self.fail(ENOMEM);
-            } else if !go_on {
-                return;
-            }
-        }
-    }
-
-    /// Looks at what was read.
-    fn look_at_read(this: &Arc<Self>) {
-        let mut copies = take(&mut this.inner.lock().read_room);
-        let mut ended = this.read.lock();
-        swap(&mut copies, &mut ended.copies);
-        ended.is_seen = true;
-        drop(ended);
-        for copy in copies.drain_all() {
-            Self::end_read(this, &copy);
-        }
-        this.inner.lock().read_room = copies;
-    }
-
-    /// Looks at what was stored.
-    fn look_at_stored(self: &Arc<Self>) {
-        let mut copies = take(&mut self.inner.lock().stored_room);
-        let mut ended = self.stored.lock();
-        swap(&mut copies, &mut ended.copies);
-        ended.is_seen = true;
-        drop(ended);
-        for copy in copies.drain_all() {
-            self.store_done(&copy);
-        }
-        self.inner.lock().stored_room = copies;
-    }
-
-    /// Whether nothing more has ended; then the work item is queued when something has.
-    fn is_done(ended: &SpinLockIrq<Ended>) -> bool {
-        let mut ended = ended.lock();
-        ended.is_seen = !ended.copies.is_empty();
-        !ended.is_seen
-    }
-
-    /// Ends what was read and is of no use any more, and lets go what waits for copies.
+    /// After a failure: ends the copies that were to be stored, and lets go what waits for one.
     fn give_up(self: &Arc<Self>) {
         delay(Point::GivingUp);
         loop {
             let mut inner = self.inner.lock();
             let Some(flight) = inner.flights.end_unstored() else {
-                let kick = inner.let_waiting_try();
+                // The writes are let go by the work item that serves them.
+                let (_, images) = inner.let_waiting_try();
                 drop(inner);
-                self.kick(Kick {
-                    writers: false,
-                    ..kick
-                });
-                return;
+                return self.requeue(images);
             };
             drop(inner);
             self.recycle(flight);
         }
-    }
-
-    /// Serves the bios of the image that may try again.
-    pub(super) fn serve_images(self: &Arc<Self>) {
-        let images = self.inner.lock().images_ready.take();
-        io::submit_list(self, images);
-        let retry: BioList = self.retry.lock().take();
-        io::submit_list(self, retry);
     }
 }
 
@@ -402,13 +180,13 @@ impl WorkItem<WRITERS> for Cow {
     type Pointer = Arc<Cow>;
 
     fn run(this: Arc<Cow>) {
-        Self::look_at_read(&this);
+        this.process_read_ends();
         this.serve_writers();
-        if this.has_failed() {
+        if this.image_has_failed() {
             this.give_up();
         }
         // One pass at a time: who flushes the queue waits for no more than that.
-        if !Self::is_done(&this.read) {
+        if !Ended::all_processed(&this.read) {
             this.kick(Kick::WRITERS);
         }
     }
@@ -418,33 +196,25 @@ impl WorkItem<STORE> for Cow {
     type Pointer = Arc<Cow>;
 
     fn run(this: Arc<Cow>) {
-        this.look_at_stored();
+        this.process_store_ends();
         let flush = take(&mut this.inner.lock().flush);
-        while this.store(flush) {}
-        // Where a store completes at once, its copy is of use again at once.
-        this.look_at_stored();
-        if this.has_failed() {
+        while this.store_batch(flush) {}
+        // Where a store completes at once, its slot can be used again at once.
+        this.process_store_ends();
+        if this.image_has_failed() {
             this.give_up();
         }
         let mut inner = this.inner.lock();
-        let waits = inner.is_waiting() || inner.flights.are_waited_for();
+        let waits = inner.has_waiting_bios() || inner.flights.have_parked_bios();
         this.hurry.store(waits, Relaxed);
-        if inner.flights.ready() != 0 {
+        if inner.flights.in_memory() != 0 {
             this.arm_tick(&mut inner);
         }
-        let done = Self::is_done(&this.stored);
+        let done = Ended::all_processed(&this.stored);
         drop(inner);
         if !done {
             this.kick(Kick::STORE);
         }
-    }
-}
-
-impl WorkItem<IMAGES> for Cow {
-    type Pointer = Arc<Cow>;
-
-    fn run(this: Arc<Cow>) {
-        this.serve_images();
     }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `src/copying/cow.rs`, `src/copying/cow/claim.rs`, `src/copying/cow/steps.rs`.
+//! `src/copying/cow.rs` and `src/copying/cow/`.
 
 use core::{
     ops::Range,
@@ -42,7 +42,7 @@ pub struct Copy(Range<u64>);
 struct Flight {
     run: Range<u64>,
     needed: u64,
-    ready: bool,
+    in_memory: bool,
     writers: Vec<Write>,
     images: Vec<ImageBio>,
 }
@@ -66,7 +66,7 @@ struct Inner {
 }
 
 impl Inner {
-    /// A flight ends. The copy is free at once; in the driver a little later, and `is_stuck()` there
+    /// A flight ends. The copy is free at once; in the driver a little later, and `all_is_idle()` there
     /// allows for that.
     fn end(&mut self, copy: &Copy) -> Flight {
         let at = self.flights.iter().position(|f| f.run == copy.0);
@@ -139,12 +139,12 @@ impl Cow {
         this
     }
 
-    pub fn has_failed(&self) -> bool {
+    pub fn image_has_failed(&self) -> bool {
         self.error.take().load(Acquire) != 0
     }
 
     pub fn fail(&self) {
-        if self.has_failed() {
+        if self.image_has_failed() {
             return;
         }
         let _ = self.error.take().compare_exchange(0, 5, AcqRel, Relaxed);
@@ -154,7 +154,7 @@ impl Cow {
     /// A write to the original comes from its filter, for the first time or again.
     pub fn filter(&self, write: Write) {
         let (from, to) = (write.chunks.start, write.chunks.end);
-        if self.has_failed() {
+        if self.image_has_failed() {
             return self.pass(write);
         }
         match self.map.overwrite(from, to) {
@@ -165,7 +165,7 @@ impl Cow {
                 drop(inner);
                 self.pass(write);
             }
-            Overwrite::No => self.filter_unsafe(write),
+            Overwrite::No => self.filter_uncopied(write),
         }
     }
 
@@ -176,7 +176,7 @@ impl Cow {
         self.written.fetch_add(1, Counting);
     }
 
-    fn filter_unsafe(&self, write: Write) {
+    fn filter_uncopied(&self, write: Write) {
         let (from, to) = (write.chunks.start, write.chunks.end);
         let mut reads = Vec::new();
         let mut let_go = None;
@@ -233,7 +233,7 @@ impl Cow {
                 }
             }
         }
-        let reading = |flight: &Flight| !flight.ready && flight.overlaps(from, to);
+        let reading = |flight: &Flight| !flight.in_memory && flight.overlaps(from, to);
         match inner.flights.iter().rposition(reading) {
             Some(i) => Next::Flight(i),
             None if short => Next::Later,
@@ -256,7 +256,7 @@ impl Cow {
         inner.flights.push(Flight {
             run: run.clone(),
             needed: needed.end - needed.start,
-            ready: false,
+            in_memory: false,
             writers: Vec::new(),
             images: Vec::new(),
         });
@@ -279,7 +279,7 @@ impl Cow {
         let Some(flight) = flight else { return };
         let mut again = false;
         if data.is_err() {
-            again = flight.needed < copy.0.end - copy.0.start && !self.has_failed();
+            again = flight.needed < copy.0.end - copy.0.start && !self.image_has_failed();
             if again {
                 inner.ahead = false;
                 self.map.unclaim(copy.0.clone());
@@ -288,18 +288,18 @@ impl Cow {
             }
         }
         let writers = core::mem::take(&mut flight.writers);
-        if again || self.has_failed() && !planted(Fault::StoreAfterFailure) || data.is_err() {
+        if again || self.image_has_failed() && !planted(Fault::StoreAfterFailure) || data.is_err() {
             let flight = inner.end(&copy);
             drop(guard);
             writers.into_iter().for_each(|write| self.filter(write));
             return self.recycle(flight);
         }
-        flight.ready = true;
+        flight.in_memory = true;
         self.map.set(copy.0.clone(), |_| Place::InMemory);
         drop(guard);
         writers.into_iter().for_each(|write| self.filter(write));
         match data.and_then(|data| self.store(&copy, data)) {
-            Ok(unit) => self.store_done(copy, unit),
+            Ok(unit) => self.finish_store(copy, unit),
             Err(Failed) => {
                 self.fail();
                 let flight = self.inner.lock().unwrap().end(&copy);
@@ -327,13 +327,13 @@ impl Cow {
     }
 
     fn place(&self, units: usize) -> Result<u32, Failed> {
-        if self.has_failed() && !planted(Fault::StoreAfterFailure) {
+        if self.image_has_failed() && !planted(Fault::StoreAfterFailure) {
             return Err(Failed);
         }
         self.storage.alloc(units)
     }
 
-    fn store_done(&self, copy: Copy, unit: u32) {
+    fn finish_store(&self, copy: Copy, unit: u32) {
         for chunk in copy.0.clone() {
             let before = self.storage.stored[chunk as usize].fetch_add(1, Counting);
             assert_eq!(before, 0, "copied more than once");
@@ -406,7 +406,7 @@ impl Cow {
             }
             let write = inner.writers.remove(0);
             let (from, to) = (write.chunks.start, write.chunks.end);
-            let next = if self.has_failed() {
+            let next = if self.image_has_failed() {
                 Next::Safe
             } else {
                 self.advance(&mut inner, from, to, true, &mut reads)
@@ -446,7 +446,7 @@ impl Cow {
 
     /// The original's data of a chunk as of the instant, when all is over.
     pub fn final_image(&self, chunk: u64) -> Result<u32, Failed> {
-        if self.has_failed() {
+        if self.image_has_failed() {
             return Err(Failed);
         }
         match self.map.get(chunk) {

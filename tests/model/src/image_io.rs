@@ -50,7 +50,7 @@ pub fn submit(cow: &Cow, bio: ImageBio) {
     let mut next = Some(bio);
     let mut rest: Vec<ImageBio> = Vec::new();
     while let Some(mut bio) = next.take().or_else(|| rest.pop()) {
-        if cow.has_failed() {
+        if cow.image_has_failed() {
             bio.end(cow, Err(Failed));
             continue;
         }
@@ -104,7 +104,7 @@ fn send(cow: &Cow, bio: ImageBio, target: Target) -> Option<ImageBio> {
 /// The end of a clone. Gives the part back if it is to be done again.
 fn end_io(cow: &Cow, bio: ImageBio, data: Vec<u32>, untouched: Option<u64>) -> Option<ImageBio> {
     let overtaken = untouched.is_some_and(|to| cow.map.untouched_until(bio.chunks.start, to) != to);
-    if cow.has_failed() && !planted(Fault::NoErrorCheck) {
+    if cow.image_has_failed() && !planted(Fault::NoErrorCheck) {
         bio.end(cow, Err(Failed));
     } else if overtaken && !planted(Fault::NoLookAfterRead) {
         return Some(bio);
