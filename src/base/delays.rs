@@ -1,35 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Delays on purpose, where it matters what happens meanwhile: races that last for microseconds
-//! then last for milliseconds, and tests meet them.
+//! Deliberate delays at points where it matters what happens meanwhile: the window of a race, which
+//! is microseconds long, then is milliseconds long, and tests hit it.
 //!
-//! Only with `CONFIG_BLK_SNAP_DELAYS`, and if the parameter `delay_us` says for how long at the
-//! most: one pass in `delay_chance` of the points in `delay_points`, where a point is the bit of
-//! its number, takes a random part of that. Where nothing may sleep the processor is kept busy, for
-//! two milliseconds at the most. Without that option nothing of this is in the module.
+//! Only with `CONFIG_BLK_SNAP_DELAYS`; without it nothing of this is in the module. The parameter
+//! `delay_us` is the longest delay, 0 for none. `delay_points` selects the points, each by the bit
+//! of its number. One pass in `delay_chance` through a selected point waits, for a random part of
+//! `delay_us`. Where sleeping is not allowed it keeps the processor busy instead, for two
+//! milliseconds at the most.
 
-/// Where it is waited: up to [`Marked`](Self::Marked) without sleeping, at the others asleep.
+/// A point where to wait: up to [`Marked`](Self::Marked) without sleeping.
 #[derive(Clone, Copy)]
 pub(crate) enum Point {
-    /// Old data was read, and that is not known yet. In interrupts, too.
+    /// A read of old data has ended, and the engine does not know yet. In interrupts, too.
     ReadEnded = 0,
-    /// A clone of an image bio has ended; the chunks were not looked at again. In interrupts, too.
+    /// A clone of an image bio has ended, and its chunks were not checked. In interrupts, too.
     ImageEnded = 1,
-    /// Old data was stored, and that is not known yet. In interrupts, too.
+    /// A store of old data has ended, and the engine does not know yet. In interrupts, too.
     StoreEnded = 2,
     /// Chunks were claimed, and their reads not submitted. In the submission path, or in work.
     Claimed = 3,
     /// Old data is in memory, and the writes that wait for it were not let go. In the submission
     /// path, maybe in an RCU read side, or in work.
     InMemory = 4,
-    /// It was found where the data of an image bio is, and the bio not sent there. In the
-    /// submission path, or in work.
+    /// The data of an image bio was found, and the bio was not sent there. In the submission path,
+    /// or in work.
     Found = 5,
     /// A write was marked in the change map, and nothing else. In the submission path.
     Marked = 6,
     /// Old data has a place, and is not on its way to it. In work.
     Placed = 7,
-    /// It is known that old data was stored, and the map does not say where. In work.
+    /// The engine knows that old data was stored, and the map does not say where. In work.
     Stored = 8,
     /// The snapshot has failed, and what was read was not given up. In work.
     GivingUp = 9,
@@ -88,7 +89,7 @@ mod imp {
         number ^ (number >> 16)
     }
 
-    /// Waits, if it is to be waited here.
+    /// Waits, if that was asked for.
     pub(crate) fn delay(point: Point) {
         let (most, points, chance) = params::delays();
         if points & (1 << point as u32) == 0 || draw().checked_rem(chance) != Some(0) {
@@ -115,7 +116,7 @@ mod imp {
 #[cfg(CONFIG_BLK_SNAP_DELAYS)]
 pub(crate) use imp::delay;
 
-/// Waits, if it is to be waited here: never.
+/// Waits, if that was asked for: never.
 #[cfg(not(CONFIG_BLK_SNAP_DELAYS))]
 #[inline(always)]
 pub(crate) const fn delay(_point: Point) {}

@@ -2,9 +2,9 @@
 
 //! Module parameters.
 //!
-//! `params.c` makes them known, since `module!` cannot declare parameters that are seen in sysfs
-//! and changed at run time. A value is read when it is needed: a change is effective for the next
-//! attach, create or take. It is always one that makes sense: others are refused there.
+//! `params.c` registers them, since `module!` cannot declare parameters that show in sysfs and can
+//! be changed at run time. It refuses values that make no sense. A value is read when it is needed,
+//! so a change takes effect at the next attach, create or take.
 
 use kernel::sync::atomic::{
     Atomic,
@@ -105,8 +105,7 @@ pub(crate) fn fault() -> u32 {
     FAULT.load(Relaxed)
 }
 
-/// For how long to wait at the most, at which points, and once in how many times, which is not 0;
-/// see [`delays`](crate::base::delays).
+/// The longest delay, the points where to wait, and once in how many times, which is not 0; see [`delays`](crate::base::delays).
 #[cfg(CONFIG_BLK_SNAP_DELAYS)]
 pub(crate) fn delays() -> (u32, u32, u32) {
     (
