@@ -11,6 +11,10 @@ use crate::{
     prelude::*,
     str::BStr,
     sync::{
+        atomic::{
+            atomic_load,
+            Relaxed, //
+        },
         rcu,
         Arc, //
     },
@@ -104,10 +108,13 @@ impl BlockDevice {
         unsafe { (*self.as_raw()).bd_queue }
     }
 
-    /// The queue's limits.
-    fn limits(&self) -> *const bindings::queue_limits {
+    /// The queue's limits, valid as long as the device is open.
+    ///
+    /// The driver may replace them at any time, by a copy of the whole structure. Readers of single
+    /// limits take no lock against that, here as elsewhere, so each is to be read by `READ_ONCE()`.
+    fn limits(&self) -> *mut bindings::queue_limits {
         // SAFETY: The queue lives as long as the device.
-        unsafe { &raw const (*self.queue()).limits }
+        unsafe { &raw mut (*self.queue()).limits }
     }
 
     /// The device number.
@@ -171,20 +178,23 @@ impl BlockDevice {
 
     /// The logical block size in bytes.
     pub fn logical_block_size(&self) -> u32 {
-        // SAFETY: The limits live as long as the device. A torn read is not possible.
-        unsafe { (*self.limits()).logical_block_size }
+        // SAFETY: Valid and aligned, see `limits()`; an old or a new value is equally good.
+        unsafe { atomic_load(&raw mut (*self.limits()).logical_block_size, Relaxed) }
     }
 
     /// The physical block size in bytes.
     pub fn physical_block_size(&self) -> u32 {
-        // SAFETY: As in `logical_block_size`.
-        unsafe { (*self.limits()).physical_block_size }
+        // SAFETY: Valid and aligned, see `limits()`; an old or a new value is equally good.
+        unsafe { atomic_load(&raw mut (*self.limits()).physical_block_size, Relaxed) }
     }
 
     /// The minimum and the optimal I/O size in bytes; the latter is 0 when not known.
     pub fn io_sizes(&self) -> (u32, u32) {
-        // SAFETY: As in `logical_block_size`.
-        unsafe { ((*self.limits()).io_min, (*self.limits()).io_opt) }
+        // SAFETY: Valid and aligned, see `limits()`; an old or a new value is equally good.
+        let min = unsafe { atomic_load(&raw mut (*self.limits()).io_min, Relaxed) };
+        // SAFETY: Valid and aligned, see `limits()`; an old or a new value is equally good.
+        let opt = unsafe { atomic_load(&raw mut (*self.limits()).io_opt, Relaxed) };
+        (min, opt)
     }
 
     /// Whether the device is read-only.
