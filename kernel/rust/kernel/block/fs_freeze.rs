@@ -2,9 +2,9 @@
 
 //! Freezing the file systems on block devices.
 //!
-//! To freeze a file system is to write its dirty data. That may take long, and does not end at all
-//! if the data has to go to another file system that is frozen already, as to a file behind a loop
-//! device. So a worker does it, and who asked for it looks how it [goes on](FsFreezing::wait) and
+//! Freezing a file system writes its dirty data. That may take long, and never ends if the data has
+//! to go to another file system that is frozen already, such as to a file behind a loop device. So
+//! a worker does it, and whoever asked for it [watches](FsFreezing::wait) whether it gets on, and
 //! can thaw the other one.
 
 use super::bdev::BdevFile;
@@ -24,8 +24,8 @@ use crate::{
 
 /// Keeps the file system on a block device frozen: its dirty data is written and no writes begin.
 ///
-/// Without a file system there is nothing to freeze; then the page cache of the device itself was
-/// written back.
+/// Without a file system there is nothing to freeze, and only the page cache of the device itself
+/// was written back.
 ///
 /// # Invariants
 ///
@@ -50,12 +50,12 @@ impl Drop for FsFreeze {
     }
 }
 
-/// What a worker and who waits for it share.
+/// What the worker shares with whoever waits for it.
 #[pin_data]
 struct Shared {
     #[pin]
     ended: Completion,
-    /// Set before it has ended. Nothing is locked by whoever holds this lock.
+    /// Set before it has ended. Whoever holds this lock takes no other one.
     #[pin]
     result: Mutex<Option<Result<FsFreeze>>>,
 }
@@ -87,11 +87,11 @@ impl FsFreezing {
         let freeze = move || {
             let result = FsFreeze::new(&file);
             *shared.result.lock() = Some(result);
-            // Before who waits goes on, so that it is not closed here, later than there.
+            // Before the waiter goes on, so that the device is not closed here, later than there.
             drop(file);
             shared.ended.complete_all();
         };
-        if let Err(err) = workqueue::system_unbound().try_spawn(GFP_KERNEL, freeze) {
+        if let Err(err) = workqueue::system_dfl().try_spawn(GFP_KERNEL, freeze) {
             // Nobody else will.
             this.shared.ended.complete_all();
             return Err(err.into());
@@ -99,9 +99,10 @@ impl FsFreezing {
         Ok(this)
     }
 
-    /// Waits until the file system is frozen or, for `timeout`, the device has ended no write.
+    /// Waits until the file system is frozen, or until the device has completed no write for
+    /// `timeout`.
     ///
-    /// Returns whether it is frozen, or has failed to be.
+    /// Returns whether it is frozen, or freezing it has failed.
     pub fn wait(&self, timeout: Jiffies) -> bool {
         let mut written = self.count_writes();
         while !self.shared.ended.wait_for_completion_timeout(timeout) {
@@ -113,7 +114,7 @@ impl FsFreezing {
         true
     }
 
-    /// Waits, for as long as it takes, until the file system is frozen.
+    /// Waits, however long it takes, until the file system is frozen.
     ///
     /// Fails with `EBUSY` when the device is being removed from its file system, or with the error
     /// of writing back.
@@ -123,7 +124,7 @@ impl FsFreezing {
         result.unwrap_or(Err(EIO))
     }
 
-    /// How many writes the device has ended, which it counts unless that was switched off.
+    /// How many writes the device has completed; it counts them unless that was switched off.
     fn count_writes(&self) -> usize {
         // SAFETY: The device is open.
         unsafe { bindings::bdev_count_writes(self.file.bdev().as_raw()) }
