@@ -20,17 +20,17 @@ use kernel::{
         Arc,
         Mutex, //
     },
-    time::{
-        timekeeping::real_seconds,
-        Delta, //
-    },
+    time::Delta,
     uuid::Uuid, //
 };
 
 use crate::{
-    base::delays::{
-        delay,
-        Point, //
+    base::{
+        delays::{
+            delay,
+            Point, //
+        },
+        units::real_seconds, //
     },
     copying::cow::Cow,
     image::Image,

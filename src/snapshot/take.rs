@@ -41,7 +41,6 @@ use kernel::{
     sysfs::Group,
     time::{
         msecs_to_jiffies,
-        timekeeping::real_seconds,
         Instant,
         Monotonic, //
     }, //
@@ -58,7 +57,10 @@ use crate::{
             Fault, //
         },
         params,
-        units::Geometry, //
+        units::{
+            real_seconds,
+            Geometry, //
+        }, //
     },
     copying::cow::{
         engine::Engine,

@@ -30,7 +30,8 @@ use kernel::{
     },
     time::{
         msecs_to_jiffies,
-        timekeeping::monotonic_ns, //
+        ClockSource,
+        Monotonic, //
     }, //
 };
 
@@ -115,7 +116,7 @@ impl EventQueue {
     /// Tells the client, and has it announced. Does not sleep.
     pub(crate) fn push(&self, kind: Kind) {
         let event = Event {
-            time: monotonic_ns(),
+            time: Monotonic::ktime_get(),
             kind,
         };
         let mut queue = self.queue.lock();

@@ -40,7 +40,6 @@ use kernel::{
         Mutex,
         SpinLock, //
     },
-    time::timekeeping::real_seconds,
     uuid::Uuid, //
 };
 
@@ -50,7 +49,8 @@ use crate::{
             delay,
             Point, //
         },
-        params, //
+        params,
+        units::real_seconds, //
     },
     copying::cow::Cow,
     tracking::cbt::Cbt, //
