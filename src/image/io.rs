@@ -61,21 +61,13 @@ use crate::{
 const RESERVE: u32 = 64;
 
 /// The clones of bios of all images. Made when the module is loaded.
-#[pin_data]
-pub(crate) struct Clones {
-    #[pin]
-    set: BioSet<CloneIo>,
-}
+pub(crate) struct Clones(BioSet<CloneIo>);
 
 impl Clones {
     /// Makes the set.
     pub(crate) fn new() -> Result<Arc<Self>> {
-        Arc::pin_init(
-            try_pin_init!(Self {
-                set <- BioSet::new(RESERVE, Wait::ForBio),
-            }),
-            GFP_KERNEL,
-        )
+        let set = BioSet::new(RESERVE, Wait::ForBio)?;
+        Ok(Arc::new(Self(set), GFP_KERNEL)?)
     }
 }
 
@@ -99,7 +91,7 @@ struct CloneIo {
 
 impl EndIo for CloneIo {
     fn set(&self) -> &BioSet<Self> {
-        &self.image.clones.set
+        &self.image.clones.0
     }
 
     fn end_io(self, cloned: Option<OwnedBio>, result: Result) {

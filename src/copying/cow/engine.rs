@@ -25,13 +25,10 @@ use super::{
 const RESERVE: u32 = 64;
 
 /// What all copy engines use. Made when the module is loaded.
-#[pin_data]
 pub(crate) struct Engine {
     /// Reads of old data, which begin under locks. Apart from stores, which a finished read needs.
-    #[pin]
     pub(super) reads: BioSet<ReadIo>,
     /// Stores of old data.
-    #[pin]
     pub(super) stores: BioSet<StoreIo, BATCH>,
     /// Does what must not be done in interrupts or in the submission path.
     pub(super) queue: OwnedQueue,
@@ -43,15 +40,13 @@ pub(crate) struct Engine {
 impl Engine {
     /// Makes the engine.
     pub(crate) fn new() -> Result<Arc<Self>> {
-        Arc::pin_init(
-            try_pin_init!(Self {
-                reads <- BioSet::new(RESERVE, Wait::Never),
-                stores <- BioSet::new(RESERVE, Wait::ForBio),
-                queue: OwnedQueue::new_mem_reclaim(c"blksnap")?,
-                requeue: OwnedQueue::new_mem_reclaim(c"blksnap_images")?,
-            }),
-            GFP_KERNEL,
-        )
+        let engine = Self {
+            reads: BioSet::new(RESERVE, Wait::Never)?,
+            stores: BioSet::new(RESERVE, Wait::ForBio)?,
+            queue: OwnedQueue::new_mem_reclaim(c"blksnap")?,
+            requeue: OwnedQueue::new_mem_reclaim(c"blksnap_images")?,
+        };
+        Ok(Arc::new(engine, GFP_KERNEL)?)
     }
 
     /// Waits until all work that was queued before has been done; it queues no more when nothing is
