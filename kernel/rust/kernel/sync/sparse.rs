@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Small sparse arrays that are looked at without a lock.
+//! Small sparse arrays that can be read without a lock.
 //!
 //! A [`SparseArray`] has room for up to 64 items, and takes memory only for those that are
-//! present. Which these are never changes; whoever needs another one makes a new array and
-//! [replaces](RcuSlot::replace) the old one in its [`RcuSlot`], where readers find either of them
-//! under the protection of RCU. The items may change at any time, if their type allows for it:
-//! atomics do.
+//! present. Which of them are never changes: whoever needs another one makes a new array and
+//! [replaces](RcuSlot::replace) the old one in its [`RcuSlot`], where readers find one or the other
+//! under the protection of RCU. The items themselves may change at any time if their type allows
+//! it, as atomics do.
 //!
 //! # Examples
 //!
@@ -32,6 +32,30 @@
 //! drop(old); // waits for those who look at it
 //! # Ok::<(), Error>(())
 //! ```
+//!
+//! Whoever looks at an array cannot wait for himself: it is not freed then.
+//!
+//! ```
+//! # use kernel::sync::{
+//! #     rcu,
+//! #     sparse::{Retired, RcuSlot, SparseArray},
+//! # };
+//! let slot = RcuSlot::new();
+//! assert!(slot.replace(SparseArray::new(0b100, |i| i, GFP_KERNEL)?).is_none());
+//! let mut retired = KVec::with_capacity(1, GFP_KERNEL)?;
+//! {
+//!     let guard = rcu::read_lock();
+//!     let items = slot.get(&guard).ok_or(EINVAL)?;
+//!     let old = slot.replace(SparseArray::new(0, |i| i, GFP_ATOMIC)?);
+//!     retired.push_within_capacity(old.ok_or(EINVAL)?).map_err(|_| EINVAL)?;
+//!     Retired::free_all(&mut retired);
+//!     assert_eq!(retired.len(), 1);
+//!     assert_eq!(items.get(2), Some(&2));
+//! }
+//! Retired::free_all(&mut retired);
+//! assert!(retired.is_empty());
+//! # Ok::<(), Error>(())
+//! ```
 
 use super::{
     atomic::{
@@ -49,6 +73,7 @@ use crate::{
         NumaNode, //
     },
     bindings,
+    preempt,
     prelude::*, //
 };
 use core::{
@@ -230,9 +255,9 @@ impl<'a, T> Iterator for Iter<'a, T> {
 ///
 /// # Invariants
 ///
-/// `array` is null or what [`SparseArray`]'s invariant says, owned by the slot; and what it was
-/// before a replacement is not freed before all readers that may have found it are done: by
-/// [`Retired`].
+/// `array` is null or what [`SparseArray`]'s invariant says, owned by the slot. What it was before
+/// a replacement is owned by a [`Retired`], which frees it only when all readers that may have
+/// found it are done.
 pub struct RcuSlot<T> {
     array: Atomic<*mut Head<T>>,
     _owned: PhantomData<SparseArray<T>>,
@@ -267,7 +292,7 @@ impl<T> RcuSlot<T> {
         let new = ManuallyDrop::new(array).0.as_ptr();
         // INVARIANT: The slot owns the new array; `Retired` takes care of the old one.
         let old = NonNull::new(self.array.xchg(new, Full))?;
-        Some(Retired(Some(SparseArray(old))))
+        Some(Retired(ManuallyDrop::new(SparseArray(old))))
     }
 }
 
@@ -288,33 +313,54 @@ impl<T> Drop for RcuSlot<T> {
 
 /// An array that was replaced, and that readers may still look at.
 ///
-/// Dropping it waits for them, so it may sleep; see [`free_all`](Self::free_all) for many.
-pub struct Retired<T>(Option<SparseArray<T>>);
+/// Dropping it waits for them, so it may sleep; see [`free_all`](Self::free_all) for many. Drop it
+/// where that is [possible](preempt::may_sleep): elsewhere its memory is lost.
+pub struct Retired<T>(ManuallyDrop<SparseArray<T>>);
+
+/// Waits until the readers that are there now are done. Returns whether it has.
+///
+/// One who holds a guard must not wait for himself: where RCU takes any task that sleeps for no
+/// reader, which is so unless its readers can be preempted, that would end, and what he looks at
+/// would be freed.
+fn wait_for_readers() -> bool {
+    // A kernel that does not count preemption cannot tell, and there the rule for all that sleeps
+    // has to be enough: not with a guard.
+    if cfg!(CONFIG_PREEMPT_COUNT) && !preempt::may_sleep() {
+        return false;
+    }
+    rcu::synchronize_rcu();
+    true
+}
 
 impl<T> Retired<T> {
     /// Waits until no reader looks at any of them, and frees them. May sleep.
     ///
-    /// Takes a list of what was replaced already, as only that is waited for.
+    /// Takes a list of what was replaced already, as only that is waited for. Leaves it as it is
+    /// where sleeping is not allowed, such as with an [`rcu::Guard`].
     pub fn free_all(list: &mut KVec<Self>) {
-        if list.is_empty() {
+        if list.is_empty() || !wait_for_readers() {
             return;
         }
-        rcu::synchronize_rcu();
-        for mut retired in list.drain_all() {
-            drop(retired.0.take());
+        for retired in list.drain_all() {
+            let mut retired = ManuallyDrop::new(retired);
+            // SAFETY: `retired` is not used again. Nobody looks at the array any more.
+            unsafe { ManuallyDrop::drop(&mut retired.0) };
         }
     }
 
     /// The bytes of memory that it takes.
     pub fn memory(&self) -> usize {
-        self.0.as_ref().map_or(0, SparseArray::memory)
+        self.0.memory()
     }
 }
 
 impl<T> Drop for Retired<T> {
     fn drop(&mut self) {
-        if self.0.is_some() {
-            rcu::synchronize_rcu();
+        if wait_for_readers() {
+            // SAFETY: `self` goes. Nobody looks at the array any more.
+            unsafe { ManuallyDrop::drop(&mut self.0) };
+        } else {
+            crate::pr_warn_once!("an array is lost: it was dropped where readers may be\n");
         }
     }
 }
