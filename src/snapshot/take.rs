@@ -354,9 +354,9 @@ pub(crate) fn take(
 
     let mut quick = KVec::with_capacity(count, GFP_KERNEL)?;
     for (device, _) in &order {
-        quick.push(QuickFreeze::start(&device.file), GFP_KERNEL)?;
+        quick.push(device.file.clone(), GFP_KERNEL)?;
     }
-    quick.iter().for_each(QuickFreeze::wait);
+    let quick = QuickFreeze::start(quick);
     let mut files = KVec::new();
     for (device, _) in &order {
         for file in device.file.with_partitions()? {

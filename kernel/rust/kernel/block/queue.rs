@@ -3,10 +3,10 @@
 //! Freezing request queues, and data that a frozen queue protects.
 //!
 //! Each bio enters its device's queue before the driver sees it, and a freeze waits until all
-//! that entered have left. For a request based driver that includes the I/O itself. So a frozen
-//! queue is a write lock, and having [entered](Entered) it a read lock that the I/O path holds
-//! anyway. [`QueueCell`] builds on that: its value is read at no cost by whoever is inside the
-//! queue, and replaced by whoever has [frozen](Frozen) it.
+//! that entered have left. For a request based driver that includes the I/O itself. So freezing a
+//! queue is like taking a write lock, and [entering](Entered) it like taking a read lock, which the
+//! I/O path does anyway. [`QueueCell`] builds on that: whoever is inside the queue reads its value
+//! at no cost, and whoever has [frozen](Frozen) the queue replaces it.
 //!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
@@ -18,6 +18,11 @@ use crate::{
     bindings,
     prelude::*,
     sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Release, //
+        },
         new_spinlock,
         Arc,
         SpinLock, //
@@ -58,39 +63,61 @@ impl Drop for NoIoScope {
     }
 }
 
-/// Freezing a queue takes no longer than what is inside of it, as long as this lives.
+/// Freezing these queues takes no longer than what is inside of them, as long as this lives.
 ///
-/// Otherwise a freeze waits for a grace period of RCU, too, as the usage counter is one per
-/// processor, and bios do not enter meanwhile. Here it is one for all, which costs each bio a
+/// Otherwise a freeze also waits for a grace period of RCU, during which no bio enters, as there is
+/// a usage counter for each processor. Meanwhile there is one for all, which costs each bio a
 /// little more. It is a hint: nothing else depends on it. Dropping it may sleep.
+///
+/// The mode of a queue's counter is not counted: whoever leaves it first, leaves it for all. So
+/// there is only one `QuickFreeze` at a time, for any number of queues.
+///
+/// # Invariants
+///
+/// It was made by whoever set [`QUICK_FREEZE`], which it clears when dropped.
 #[must_use]
-pub struct QuickFreeze(Arc<BdevFile>);
+pub struct QuickFreeze(KVec<Arc<BdevFile>>);
+
+/// Whether there is a [`QuickFreeze`].
+static QUICK_FREEZE: Atomic<bool> = Atomic::new(false);
 
 impl QuickFreeze {
-    /// Begins to prepare the queue of `file`'s device. May sleep.
-    pub fn start(file: &Arc<BdevFile>) -> Self {
-        let this = Self(file.clone());
-        // SAFETY: The counter is initialised, as the device is open.
-        unsafe { bindings::percpu_ref_switch_to_atomic(this.counter(), None) };
-        this
+    /// Prepares the queues of the devices of `files`. May sleep.
+    ///
+    /// `None` if somebody else is freezing something quickly: then do without.
+    pub fn start(files: KVec<Arc<BdevFile>>) -> Option<Self> {
+        // Acquire, paired with `drop()`: the counters are as the last one left them.
+        QUICK_FREEZE.cmpxchg(false, true, Acquire).ok()?;
+        // INVARIANT: It was us who have set it.
+        let this = Self(files);
+        // First all of them, so that their grace periods are one.
+        for counter in this.counters() {
+            // SAFETY: The counter is initialised, as the device is open by `counters()`.
+            unsafe { bindings::percpu_ref_switch_to_atomic(counter, None) };
+        }
+        for counter in this.counters() {
+            // SAFETY: As above. By the type invariant nobody else comes here to switch it back.
+            unsafe { bindings::percpu_ref_switch_to_atomic_sync(counter) };
+        }
+        Some(this)
     }
 
-    /// Waits until the queue is prepared.
-    pub fn wait(&self) {
-        // SAFETY: As above.
-        unsafe { bindings::percpu_ref_switch_to_atomic_sync(self.counter()) };
-    }
-
-    fn counter(&self) -> *mut bindings::percpu_ref {
-        // SAFETY: The queue is valid, as the device is open.
-        unsafe { &raw mut (*self.0.bdev().queue()).q_usage_counter }
+    /// The usage counters of the queues, which are valid as the devices are open.
+    fn counters(&self) -> impl Iterator<Item = *mut bindings::percpu_ref> + '_ {
+        self.0.iter().map(|file| {
+            // SAFETY: The queue is valid, as the device is open.
+            unsafe { &raw mut (*file.bdev().queue()).q_usage_counter }
+        })
     }
 }
 
 impl Drop for QuickFreeze {
     fn drop(&mut self) {
-        // SAFETY: The counter is initialised, as the device is open.
-        unsafe { bindings::percpu_ref_switch_to_percpu(self.counter()) };
+        for counter in self.counters() {
+            // SAFETY: The counter is initialised, as the device is open.
+            unsafe { bindings::percpu_ref_switch_to_percpu(counter) };
+        }
+        QUICK_FREEZE.store(false, Release);
     }
 }
 
@@ -119,7 +146,7 @@ impl Freezing {
         }
     }
 
-    /// Waits, for as long as it takes, until all that had entered the queue has left it.
+    /// Waits, however long it takes, until all that had entered the queue has left it.
     pub fn complete(self) -> Frozen {
         // SAFETY: The queue is valid, as the device is open, and the freeze was started.
         unsafe { bindings::blk_mq_freeze_queue_wait(self.file.bdev().queue()) };
