@@ -121,7 +121,7 @@ pub(crate) struct Registry {
     engine: Arc<Engine>,
     clones: Arc<Clones>,
     /// The images' major number.
-    major: Major,
+    major: Arc<Major>,
     /// In the order in which they were added.
     #[pin]
     trackers: Mutex<KVec<Shown<Tracking>>>,

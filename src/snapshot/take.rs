@@ -251,7 +251,7 @@ pub(crate) struct Common<'a> {
     /// For the I/O of images.
     pub(crate) clones: &'a Arc<Clones>,
     /// The images' major number.
-    pub(crate) major: &'a Major,
+    pub(crate) major: &'a Arc<Major>,
     /// The files that images have in sysfs.
     pub(crate) group: &'a Arc<Group<Image>>,
 }
@@ -288,7 +288,7 @@ impl Prepared {
             major: common.major,
             minor,
             sectors: bdev.sectors(),
-            like: bdev,
+            like: Some(bdev),
             group: common.group,
         };
         let image = Image::new(&ImageIo::new(&cow, common.clones)?)?;

@@ -37,7 +37,7 @@ use crate::{
 };
 use core::ptr::NonNull;
 
-/// A major number for block devices, given back when dropped.
+/// A major number for block devices, given back when dropped. Its disks keep it.
 ///
 /// # Invariants
 ///
@@ -49,17 +49,18 @@ pub struct Major {
 
 impl Major {
     /// Registers a free major number under `name`.
-    pub fn register(name: &'static CStr) -> Result<Self> {
+    pub fn register(name: &'static CStr) -> Result<Arc<Self>> {
         let name_ptr = crate::str::as_char_ptr_in_const_context(name);
         // SAFETY: The name is static; no probe function is given.
         let ret = unsafe { bindings::__register_blkdev(0, name_ptr, None) };
         to_result(ret.min(0))?;
         // INVARIANT: Just registered.
-        Ok(Self {
+        let this = Self {
             // CAST: Positive, as there was no error.
             number: ret as c_uint,
             name,
-        })
+        };
+        Ok(Arc::new(this, GFP_KERNEL)?)
     }
 
     /// The number.
@@ -85,16 +86,16 @@ pub trait Operations: Send + Sync + Sized + 'static {
     fn submit_bio(this: ArcBorrow<'_, Self>, bio: OwnedBio);
 }
 
-/// How a disk is to be.
+/// What a disk is to be like.
 pub struct Options<'a, T: 'static> {
-    /// Whose major number the disk has. Must outlive the disk.
-    pub major: &'a Major,
+    /// Whose major number the disk has.
+    pub major: &'a Arc<Major>,
     /// The minor number.
     pub minor: u32,
     /// The number of sectors of 512 bytes.
     pub sectors: u64,
-    /// The device whose block sizes and alignment the disk takes over.
-    pub like: &'a BlockDevice,
+    /// The device whose block sizes and alignment the disk takes over, if any.
+    pub like: Option<&'a BlockDevice>,
     /// The files that the disk has in sysfs beside the usual ones.
     pub group: &'a Arc<Group<T>>,
 }
@@ -108,34 +109,34 @@ pub struct BioDisk<T: Operations> {
     disk: NonNull<bindings::gendisk>,
     data: Arc<T>,
     id: DevId,
+    _major: Arc<Major>,
     _group: Arc<Group<T>>,
 }
 
 // SAFETY: A disk may be removed from any thread.
 unsafe impl<T: Operations> Send for BioDisk<T> {}
-// SAFETY: There is nothing to be done with a reference but to read constants.
+// SAFETY: A reference only gives constants to read.
 unsafe impl<T: Operations> Sync for BioDisk<T> {}
 
 impl<T: Operations> BioDisk<T> {
     /// Adds a disk, without partitions, served by `data`. May sleep.
     pub fn new(name: fmt::Arguments<'_>, options: Options<'_, T>, data: Arc<T>) -> Result<Self> {
-        let like = options.like;
-        let (io_min, io_opt) = like.io_sizes();
         let mut limits: bindings::queue_limits = pin_init::zeroed();
         // SAFETY: A plain data structure.
         unsafe { bindings::blk_set_stacking_limits(&mut limits) };
-        // SAFETY: `like` is open.
-        unsafe {
-            bindings::queue_limits_stack_bdev(&mut limits, like.as_raw(), 0, c"".as_char_ptr())
-        };
-        // What a plain reader and writer needs; the rest is the business of the devices below.
-        // These are not all known, and one of them may compute checksums of data that is written:
-        // no page may change while it is.
+        if let Some(like) = options.like {
+            // SAFETY: `like` is open.
+            unsafe {
+                bindings::queue_limits_stack_bdev(&mut limits, like.as_raw(), 0, c"".as_char_ptr())
+            };
+            (limits.io_min, limits.io_opt) = like.io_sizes();
+            limits.logical_block_size = like.logical_block_size();
+            limits.physical_block_size = like.physical_block_size();
+        }
+        // What a plain reader and writer needs; the rest concerns the devices below. These are not
+        // all known, and one of them may compute checksums of the data that it writes: so no page
+        // may change meanwhile.
         limits.features = bindings::BLK_FEAT_STABLE_WRITES;
-        limits.logical_block_size = like.logical_block_size();
-        limits.physical_block_size = like.physical_block_size();
-        limits.io_min = io_min;
-        limits.io_opt = io_opt;
         limits.alignment_offset = 0;
         limits.max_hw_discard_sectors = 0;
         limits.max_discard_sectors = 0;
@@ -193,6 +194,7 @@ impl<T: Operations> BioDisk<T> {
                 major: options.major.number,
                 minor: options.minor,
             },
+            _major: options.major.clone(),
             _group: options.group.clone(),
         })
     }
