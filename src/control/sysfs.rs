@@ -67,14 +67,22 @@ impl Sysfs {
 
     /// Shows a tracker. There must be no other one with its device number.
     pub(crate) fn tracker(&self, tracker: TrackerRef) -> Result<Shown<Tracking>> {
-        let name = fmt!("tracker-{}", tracker.id());
-        Shown::new(&self.class, name, &self.trackers, tracker.clone())
+        Shown::new(
+            &self.class,
+            fmt!("tracker-{}", tracker.id()),
+            &self.trackers,
+            tracker.clone(),
+        )
     }
 
     /// Shows a snapshot.
     pub(crate) fn snapshot(&self, snapshot: &Arc<Snapshot>) -> Result<Shown<Snapshot>> {
-        let name = fmt!("snapshot-{}", snapshot.id());
-        Shown::new(&self.class, name, &self.snapshots, snapshot.clone())
+        Shown::new(
+            &self.class,
+            fmt!("snapshot-{}", snapshot.id()),
+            &self.snapshots,
+            snapshot.clone(),
+        )
     }
 
     /// What images show.
