@@ -11,6 +11,7 @@ TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/blksnap
 LLVM_VERSION=${LLVM_VERSION:-19}
 BINDGEN_VERSION=0.72.1
+OLDEST_RUSTC=1.85
 KERNEL_SERIES=7.3
 
 mkdir -p "$CACHE"/{lock,src,tree,build,image,logs}
