@@ -5,7 +5,6 @@
 #include <linux/blkdev.h>
 #include <linux/highmem.h>
 #include <linux/part_stat.h>
-#include <linux/preempt.h>
 #include <linux/sched/mm.h>
 
 #ifdef CONFIG_BLOCK
@@ -20,11 +19,9 @@ __rust_helper void rust_helper_bio_charge_root(struct bio *bio)
 }
 #endif
 
-__rust_helper bool rust_helper_bio_submission_is_queued(void)
+__rust_helper bool rust_helper_bio_in_atomic(void)
 {
-	/* On RT it may be preempted with a lock held, and in a softirq. */
-	return current->bio_list && preemptible() &&
-	       !IS_ENABLED(CONFIG_PREEMPT_RT);
+	return bio_in_atomic();
 }
 
 __rust_helper void rust_helper_memzero_page(struct page *page, size_t offset,

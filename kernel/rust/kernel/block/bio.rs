@@ -248,17 +248,18 @@ impl Drop for OwnedBio {
     }
 }
 
-/// Whether this task is submitting a bio, so that others that it submits are queued until that was
-/// handed to its driver; and no spinlock is held, nor are interrupts off.
+/// Whether this task is submitting a bio (`current->bio_list` is set), so that others that it
+/// submits are queued until that one was handed to its driver; and the context is not one where a
+/// bio must not be completed (`bio_in_atomic()`).
 ///
-/// Where that is so, the completion of a bio may do what must not be done under somebody else's
-/// lock, but not sleep: the driver that completed it may be inside of an RCU read side. Always
-/// `false` where the kernel does not know whether locks are held (without `PREEMPT_COUNT`, or with
-/// `PREEMPT_RT`).
+/// Where that is so, the completion of a bio may submit others. Always `false` where the kernel
+/// does not know whether locks are held (without `PREEMPT_COUNT`).
 #[inline]
 pub fn submission_is_queued() -> bool {
-    // SAFETY: Only looks at the current task.
-    unsafe { bindings::bio_submission_is_queued() }
+    // SAFETY: The current task is valid, and only it changes the field.
+    let bio_list = unsafe { (*bindings::get_current()).bio_list };
+    // SAFETY: Only looks at the context.
+    !bio_list.is_null() && !unsafe { bindings::bio_in_atomic() }
 }
 
 /// A first-in first-out list of owned bios, linked through `bi_next`.
