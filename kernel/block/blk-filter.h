@@ -5,17 +5,45 @@
 #include <linux/blkdev.h>
 #include <linux/jump_label_ratelimit.h>
 
+struct blk_write_gate;
+
+/**
+ * struct blk_filter_disk - the filters of a disk
+ * @mutex: held while filters come and go, and across the freeze for that
+ * @filters: list of struct blk_filter
+ * @gate: counts writes, as a queue freeze does not wait for them; NULL for a
+ *	request based disk
+ * @shrinks: how often the disk got smaller
+ * @least: the least number of sectors that this medium got then
+ *
+ * Allocated with the first filter, freed with the disk.
+ */
+struct blk_filter_disk {
+	struct mutex mutex;	/* held while filters come and go */
+	struct list_head filters;
+	struct blk_write_gate *gate;
+	unsigned int shrinks;
+	sector_t least;
+};
+
 #ifdef CONFIG_BLK_FILTER
 extern struct static_key_false_deferred blk_filter_enabled;
+extern struct device_attribute dev_attr_filters;
 
+/* blk-filter.c */
 bool __blk_filter_bio(struct bio *bio);
-void blk_filter_write_end_io(struct bio *bio);
-void blk_filter_uncount_write(struct bio *bio);
 void blk_filter_set_capacity(struct gendisk *disk, sector_t sectors);
 void blk_filter_del_disk(struct gendisk *disk);
 void blk_filter_del_part(struct block_device *part);
 void blk_filter_release_disk(struct gendisk *disk);
-extern struct device_attribute dev_attr_filters;
+
+/* blk-write-gate.c */
+struct blk_write_gate *blk_write_gate_alloc(void);
+void blk_write_gate_free(struct blk_write_gate *gate);
+void blk_write_gate_begin(struct blk_write_gate *gate);
+bool blk_write_gate_enter(struct blk_write_gate *gate, struct bio *bio);
+void blk_write_gate_end_io(struct bio *bio);
+void blk_write_gate_leave(struct bio *bio);
 
 /*
  * Show @bio to the filters of its disk.  Called with the queue entered; returns
@@ -29,14 +57,14 @@ static inline bool blk_filter_bio(struct bio *bio)
 }
 
 /*
- * Called where a bio ends.  If it is a counted write, it has the completion of its
- * submitter after this: bio_endio() walks a chain of bios by that, which would
- * recurse, once for each bio, if a completion of ours called it.
+ * Called where a bio ends.  A counted write has the completion of its submitter
+ * after this: bio_endio() walks a chain of bios by that, which would recurse, once
+ * for each bio, if a completion of ours called it.
  */
 static inline void blk_filter_bio_endio(struct bio *bio)
 {
-	if (bio->bi_end_io == blk_filter_write_end_io)
-		blk_filter_uncount_write(bio);
+	while (unlikely(bio->bi_end_io == blk_write_gate_end_io))
+		blk_write_gate_leave(bio);
 }
 #else /* CONFIG_BLK_FILTER */
 static inline void blk_filter_set_capacity(struct gendisk *disk,

@@ -13,11 +13,10 @@
 #include <linux/wait.h>
 
 struct blk_filter;
-struct blk_filter_disk;
 
 /**
  * struct blk_filter_operations - what a filter does
- * @name: shown in the "filters" attribute of the device
+ * @name: Shown in the "filters" attribute of the device.
  * @submit_bio: Decides about a bio that is about to be handed to the driver.
  *	The bio has data (empty flushes are not shown), overlaps the filtered
  *	device, and its sector is relative to the whole disk.  Returns false to
@@ -37,10 +36,11 @@ struct blk_filter_disk;
  * @gone: The device is being removed.  The last bios may still be shown until
  *	the filter is taken off right after, and after that pass unseen; held
  *	bios must be resubmitted as usual.  Called once, in process context,
- *	with the mutex of the disk's filters held: must not call
- *	blk_filter_attach() or blk_filter_detach() for that disk nor wait for
- *	somebody who does.  The owner must
- *	still call blk_filter_detach().
+ *	with the mutex of the disk's filters held and, for a partition,
+ *	disk->open_mutex.  So it may sleep, but must neither open or close the
+ *	device, nor attach or detach a filter of that disk, nor wait for
+ *	somebody who does.  The owner must still call blk_filter_detach().
+ *	Optional.
  */
 struct blk_filter_operations {
 	const char *name;
@@ -57,8 +57,7 @@ struct blk_filter_operations {
  * @held: number of bios the filter holds
  * @wait: woken when @held drops to zero
  *
- * Everything but @held changes with the mutex of the disk's filters held, and
- * only while the queue is frozen.
+ * All of it is private to block/blk-filter.c.
  */
 struct blk_filter {
 	const struct blk_filter_operations *ops;
@@ -70,16 +69,16 @@ struct blk_filter {
 };
 
 #ifdef CONFIG_BLK_FILTER
-void blk_filter_init(struct blk_filter *flt,
-		     const struct blk_filter_operations *ops);
-int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev);
+int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev,
+		      const struct blk_filter_operations *ops);
 void blk_filter_detach(struct blk_filter *flt);
 u64 blk_filter_diskseq(struct blk_filter *flt);
 unsigned int blk_filter_shrinks(struct block_device *bdev, sector_t *least);
 void blk_filter_hold(struct blk_filter *flt, struct bio *bio);
 void blk_filter_resubmit(struct blk_filter *flt, struct bio *bio);
-int blk_filter_gate(struct block_device *bdev, unsigned long timeout);
-void blk_filter_ungate(struct block_device *bdev);
+
+int blk_write_gate_close(struct block_device *bdev, unsigned long timeout);
+void blk_write_gate_open(struct block_device *bdev);
 #endif /* CONFIG_BLK_FILTER */
 
 #endif /* _LINUX_BLK_FILTER_H */

@@ -51,7 +51,9 @@ pub trait Filter: Send + Sync + 'static {
 
     /// The device is being removed. The last bios may still come, and some may pass unseen.
     ///
-    /// Must not drop the [`Registration`], nor wait for somebody who does or who makes one.
+    /// Called in process context with the mutex of the disk's filters held and, for a partition,
+    /// the disk's `open_mutex`: must neither open or close the device nor drop the
+    /// [`Registration`], nor wait for somebody who does or who makes one.
     fn gone(&self);
 }
 
@@ -294,11 +296,10 @@ impl<T: Filter> Registration<T> {
             data <- data,
             // After `data`, which the callback uses.
             filter <- Opaque::try_ffi_init(move |slot: *mut bindings::blk_filter| {
-                // SAFETY: `slot` is valid for writes, and the operations are static.
-                unsafe { bindings::blk_filter_init(slot, Self::VTABLE) };
                 let bdev = file.bdev().as_raw();
-                // SAFETY: The device is open, and the filter is pinned until it was detached.
-                to_result(unsafe { bindings::blk_filter_attach(slot, bdev) })
+                // SAFETY: `slot` is valid for writes and pinned until it was detached, the device
+                // is open, and the operations are static.
+                to_result(unsafe { bindings::blk_filter_attach(slot, bdev, Self::VTABLE) })
             }),
         }? Error)
     }
@@ -340,7 +341,7 @@ impl<T: Filter> Registration<T> {
             return Err(ENODEV);
         }
         // SAFETY: The device is open, and has had a filter attached: ours.
-        to_result(unsafe { bindings::blk_filter_gate(bdev, timeout as c_ulong) })?;
+        to_result(unsafe { bindings::blk_write_gate_close(bdev, timeout as c_ulong) })?;
         // INVARIANT: The gate has just been closed.
         Ok(WriteGate(file.clone()))
     }
@@ -387,8 +388,8 @@ impl<T: Filter> Deref for Registration<T> {
 
 /// Writes of a bio based device are stopped and drained. Undone when dropped.
 ///
-/// Freezing the queue does not wait for the I/O of a bio based driver, see `blk_filter_gate()`. No
-/// effect on request based devices, where it does.
+/// Freezing the queue does not wait for the I/O of a bio based driver, see
+/// `blk_write_gate_close()`. No effect on request based devices, where it does.
 ///
 /// # Invariants
 ///
@@ -399,7 +400,7 @@ pub struct WriteGate(Arc<BdevFile>);
 impl Drop for WriteGate {
     fn drop(&mut self) {
         // SAFETY: The device is open, and the gate closed by the type invariant.
-        unsafe { bindings::blk_filter_ungate(self.0.bdev().as_raw()) };
+        unsafe { bindings::blk_write_gate_open(self.0.bdev().as_raw()) };
     }
 }
 
