@@ -23,6 +23,7 @@
 #include <linux/bio.h>
 #include <linux/blk-filter.h>
 #include <linux/blk-mq.h>
+#include <linux/module.h>
 #include <linux/slab.h>
 #include <linux/sysfs.h>
 #include "blk.h"
@@ -58,6 +59,8 @@ bool __blk_filter_bio(struct bio *bio)
 	list_for_each_entry(flt, &fd->filters, node) {
 		struct block_device *bdev = flt->bdev;
 
+		if (!(flt->ops->op_mask & BIT_ULL(bio_op(bio))))
+			continue;
 		if (bdev_is_partition(bdev) &&
 		    (bio->bi_iter.bi_sector >=
 		     bdev->bd_start_sect + blk_filter_sectors(flt) ||
@@ -121,6 +124,7 @@ static void blk_filter_link(struct blk_filter *flt, struct block_device *bdev)
 	flt->bdev = bdev;
 	flt->sectors = bdev_nr_sectors(bdev);
 	list_add_tail(&flt->node, &fd->filters);
+	/* This, and a lock in the unfreeze, order it before bios that enter. */
 	spin_unlock_irq(&blk_filter_lock);
 	blk_mq_unfreeze_queue(disk->queue, memflags);
 }
@@ -242,8 +246,12 @@ void blk_filter_detach(struct blk_filter *flt)
 }
 EXPORT_SYMBOL_GPL(blk_filter_detach);
 
-/* The device of filters goes: take off all filters of @disk, or those of @part. */
-static void blk_filter_remove(struct gendisk *disk, struct block_device *part)
+/*
+ * The device of filters, or the code of their owner, goes: take off all filters
+ * of @disk, or those of @part, or those of @owner.
+ */
+static void blk_filter_remove(struct gendisk *disk, struct block_device *part,
+			      struct module *owner)
 {
 	struct blk_filter_disk *fd = READ_ONCE(disk->filters);
 	struct blk_filter *flt, *next;
@@ -252,9 +260,13 @@ static void blk_filter_remove(struct gendisk *disk, struct block_device *part)
 		return;
 	mutex_lock(&fd->mutex);
 	list_for_each_entry_safe(flt, next, &fd->filters, node) {
-		if (part && flt->bdev != part)
+		if ((part && flt->bdev != part) ||
+		    (owner && flt->ops->owner != owner))
 			continue;
-		if (flt->ops->gone)
+		if (owner)
+			pr_err("%pg: filter \"%s\" was forgotten by its module\n",
+			       flt->bdev, flt->ops->name);
+		else if (flt->ops->gone)
 			flt->ops->gone(flt);
 		blk_filter_unlink(flt);
 	}
@@ -267,7 +279,7 @@ static void blk_filter_remove(struct gendisk *disk, struct block_device *part)
  */
 void blk_filter_del_disk(struct gendisk *disk)
 {
-	blk_filter_remove(disk, NULL);
+	blk_filter_remove(disk, NULL, NULL);
 }
 
 /*
@@ -283,7 +295,7 @@ void blk_filter_del_part(struct block_device *part)
 	 * the queue is frozen, where the mutex must not be taken.
 	 */
 	if (fd && !list_empty(&fd->filters))
-		blk_filter_remove(part->bd_disk, part);
+		blk_filter_remove(part->bd_disk, part, NULL);
 }
 
 /* Called when the last reference on the disk is dropped. */
@@ -294,6 +306,52 @@ void blk_filter_release_disk(struct gendisk *disk)
 	blk_write_gate_free(disk->filters->gate);
 	kfree(disk->filters);
 }
+
+static bool blk_filter_has_owner(struct gendisk *disk, struct module *owner)
+{
+	struct blk_filter_disk *fd = READ_ONCE(disk->filters);
+	struct blk_filter *flt;
+	bool has = false;
+
+	if (!fd)
+		return false;
+	spin_lock_irq(&blk_filter_lock);
+	list_for_each_entry(flt, &fd->filters, node)
+		has |= flt->ops->owner == owner;
+	spin_unlock_irq(&blk_filter_lock);
+	return has;
+}
+
+/*
+ * A module's exit function has run, and its code is about to be freed.  Disks that
+ * have no filter of it are not waited for.
+ */
+static int blk_filter_module_event(struct notifier_block *nb,
+				   unsigned long event, void *module)
+{
+	struct class_dev_iter iter;
+	struct device *dev;
+
+	if (event != MODULE_STATE_GOING ||
+	    !static_key_enabled(&blk_filter_enabled.key))
+		return NOTIFY_DONE;
+	class_dev_iter_init(&iter, &block_class, NULL, &disk_type);
+	while ((dev = class_dev_iter_next(&iter)))
+		if (blk_filter_has_owner(dev_to_disk(dev), module))
+			blk_filter_remove(dev_to_disk(dev), NULL, module);
+	class_dev_iter_exit(&iter);
+	return NOTIFY_OK;
+}
+
+static struct notifier_block blk_filter_module_nb = {
+	.notifier_call = blk_filter_module_event,
+};
+
+static int __init blk_filter_setup(void)
+{
+	return register_module_notifier(&blk_filter_module_nb);
+}
+subsys_initcall(blk_filter_setup);
 
 /* Called by set_capacity(), which is not called twice at a time for a disk. */
 void blk_filter_set_capacity(struct gendisk *disk, sector_t sectors)

@@ -51,8 +51,17 @@ void blk_write_gate_leave(struct bio *bio);
  */
 static inline bool blk_filter_bio(struct bio *bio)
 {
-	return static_branch_unlikely(&blk_filter_enabled.key) &&
-	       bdev_test_flag(bio->bi_bdev, BD_FILTERED) &&
+	if (!static_branch_unlikely(&blk_filter_enabled.key))
+		return false;
+	/*
+	 * Whoever entered the queue after an unfreeze has to see what was
+	 * changed while it was frozen: the flag, the list of filters, and what
+	 * a filter changed.  As long as q_usage_counter counts per processor,
+	 * getting a reference is a load and a branch.  Pairs with the release
+	 * in __percpu_ref_switch_to_percpu().
+	 */
+	smp_acquire__after_ctrl_dep();
+	return bdev_test_flag(bio->bi_bdev, BD_FILTERED) &&
 	       __blk_filter_bio(bio);
 }
 

@@ -17,6 +17,7 @@ use kernel::{
         filter::{
             Filter,
             Incoming,
+            OpMask,
             Registration,
             Verdict, //
         },
@@ -253,13 +254,13 @@ fn new_map(bdev: &BlockDevice) -> Result<Cbt> {
 }
 
 impl Filter for Tracker {
+    type OwnerModule = crate::LocalModule;
+
     const NAME: &'static CStr = c"blksnap";
+    const OPS: OpMask = OpMask::WRITES;
 
     #[inline]
     fn submit_bio<'a>(&self, bio: Incoming<'a>, entered: &Entered<'_>) -> Verdict<'a> {
-        if !bio.is_write() {
-            return bio.pass();
-        }
         let Some(hooked) = self.hooked.get(entered) else {
             return bio.pass();
         };

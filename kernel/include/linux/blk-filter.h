@@ -8,15 +8,25 @@
 #define _LINUX_BLK_FILTER_H
 
 #include <linux/atomic.h>
+#include <linux/bits.h>
 #include <linux/blk_types.h>
 #include <linux/list.h>
 #include <linux/wait.h>
 
 struct blk_filter;
+struct module;
+
+/* Masks for &blk_filter_operations.op_mask: all operations; those that are op_is_write(). */
+#define BLK_FILTER_ALL		((u64)~0ULL)
+#define BLK_FILTER_WRITES	((u64)0xaaaaaaaaaaaaaaaaULL)
 
 /**
  * struct blk_filter_operations - what a filter does
  * @name: Shown in the "filters" attribute of the device.
+ * @owner: The module that has the callbacks.  It may be unloaded with filters
+ *	attached, and has to detach them when it exits: those that it forgets
+ *	are taken off, with a message, before its code is freed.
+ * @op_mask: BIT_ULL() of each &enum req_op whose bios are shown to @submit_bio.
  * @submit_bio: Decides about a bio that is about to be handed to the driver.
  *	The bio has data (empty flushes are not shown), overlaps the filtered
  *	device, and its sector is relative to the whole disk.  Returns false to
@@ -44,6 +54,8 @@ struct blk_filter;
  */
 struct blk_filter_operations {
 	const char *name;
+	struct module *owner;
+	u64 op_mask;
 	bool (*submit_bio)(struct blk_filter *flt, struct bio *bio);
 	void (*gone)(struct blk_filter *flt);
 };

@@ -22,10 +22,12 @@ use super::{
 use crate::{
     bindings,
     error::to_result,
+    module::this_module,
     prelude::*,
     sync::Arc,
     time::Jiffies,
-    types::Opaque, //
+    types::Opaque,
+    ModuleMetadata, //
 };
 use core::{
     marker::PhantomData,
@@ -34,16 +36,37 @@ use core::{
     ptr::NonNull, //
 };
 
+/// Operations of bios.
+#[derive(Clone, Copy)]
+pub struct OpMask(u64);
+
+impl OpMask {
+    /// All operations.
+    pub const ALL: Self = Self(u64::MAX);
+
+    /// All that may change the device's data: those for which [`Bio::is_write`] is true, which
+    /// have odd numbers. `BLK_FILTER_WRITES` in C.
+    pub const WRITES: Self = Self(0xaaaa_aaaa_aaaa_aaaa);
+}
+
 /// What a filter does.
 pub trait Filter: Send + Sync + 'static {
+    /// The module that has the code. It must have dropped each [`Registration`] when its own
+    /// data was dropped; the block layer takes off what was forgotten.
+    type OwnerModule: ModuleMetadata;
+
     /// The name that the device's `filters` attribute shows.
     const NAME: &'static CStr;
 
+    /// Which bios are shown. Others do not cost an indirect call.
+    const OPS: OpMask = OpMask::ALL;
+
     /// Decides about a bio that is about to be handed to the driver.
     ///
-    /// The bio overlaps the filtered device and has at least one sector; its sectors are relative
-    /// to the whole disk. The decision is valid for this time only: a resubmitted bio, and the
-    /// remainder of one that is split below, is shown again.
+    /// The bio has one of the operations in [`OPS`](Self::OPS), overlaps the filtered device and has
+    /// at least one sector; its sectors are relative to the whole disk. The decision is valid for
+    /// this time only: a resubmitted bio, and the remainder of one that is split below, is shown
+    /// again.
     ///
     /// Called in process context and inside of the queue, hence must not wait for I/O, nor take a
     /// lock that is held across I/O or a queue freeze. Bios submitted here are queued.
@@ -278,6 +301,8 @@ unsafe impl<T: Filter> Sync for Registration<T> {}
 impl<T: Filter> Registration<T> {
     const OPERATIONS: bindings::blk_filter_operations = bindings::blk_filter_operations {
         name: crate::str::as_char_ptr_in_const_context(T::NAME),
+        owner: this_module::<T::OwnerModule>().as_ptr(),
+        op_mask: T::OPS.0,
         submit_bio: Some(Self::submit_bio_callback),
         gone: Some(Self::gone_callback),
     };
