@@ -443,13 +443,13 @@ EXPORT_SYMBOL_GPL(blk_filter_hold);
  * @bio: the bio
  *
  * The bio enters the queue again and is shown to all filters again, @flt
- * included.  It is not charged or checked a second time.
+ * included.  It is not charged, counted or checked a second time.
  *
  * Context: May sleep, while the queue is frozen.
  */
 void blk_filter_resubmit(struct blk_filter *flt, struct bio *bio)
 {
-	submit_bio_noacct_nocheck(bio, false);
+	resubmit_bio_noacct_nocheck(bio, false);
 
 	/*
 	 * The owner may free the filter once blk_filter_detach() has seen zero

@@ -80,7 +80,7 @@ static void blk_write_gate_release_workfn(struct work_struct *work)
 	spin_unlock(&gate->lock);
 
 	while ((bio = bio_list_pop(&bios)))
-		submit_bio_noacct_nocheck(bio, false);
+		resubmit_bio_noacct_nocheck(bio, false);
 }
 
 struct blk_write_gate *blk_write_gate_alloc(void)
