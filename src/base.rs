@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What all the others use: units, parameters, and what only tests switch on.
+//! What all the others use: units, parameters, what a device's capacity was, and what only tests
+//! switch on.
 
 pub(crate) mod delays;
 pub(crate) mod faults;
 pub(crate) mod params;
+pub(crate) mod resizes;
 pub(crate) mod units;

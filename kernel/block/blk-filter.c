@@ -89,7 +89,6 @@ static struct blk_filter_disk *blk_filter_alloc_disk(struct gendisk *disk)
 	}
 	mutex_init(&fd->mutex);
 	INIT_LIST_HEAD(&fd->filters);
-	fd->least = ~0ULL;
 	return fd;
 }
 
@@ -353,57 +352,31 @@ static int __init blk_filter_setup(void)
 }
 subsys_initcall(blk_filter_setup);
 
-/* Called by set_capacity(), which is not called twice at a time for a disk. */
-void blk_filter_set_capacity(struct gendisk *disk, sector_t sectors)
+/*
+ * Called by set_capacity(), in whatever context that is called, before it does
+ * something.
+ */
+void blk_filter_resize_disk(struct gendisk *disk, sector_t sectors)
 {
 	struct blk_filter_disk *fd = READ_ONCE(disk->filters);
+	sector_t old = get_capacity(disk);
+	struct blk_filter *flt;
+	unsigned long flags;
 
-	if (!fd || sectors >= get_capacity(disk))
+	if (!fd || sectors == old)
 		return;
-	/* Without capacity there is no medium (zram reset); the next one is another. */
-	if (!sectors) {
-		inc_diskseq(disk);
-		WRITE_ONCE(fd->least, ~0ULL);
-		return;
-	}
-	WRITE_ONCE(fd->least, min(fd->least, sectors));
-	/* Who sees the new number sees the new minimum. */
-	smp_store_release(&fd->shrinks, fd->shrinks + 1);
+	spin_lock_irqsave(&blk_filter_lock, flags);
+	list_for_each_entry(flt, &fd->filters, node)
+		if (flt->ops->resized)
+			flt->ops->resized(flt, old, sectors);
+	spin_unlock_irqrestore(&blk_filter_lock, flags);
 }
-
-/**
- * blk_filter_shrinks - tell how often a disk got smaller
- * @bdev: the disk or a partition of it, held open by the caller
- * @least: set to the least number of sectors that the disk has had then
- *
- * When a disk grows again, what is behind the end that it had may be another's
- * data.  Who finds the same number after reading something knows that this has not
- * happened since.
- *
- * Context: Any.
- * Return: a number that changes when the disk gets smaller while it has, or has
- * had, a filter.
- */
-unsigned int blk_filter_shrinks(struct block_device *bdev, sector_t *least)
-{
-	struct blk_filter_disk *fd = READ_ONCE(bdev->bd_disk->filters);
-	unsigned int shrinks = 0;
-
-	*least = ~0ULL;
-	if (fd) {
-		/* Pairs with the release in blk_filter_set_capacity(). */
-		shrinks = smp_load_acquire(&fd->shrinks);
-		*least = READ_ONCE(fd->least);
-	}
-	return shrinks;
-}
-EXPORT_SYMBOL_GPL(blk_filter_shrinks);
 
 /**
  * blk_filter_diskseq - identify the medium of a filtered device
  * @flt: the filter
  *
- * Some drivers (loop, zram) give a disk another medium without removing it.  Its
+ * Some drivers (loop) give a disk another medium without removing it.  Its
  * sequence number changes then.
  *
  * Context: Process context.

@@ -13,8 +13,6 @@ struct blk_write_gate;
  * @filters: list of struct blk_filter
  * @gate: counts writes, as a queue freeze does not wait for them; NULL for a
  *	request based disk
- * @shrinks: how often the disk got smaller
- * @least: the least number of sectors that this medium got then
  *
  * Allocated with the first filter, freed with the disk.
  */
@@ -22,8 +20,6 @@ struct blk_filter_disk {
 	struct mutex mutex;	/* held while filters come and go */
 	struct list_head filters;
 	struct blk_write_gate *gate;
-	unsigned int shrinks;
-	sector_t least;
 };
 
 #ifdef CONFIG_BLK_FILTER
@@ -32,7 +28,7 @@ extern struct device_attribute dev_attr_filters;
 
 /* blk-filter.c */
 bool __blk_filter_bio(struct bio *bio);
-void blk_filter_set_capacity(struct gendisk *disk, sector_t sectors);
+void blk_filter_resize_disk(struct gendisk *disk, sector_t sectors);
 void blk_filter_del_disk(struct gendisk *disk);
 void blk_filter_del_part(struct block_device *part);
 void blk_filter_release_disk(struct gendisk *disk);
@@ -76,8 +72,8 @@ static inline void blk_filter_bio_endio(struct bio *bio)
 		blk_write_gate_leave(bio);
 }
 #else /* CONFIG_BLK_FILTER */
-static inline void blk_filter_set_capacity(struct gendisk *disk,
-					   sector_t sectors)
+static inline void blk_filter_resize_disk(struct gendisk *disk,
+					  sector_t sectors)
 {
 }
 

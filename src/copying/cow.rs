@@ -65,6 +65,7 @@ use crate::{
             planted,
             Fault, //
         },
+        resizes::Resizes,
         units::Geometry, //
     },
     copying::{
@@ -217,7 +218,9 @@ pub(crate) struct Cow {
     origin: Arc<BdevFile>,
     /// The disk that `origin` is, or is on.
     disk: DiskId,
-    /// How often it had got smaller before.
+    /// How its capacity has changed.
+    resizes: Arc<Resizes>,
+    /// [`Resizes::shrinks`] when the engine was made.
     shrinks: u32,
     geometry: Geometry,
     map: ChunkMap,
@@ -270,6 +273,7 @@ impl Cow {
         space: &Arc<Space>,
         health: &Arc<Health>,
         origin: &Arc<BdevFile>,
+        resizes: &Arc<Resizes>,
         geometry: Geometry,
         copies: usize,
         ratio: u64,
@@ -292,7 +296,8 @@ impl Cow {
                 health: health.clone(),
                 origin: origin.clone(),
                 disk: origin.bdev().disk_id(),
-                shrinks: origin.bdev().shrinks().count,
+                resizes: resizes.clone(),
+                shrinks: resizes.shrinks(),
                 geometry,
                 map: ChunkMap::new(geometry.chunks())?,
                 inner <- new_spinlock!(Inner {
@@ -365,19 +370,18 @@ impl Cow {
             || self.medium_has_changed()
     }
 
-    /// Whether the device was given another medium since the engine was made.
+    /// Whether the device was given another medium, or lost its own, since the engine was made.
     #[inline]
     fn medium_has_changed(&self) -> bool {
-        self.origin.bdev().disk_id() != self.disk
+        self.origin.bdev().disk_id() != self.disk || self.resizes.lost_medium()
     }
 
     /// Whether the device has been too small for the chunks before `to` since the engine was made.
     /// What was read there cannot be trusted then: it may be another's data.
     pub(crate) fn device_was_too_small(&self, to: u64) -> bool {
-        let bdev = self.origin.bdev();
-        let now = bdev.shrinks();
         let end = self.geometry.sector(to).min(self.geometry.sectors);
-        now.count != self.shrinks && bdev.start_sector() + end > now.least
+        let end = self.origin.bdev().start_sector() + end;
+        self.resizes.was_below(self.shrinks, end)
     }
 
     /// Whether nothing is copied any more, and all writes just pass.

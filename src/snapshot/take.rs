@@ -278,6 +278,7 @@ impl Prepared {
             &snapshot.space,
             &snapshot.health,
             &device.file,
+            device.tracker.resizes(),
             geometry,
             params::chunk_maximum_in_cache(),
             params::copy_ahead_maximum_ratio(),

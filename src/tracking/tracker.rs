@@ -51,6 +51,7 @@ use crate::{
             Point, //
         },
         params,
+        resizes::Resizes,
         units::real_seconds, //
     },
     copying::cow::Cow,
@@ -103,6 +104,7 @@ pub(crate) struct Tracker {
     /// When that was, in seconds since 1970.
     since: i64,
     device_gone: Atomic<bool>,
+    resizes: Arc<Resizes>,
     /// The snapshot that the device is in. A leaf.
     #[pin]
     membership: SpinLock<Option<Membership>>,
@@ -119,7 +121,8 @@ impl Tracker {
         watcher: Arc<dyn Watch>,
     ) -> Result<impl PinInit<Self, Error>> {
         let bdev = file.bdev();
-        let cbt = Arc::new(new_map(bdev)?, GFP_KERNEL)?;
+        let resizes = Arc::new(Resizes::new(), GFP_KERNEL)?;
+        let cbt = Arc::new(new_map(bdev, &resizes)?, GFP_KERNEL)?;
         let name = CString::try_from_fmt(fmt!("{}", bdev))?;
         let (id, disk, start) = (bdev.id(), bdev.disk_id(), bdev.start_sector());
         let hooked = Hooked {
@@ -136,6 +139,7 @@ impl Tracker {
             name,
             since: real_seconds(),
             device_gone: Atomic::new(false),
+            resizes,
             membership <- new_spinlock!(None),
             cow <- new_spinlock!(None),
             watcher,
@@ -167,9 +171,14 @@ impl Tracker {
         *self.membership.lock() = membership;
     }
 
-    /// Whether the device was removed.
+    /// Whether the device was removed, or has lost its medium.
     pub(crate) fn device_is_gone(&self) -> bool {
-        self.device_gone.load(Relaxed)
+        self.device_gone.load(Relaxed) || self.resizes.lost_medium()
+    }
+
+    /// How the capacity of its device has changed since tracking began.
+    pub(crate) fn resizes(&self) -> &Arc<Resizes> {
+        &self.resizes
     }
 
     /// The disk that the device is, or is a partition of.
@@ -197,11 +206,11 @@ impl Tracker {
     /// has another size now, or has been smaller, or because its numbers are used up.
     pub(crate) fn next_map(&self, bdev: &BlockDevice) -> Result<Option<Arc<Cbt>>> {
         let cbt = self.cbt();
-        let same_size = cbt.sectors() == bdev.sectors() && cbt.shrinks() == bdev.shrinks().count;
+        let same_size = cbt.sectors() == bdev.sectors() && cbt.shrinks() == self.resizes.shrinks();
         if same_size && cbt.can_switch() {
             return Ok(None);
         }
-        Ok(Some(Arc::new(new_map(bdev)?, GFP_KERNEL)?))
+        Ok(Some(Arc::new(new_map(bdev, &self.resizes)?, GFP_KERNEL)?))
     }
 
     /// Ends the interval: goes on with `map` or, if there is none, with the next number; and lets
@@ -243,8 +252,9 @@ impl Tracker {
 }
 
 /// An empty map for a device.
-fn new_map(bdev: &BlockDevice) -> Result<Cbt> {
-    let shrinks = bdev.shrinks().count;
+fn new_map(bdev: &BlockDevice, resizes: &Resizes) -> Result<Cbt> {
+    // Before the size, which may change beside us.
+    let shrinks = resizes.shrinks();
     let map = Cbt::new(
         bdev.sectors(),
         params::tracking_block_minimum_shift(),
@@ -273,6 +283,10 @@ impl Filter for Tracker {
             None => bio.pass(),
             Some(cow) => Cow::filter(cow, bio, sector, end),
         }
+    }
+
+    fn resized(&self, old: u64, new: u64) {
+        self.resizes.changes(old, new);
     }
 
     fn gone(&self) {

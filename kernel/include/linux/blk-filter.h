@@ -43,6 +43,16 @@ struct module;
  *	remainder of a bio that the driver's limits split, is shown again:
  *	between two passes the queue may have been frozen and the filter's
  *	state changed.  Decisions must therefore be idempotent.
+ * @resized: The capacity of the disk is about to change from @old to @new
+ *	sectors; 0 means that there is no medium.  For a filter on a partition,
+ *	too, it is the capacity of the disk.  Optional.
+ *
+ *	Called by set_capacity(), before the new capacity can be seen.  Some
+ *	drivers do that with interrupts off, under a lock, or with the queue
+ *	frozen, and bios may be in flight meanwhile.  So this is atomic
+ *	context, with a spinlock of the filters held: the callback may use
+ *	atomics, locks that are safe in hard interrupts, and queue work; it
+ *	must not call any blk_filter function.
  * @gone: The device is being removed.  The last bios may still be shown until
  *	the filter is taken off right after, and after that pass unseen; held
  *	bios must be resubmitted as usual.  Called once, in process context,
@@ -57,6 +67,7 @@ struct blk_filter_operations {
 	struct module *owner;
 	u64 op_mask;
 	bool (*submit_bio)(struct blk_filter *flt, struct bio *bio);
+	void (*resized)(struct blk_filter *flt, sector_t old, sector_t new);
 	void (*gone)(struct blk_filter *flt);
 };
 
@@ -85,7 +96,6 @@ int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev,
 		      const struct blk_filter_operations *ops);
 void blk_filter_detach(struct blk_filter *flt);
 u64 blk_filter_diskseq(struct blk_filter *flt);
-unsigned int blk_filter_shrinks(struct block_device *bdev, sector_t *least);
 void blk_filter_hold(struct blk_filter *flt, struct bio *bio);
 void blk_filter_resubmit(struct blk_filter *flt, struct bio *bio);
 

@@ -73,15 +73,6 @@ pub struct DiskId {
     seq: u64,
 }
 
-/// How often a disk got smaller, see [`BlockDevice::shrinks`].
-#[derive(Clone, Copy)]
-pub struct Shrinks {
-    /// The number.
-    pub count: u32,
-    /// The least number of sectors that the disk had.
-    pub least: u64,
-}
-
 impl DiskId {
     /// The sequence number of the disk: of two disks, the one that was made, or got its medium,
     /// later has the higher one.
@@ -132,15 +123,6 @@ impl BlockDevice {
             // the volatile read allows for.
             seq: unsafe { (&raw const (*disk).diskseq).read_volatile() },
         }
-    }
-
-    /// How often the disk got smaller since it has got its first filter.
-    #[cfg(CONFIG_BLK_FILTER)]
-    pub fn shrinks(&self) -> Shrinks {
-        let mut least = 0;
-        // SAFETY: The device is open by the type invariant.
-        let count = unsafe { bindings::blk_filter_shrinks(self.as_raw(), &mut least) };
-        Shrinks { count, least }
     }
 
     /// Whether the device is a partition.

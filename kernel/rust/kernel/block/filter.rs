@@ -72,6 +72,17 @@ pub trait Filter: Send + Sync + 'static {
     /// lock that is held across I/O or a queue freeze. Bios submitted here are queued.
     fn submit_bio<'a>(&self, bio: Incoming<'a>, entered: &Entered<'_>) -> Verdict<'a>;
 
+    /// The capacity of the disk is about to change from `old` to `new` sectors of 512 bytes; 0
+    /// means that there is no medium. For a filter on a partition, too, it is that of the disk.
+    ///
+    /// Called before the new capacity can be seen, while bios may be in flight. Calls for one disk
+    /// do not overlap. The context is atomic, interrupts may be off, and locks of the driver and of
+    /// the filters are held: use atomics, locks that are safe in interrupts, and workqueues, and
+    /// nothing of the [`Registration`].
+    fn resized(&self, old: u64, new: u64) {
+        let _ = (old, new);
+    }
+
     /// The device is being removed. The last bios may still come, and some may pass unseen.
     ///
     /// Called in process context with the mutex of the disk's filters held and, for a partition,
@@ -304,6 +315,7 @@ impl<T: Filter> Registration<T> {
         owner: this_module::<T::OwnerModule>().as_ptr(),
         op_mask: T::OPS.0,
         submit_bio: Some(Self::submit_bio_callback),
+        resized: Some(Self::resized_callback),
         gone: Some(Self::gone_callback),
     };
     const VTABLE: &'static bindings::blk_filter_operations = &Self::OPERATIONS;
@@ -391,6 +403,19 @@ impl<T: Filter> Registration<T> {
         // SAFETY: The callback is made with the queue entered.
         let entered = unsafe { Entered::new(queue) };
         this.data.submit_bio(incoming, &entered).taken
+    }
+
+    /// # Safety
+    ///
+    /// Only called by the block layer, with a filter that was attached by `new()`.
+    unsafe extern "C" fn resized_callback(
+        filter: *mut bindings::blk_filter,
+        old: bindings::sector_t,
+        new: bindings::sector_t,
+    ) {
+        // SAFETY: `filter` is the first field of a `Registration<T>`, which is `repr(C)`.
+        let this = unsafe { &*filter.cast::<Self>() };
+        this.data.resized(old, new);
     }
 
     /// # Safety
