@@ -111,6 +111,9 @@ pub(crate) struct Snapshot {
     pub(crate) events: Arc<EventQueue>,
     /// In the order given by the client.
     pub(crate) devices: KVec<Device>,
+    /// Storage that is claimed until nothing is written to it any more. A leaf.
+    #[pin]
+    claims: Mutex<KVec<Arc<BdevFile>>>,
     #[pin]
     pub(crate) state: Mutex<State>,
     /// When it was created, in seconds since 1970.
@@ -137,6 +140,7 @@ impl Snapshot {
                 health,
                 events,
                 devices,
+                claims <- new_mutex!(KVec::new()),
                 state <- new_mutex!(State::Created),
                 created: real_seconds(),
                 taken <- new_mutex!(Taken {
@@ -161,6 +165,12 @@ impl Snapshot {
                 taken,
             }));
         }
+    }
+
+    /// Keeps the claim to storage until nothing is written to it any more.
+    pub(crate) fn keep_claim(&self, storage: Arc<BdevFile>) -> Result {
+        self.claims.lock().push(storage, GFP_KERNEL)?;
+        Ok(())
     }
 
     /// Whether it was taken, and not destroyed.
@@ -221,6 +231,9 @@ impl Snapshot {
             self.enter(false);
             self.release(captured);
         }
+        // Nothing is written to the storage any more.
+        let claims = core::mem::take(&mut *self.claims.lock());
+        claims.iter().for_each(|file| file.yield_claim());
         for device in &self.devices {
             device.tracker.set_membership(None);
         }

@@ -19,7 +19,8 @@ use kernel::{
     block::{
         bdev::{
             BdevFile,
-            DevId, //
+            DevId,
+            Holder, //
         },
         bio_disk::Major,
         filter::Registration, //
@@ -80,6 +81,9 @@ use crate::{
         }, //
     }, //
 };
+
+/// Claims devices that are difference storage as a whole: none of ours excludes another.
+static STORAGE: Holder = Holder::new();
 
 /// The work item that forgets the trackers of devices that have gone.
 const REAP: u64 = 0;
@@ -355,7 +359,12 @@ impl Registry {
     /// Appends ranges of a device, given as first sector and number of sectors, to the difference
     /// storage of a snapshot.
     ///
-    /// Fails with `ESRCH` if there is no such snapshot, `EROFS` if the device is read-only,
+    /// The device is opened for writing, and claimed if all of it is storage: nobody can mount it
+    /// or make a file system on it then. With a part of it, somebody else may have claimed it, as
+    /// the file system has that the ranges are a file of.
+    ///
+    /// Fails with `ESRCH` if there is no such snapshot, `EROFS` if the device is read-only, `EBUSY`
+    /// if all of it is given and somebody else has claimed it,
     /// `EINVAL` if a range is empty, not inside of the device, not in its logical blocks, or
     /// overlaps one that is there, or if the device's blocks are larger than those of a captured
     /// device.
@@ -387,12 +396,25 @@ impl Registry {
             return Err(EINVAL);
         }
         let disjoint = Disjoint::new(bdev.start_sector(), ranges)?;
+        let all = ranges.iter().map(|range| range.1).sum::<u64>() == bdev.sectors();
+        let writable = match BdevFile::open_for_writing(device, all.then_some(&STORAGE)) {
+            // Mounted, and the kernel was told to keep writers away from what is: they are to go
+            // through the file system, which gave us these sectors.
+            Err(err) if err == EBUSY && !all => file.clone(),
+            result => result?,
+        };
+        if writable.bdev().disk_id() != bdev.disk_id() {
+            return Err(ENODEV);
+        }
         self.for_each_snapshot(|other| other.space.check_overlap(&file, &disjoint))?;
         let room = snapshot.space.with_room(ranges.len())?;
         // Before anything is stored there.
         self.for_each_snapshot(|captured| captured.exclude(&file, ranges))?;
         delay(Point::Excluded);
-        snapshot.space.append(room, &file, ranges)
+        if all {
+            snapshot.keep_claim(writable.clone())?;
+        }
+        snapshot.space.append(room, &writable, ranges)
     }
 
     /// Takes a snapshot. Fails with `ESRCH` if there is none of that name; see [`take::take`] for

@@ -204,11 +204,31 @@ impl fmt::Display for BlockDevice {
     }
 }
 
+/// Who claims devices. Its address counts, so that it is to be a `static`; who opens a device again
+/// for the same one shares the claim.
+pub struct Holder {
+    // Not a type without size: the address would not be its own.
+    _address: u8,
+}
+
+impl Holder {
+    /// Makes another one.
+    pub const fn new() -> Self {
+        Self { _address: 0 }
+    }
+}
+
+impl Default for Holder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// An open block device.
 ///
 /// # Invariants
 ///
-/// `0` is an open file of a block device, without a holder.
+/// `0` is an open file of a block device, without a holder or with a [`Holder`].
 pub struct BdevFile(NonNull<bindings::file>);
 
 // SAFETY: A file may be used and closed from any thread.
@@ -217,22 +237,38 @@ unsafe impl Send for BdevFile {}
 unsafe impl Sync for BdevFile {}
 
 impl BdevFile {
-    /// Opens the device with the given number for reading, not exclusively.
+    /// Opens the device with the given number for reading, not exclusively. May sleep.
     ///
-    /// Writes may be submitted all the same, unless it [is read-only](BlockDevice::is_read_only).
-    /// May sleep.
+    /// For writing, see [`open_for_writing`](Self::open_for_writing).
     pub fn open(id: DevId) -> Result<Arc<Self>> {
+        Self::open_by(id, bindings::BLK_OPEN_READ, None)
+    }
+
+    /// Opens the device with the given number for reading and writing, and claims it if there is
+    /// a `holder`: then nobody else can claim it, which mounting, for instance, does. May sleep.
+    ///
+    /// Fails with `EBUSY` if somebody else has claimed it; also if it is mounted and the kernel
+    /// was told that such a device must not be written to (`CONFIG_BLK_DEV_WRITE_MOUNTED`). With
+    /// `EACCES` or `EROFS` if the driver does not allow writing.
+    pub fn open_for_writing(id: DevId, holder: Option<&'static Holder>) -> Result<Arc<Self>> {
+        let mode = bindings::BLK_OPEN_READ | bindings::BLK_OPEN_WRITE;
+        Self::open_by(id, mode, holder)
+    }
+
+    fn open_by(
+        id: DevId,
+        mode: bindings::blk_mode_t,
+        holder: Option<&'static Holder>,
+    ) -> Result<Arc<Self>> {
         let dev = id.to_raw().ok_or(ENXIO)?;
-        // SAFETY: No holder and no holder operations are needed.
+        let holder = holder.map_or(core::ptr::null_mut(), |holder| {
+            core::ptr::from_ref(holder).cast_mut().cast()
+        });
+        // SAFETY: Only the holder's address is used, and there are no holder operations.
         let file = from_err_ptr(unsafe {
-            bindings::bdev_file_open_by_dev(
-                dev,
-                bindings::BLK_OPEN_READ,
-                core::ptr::null_mut(),
-                core::ptr::null(),
-            )
+            bindings::bdev_file_open_by_dev(dev, mode, holder, core::ptr::null())
         })?;
-        // INVARIANT: Just opened, and without a holder.
+        // INVARIANT: Just opened, with a `Holder` or none.
         // SAFETY: Not an error pointer, and never null.
         let file = Self(unsafe { NonNull::new_unchecked(file) });
         Ok(Arc::new(file, GFP_KERNEL)?)
@@ -260,6 +296,13 @@ impl BdevFile {
             }
         }
         Ok(files)
+    }
+
+    /// Gives up the claim and the right to write now, not some time after the last reference was
+    /// dropped. Nothing may be written from then on. May sleep.
+    pub fn yield_claim(&self) {
+        // SAFETY: An open file of a block device by the type invariant.
+        unsafe { bindings::bdev_yield_claim(self.0.as_ptr()) };
     }
 
     /// The device.
