@@ -13,6 +13,8 @@ LLVM_VERSION=${LLVM_VERSION:-19}
 BINDGEN_VERSION=0.72.1
 OLDEST_RUSTC=1.85
 KERNEL_SERIES=7.3
+# The directory of an emulator that scripts/deps has fetched; tests/vm knows it, too.
+EMULATOR=qemu-10
 
 mkdir -p "$CACHE"/{lock,src,tree,build,image,logs}
 
