@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Reading, writing and comparing devices; and load that knows what it wrote."""
 
+import functools
 import math
 import mmap
 import os
@@ -70,10 +71,18 @@ def write(path, data, offset=0, direct=True, piece=MIB):
 
 def pattern(size, name):
     """Data in which no two sectors are alike; with other names, none of the sectors."""
+    return (_pattern_again if size <= 16 * MIB else _pattern)(size, name)
+
+
+def _pattern(size, name):
     filler = rng(f"pattern {name}").randbytes(SECTOR - 8)
     tag = filler[:3]
     sectors = -(-size // SECTOR)
     return b"".join([n.to_bytes(5, "big") + tag + filler for n in range(sectors)])[:size]
+
+
+# Most are asked for twice, to be written and to be compared.
+_pattern_again = functools.lru_cache(4)(_pattern)
 
 
 def same(found, wanted, what):
@@ -99,10 +108,12 @@ def same(found, wanted, what):
 def differs(found, other, what, least=1):
     """Fails unless at least so many sectors differ: so that a test cannot pass for lack of
     anything happening."""
-    count = sum(found[at:at + SECTOR] != other[at:at + SECTOR]
-                for at in range(0, len(other), SECTOR))
-    if count < least:
-        raise AssertionError(f"{what}: only {count} sectors differ, wanted {least}")
+    count = 0
+    for at in range(0, len(other), SECTOR):
+        count += found[at:at + SECTOR] != other[at:at + SECTOR]
+        if count >= least:
+            return
+    raise AssertionError(f"{what}: only {count} sectors differ, wanted {least}")
 
 
 class Threads:
