@@ -16,8 +16,9 @@ help:
 ## make check                all tests   (TESTS='20-fidelity lint' for some, DEBUG=0|1 for one kernel)
 ## make soak                 the long tests   (TESTS=… and DEBUG=0|1 as above; HOURS=n of fuzzing)
 ## make coverage             lines of the driver that the tests reach   (TESTS=…; JOBS=n machines at a time)
-## make vm CMD='…'           run a command in a virtual machine with the module at hand
+## make vm [CMD='…']         run a command, or a shell, in a virtual machine with the module at hand
 ##         [DEBUG=1] [MEM=4G] [CPUS=2] [DISKS='512M 2G'] [APPEND='kernel parameters'] [LIMIT=seconds]
+##         [SHARE=/directory that the guest may write to]
 ## make bench                measurements   (FULL=1 larger, REPS=n, CPUS=n; ICOUNT=1: instructions instead of time)
 ## make kernel [DEBUG=1]     build the test kernel
 ## make tools                build the blksnap command, libblksnap and the examples
@@ -53,13 +54,16 @@ export PREFIX DESTDIR
 install-tools: deps tools
 	@scripts/install-tools
 
+# As they were written: a `$` in them is the guest's, not make's.
+override CMD := $(value CMD)
+override APPEND := $(value APPEND)
 export CMD APPEND
+VM = tests/vm
 vm: kernel tools
-	@[ -n "$$CMD" ] || { echo "make vm CMD='command to run in the guest'" >&2; exit 2; }
-	@tests/vm $(if $(filter debug,$(variant)),--debug) $(if $(MEM),--mem $(MEM)) \
+	@$(VM) $(if $(filter debug,$(variant)),--debug) $(if $(MEM),--mem $(MEM)) \
 		$(if $(CPUS),--cpus $(CPUS)) $(if $(LIMIT),--limit $(LIMIT)) \
-		$(foreach size,$(DISKS),--disk $(size)) $(if $(SHARE),--share $(SHARE)) \
-		--append "$$APPEND" -- "$$CMD"
+		$(foreach size,$(DISKS),--disk $(size)) $(foreach share,$(SHARE),--share $(share)) \
+		--append "$$APPEND" $(if $(CMD),-- "$$CMD",--interactive)
 
 tools-fuzz: deps
 	@scripts/tools fuzz
