@@ -198,7 +198,7 @@ pub struct List {
 #[command(after_help = "Example:\n  \
     blksnap prune /backup --keep 14\n\n\
     What the oldest kept backup needs of those before it is merged into it, in place where the format allows that: little \
-    more space is needed. It can be interrupted at any time: the kept backups are good all the time, and the next prune \
+    more space is needed. All that is merged is read and checked first: if it is damaged, nothing is dropped. It can be interrupted at any time: the kept backups are good all the time, and the next prune \
     goes on.")]
 pub struct Prune {
     /// Directory of the backups
@@ -207,9 +207,13 @@ pub struct Prune {
     /// How many backups to keep, the newest ones
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep: u32,
-    /// Only say what would be done
+    /// Only say what would be done, after reading and checking what would be merged
     #[arg(long)]
     pub dry_run: bool,
+    /// Before anything is dropped, read and check all that the kept backups need, not only what is
+    /// merged
+    #[arg(long)]
+    pub verify: bool,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,

@@ -13,6 +13,9 @@
 //!
 //! # Why it may be killed at any time
 //!
+//! Before the first step, all that will be merged is read, and compared with its checksums: damage is
+//! found while every backup is still there, and then nothing is changed.
+//!
 //! Each step leaves every backup that `blksnap list` shows one that can be restored:
 //!
 //! 1. The backups that go are dropped, the newest first, so that no one that is still listed needs
@@ -36,6 +39,7 @@
 
 mod merge;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -48,11 +52,17 @@ use crate::output;
 use crate::repository::Repository;
 use crate::signals::Signals;
 use crate::size::Size;
+use crate::verify;
 
 /// Prunes as asked for.
 pub fn run(args: &args::Prune) -> Result<()> {
     let signals = Signals::catch()?;
-    let report = prune(&args.directory, args.keep as usize, args.dry_run, &signals)?;
+    let how = How {
+        keep: args.keep as usize,
+        dry_run: args.dry_run,
+        verify: args.verify,
+    };
+    let report = prune(&args.directory, how, &signals)?;
     if args.json {
         return output::print_json(&report);
     }
@@ -74,6 +84,17 @@ pub fn run(args: &args::Prune) -> Result<()> {
         ))?;
     }
     output::print(format!("{} backups {would}kept", report.kept.len()))
+}
+
+/// How to prune.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    /// How many of the newest backups to keep.
+    pub keep: usize,
+    /// Only say, and check, what would be done.
+    pub dry_run: bool,
+    /// Read all that the kept backups need, not only what is merged.
+    pub verify: bool,
 }
 
 /// What was done, or would be.
@@ -98,7 +119,8 @@ pub struct Merged {
 }
 
 /// Keeps the newest backups in a directory.
-pub fn prune(path: &Path, keep: usize, dry_run: bool, signals: &Signals) -> Result<Report> {
+pub fn prune(path: &Path, how: How, signals: &Signals) -> Result<Report> {
+    let How { keep, dry_run, .. } = how;
     let repository = match dry_run {
         true => Repository::read(path)?.0,
         false => Repository::change(path)?,
@@ -125,11 +147,15 @@ pub fn prune(path: &Path, keep: usize, dry_run: bool, signals: &Signals) -> Resu
             .collect(),
         merged: Vec::new(),
     };
-    if dry_run {
-        for device in &oldest.devices {
-            let chain = Chain::open(&repository, oldest, device)?;
-            report.merged.extend(merge::plan(&chain, oldest));
+    let check = || -> Result<Vec<Merged>> {
+        if how.verify {
+            check_all(&repository, kept, signals)?;
         }
+        check_merge(&repository, oldest, signals)
+    };
+    let plans = check().with_context(|| format!("{}: nothing was dropped", path.display()))?;
+    if dry_run {
+        report.merged = plans;
         return Ok(report);
     }
     // One that was interrupted comes first. What it can't mend does not matter if it is dropped.
@@ -172,6 +198,41 @@ fn check_bases(kept: &[&Manifest]) -> Result<()> {
     Ok(())
 }
 
+/// Reads all that making a backup full will read, and gives what that means for each device.
+fn check_merge(
+    repository: &Repository,
+    manifest: &Manifest,
+    signals: &Signals,
+) -> Result<Vec<Merged>> {
+    let mut plans = Vec::new();
+    for device in &manifest.devices {
+        let chain = Chain::open(repository, manifest, device)
+            .with_context(|| format!("{} would be of no use alone", manifest.id))?;
+        if let Some(plan) = merge::plan(&chain, manifest) {
+            merge::check(&chain, &plan, signals)
+                .with_context(|| format!("{} cannot be made full", manifest.id))?;
+            plans.push(plan);
+        }
+    }
+    Ok(plans)
+}
+
+/// Reads all that the kept backups need.
+fn check_all(repository: &Repository, kept: &[&Manifest], signals: &Signals) -> Result<()> {
+    let (mut read, mut report) = (BTreeSet::new(), verify::Report::default());
+    for manifest in kept {
+        verify::check(repository, manifest, &mut read, &mut report, signals)?;
+    }
+    match report.damage.as_slice() {
+        [] => Ok(()),
+        [first, ..] => bail!(
+            "what would be kept is damaged in {} places, the first: {}",
+            report.damage.len(),
+            first.what
+        ),
+    }
+}
+
 /// Drops backups: those which `oldest` needs are no backups any more, the others are removed.
 fn drop_backups(
     repository: &Repository,
@@ -182,9 +243,6 @@ fn drop_backups(
     let oldest = repository.manifest(oldest)?;
     let mut needed = Vec::new();
     for device in &oldest.devices {
-        // All of it is looked at before anything is changed.
-        Chain::open(repository, &oldest, device)
-            .with_context(|| format!("{} would be of no use alone", oldest.id))?;
         let parts = chain::parts(repository, &oldest, device)?;
         needed.extend(parts.into_iter().map(|(dir, _)| dir));
     }
@@ -232,6 +290,14 @@ mod tests {
             bail!("killed before {what}");
         }
         Ok(())
+    }
+
+    fn keeping(keep: usize) -> How {
+        How {
+            keep,
+            dry_run: false,
+            verify: false,
+        }
     }
 
     const MIB: usize = 1 << 20;
@@ -302,7 +368,7 @@ mod tests {
             let (store, all) = chain(format);
             let kept = &all[all.len() - keep..];
             STEPS.set(steps);
-            let first = prune(store.path(), keep, false, &signals);
+            let first = prune(store.path(), keeping(keep), &signals);
             STEPS.set(u32::MAX);
             let when = match &first {
                 Ok(_) => format!("{steps} steps, done"),
@@ -312,11 +378,11 @@ mod tests {
             if first.is_err() {
                 // The second time, fewer are kept, and it is killed elsewhere.
                 STEPS.set(steps / 2);
-                let _ = prune(store.path(), keep - 1, false, &signals);
+                let _ = prune(store.path(), keeping(keep - 1), &signals);
                 STEPS.set(u32::MAX);
                 check(&store, &all, &kept[1..], &format!("{when}, again"));
             }
-            prune(store.path(), keep - 1, false, &signals).unwrap();
+            prune(store.path(), keeping(keep - 1), &signals).unwrap();
             check(&store, &all, &kept[1..], &format!("{when}, then done"));
             let mut left: Vec<_> = std::fs::read_dir(store.path())
                 .unwrap()
@@ -360,16 +426,24 @@ mod tests {
     fn what_would_be_done_is_said() {
         let (store, all) = chain(Format::Raw);
         let signals = Signals::catch().unwrap();
-        let report = prune(store.path(), 2, true, &signals).unwrap();
+        let report = prune(
+            store.path(),
+            How {
+                dry_run: true,
+                ..keeping(2)
+            },
+            &signals,
+        )
+        .unwrap();
         assert_eq!(report.dropped.len(), all.len() - 2);
         assert_eq!(report.merged.len(), 1);
         assert!(report.merged[0].in_place);
         let (repository, _) = Repository::read(store.path()).unwrap();
         assert_eq!(repository.ids().unwrap().len(), all.len());
         drop(repository);
-        let done = prune(store.path(), 2, false, &signals).unwrap();
+        let done = prune(store.path(), keeping(2), &signals).unwrap();
         assert_eq!(report.merged[0].bytes, done.merged[0].bytes);
-        let nothing = prune(store.path(), 2, false, &signals).unwrap();
+        let nothing = prune(store.path(), keeping(2), &signals).unwrap();
         assert!(nothing.dropped.is_empty() && nothing.merged.is_empty());
     }
 
@@ -378,8 +452,139 @@ mod tests {
         let (store, all) = chain(Format::Raw);
         let signals = Signals::catch().unwrap();
         std::fs::remove_dir_all(store.path().join(&all[0].0)).unwrap();
-        prune(store.path(), 2, false, &signals).unwrap();
+        prune(store.path(), keeping(2), &signals).unwrap();
         check(&store, &all, &all[all.len() - 2..], "without the first");
+    }
+
+    /// The backups that are listed, and what each gives when it is restored.
+    fn restorable(store: &Store, all: &[(String, Vec<u8>)]) -> Vec<bool> {
+        let signals = Signals::catch().unwrap();
+        let out = store.path().join("out");
+        let to = [out.display().to_string()];
+        let good = all.iter().map(|(id, data)| {
+            if let Err(error) = restore(&store.path().join(id), &to, &signals) {
+                assert!(!out.exists(), "{error:#}");
+                return false;
+            }
+            let same = std::fs::read(&out).unwrap() == *data;
+            assert!(same, "{id} is restored, and is something else");
+            std::fs::remove_file(&out).unwrap();
+            true
+        });
+        good.collect()
+    }
+
+    /// Places in the files of a backup where damage is done, one for each extent of data, the list
+    /// of extents, and the manifest.
+    fn places(store: &Store, id: &str) -> Vec<(PathBuf, u64)> {
+        let (repository, _) = Repository::read(store.path()).unwrap();
+        let manifest = repository.manifest(id).unwrap();
+        let device = &manifest.devices[0];
+        let layer = chain::Layer::open(repository.dir(id), device).unwrap();
+        let data = layer.extents.data().map(|extent| extent.start + 5);
+        // In a raw file, each byte is at its place.
+        let data = data.map(|at| (layer.file(), at));
+        let others = [
+            (layer.dir.join(&device.extents), 3),
+            (layer.dir.join("manifest.json"), 5),
+        ];
+        data.chain(others).collect()
+    }
+
+    fn flip(path: &Path, at: u64) {
+        let mut bytes = std::fs::read(path).unwrap();
+        bytes[at as usize] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
+    fn damage_at_any_place_costs_no_good_backup() {
+        let signals = Signals::catch().unwrap();
+        let (mut refused, mut done) = (0, 0);
+        let (store, all) = chain(Format::Raw);
+        let everywhere: Vec<_> = all.iter().map(|(id, _)| places(&store, id)).collect();
+        for (file, at) in everywhere.into_iter().flatten() {
+            for keep in [1, 3] {
+                let (store, all) = chain(Format::Raw);
+                let file = store
+                    .path()
+                    .join(file.strip_prefix(file.ancestors().nth(2).unwrap()).unwrap());
+                flip(&file, at);
+                let before = restorable(&store, &all);
+                let when = format!("{} at {at}, keep {keep}", file.display());
+                // Again, as an admin would: no time costs one more.
+                for _ in 0..2 {
+                    let result = prune(store.path(), keeping(keep), &signals);
+                    let after = restorable(&store, &all);
+                    match result {
+                        Err(error) => {
+                            assert_eq!(after, before, "{when}: {error:#}");
+                            refused += 1;
+                        }
+                        Ok(report) => {
+                            for (index, (id, _)) in all.iter().enumerate() {
+                                if report.kept.contains(id) {
+                                    assert_eq!(after[index], before[index], "{when}: {id}");
+                                }
+                            }
+                            done += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert!(refused > 20 && done > 20, "{refused} {done}");
+    }
+
+    #[test]
+    fn damage_and_a_stop_at_any_step_cost_no_kept_backup() {
+        let signals = Signals::catch().unwrap();
+        // Of the full one: hidden, in part and wholly seen; and of one that is kept.
+        for (index, place) in [(2, 0), (2, 1), (2, 2), (7, 0)] {
+            let mut steps = 0;
+            loop {
+                let (store, all) = chain(Format::Raw);
+                let (file, at) = places(&store, &all[index].0).swap_remove(place);
+                flip(&file, at);
+                let before = restorable(&store, &all);
+                STEPS.set(steps);
+                let first = prune(store.path(), keeping(3), &signals);
+                STEPS.set(u32::MAX);
+                let last = prune(store.path(), keeping(3), &signals);
+                let after = restorable(&store, &all);
+                let kept = all.len() - 3..;
+                assert_eq!(after[kept.clone()], before[kept], "{index} {place} {steps}");
+                if first.is_ok() {
+                    break;
+                }
+                if last.is_err() && !format!("{:#}", first.unwrap_err()).contains("killed") {
+                    assert_eq!(after, before, "{index} {place}");
+                    break;
+                }
+                steps += 1;
+            }
+        }
+    }
+
+    #[test]
+    fn all_that_is_kept_can_be_read_before() {
+        let (store, all) = chain(Format::Raw);
+        let signals = Signals::catch().unwrap();
+        // The last extent of the full one: seen by all, not merged.
+        let (file, at) = places(&store, &all[6].0).swap_remove(0);
+        flip(&file, at);
+        let how = How {
+            verify: true,
+            ..keeping(1)
+        };
+        let before = restorable(&store, &all);
+        for dry_run in [true, false] {
+            let error = prune(store.path(), How { dry_run, ..how }, &signals).unwrap_err();
+            let error = format!("{error:#}");
+            assert!(error.contains("nothing was dropped"), "{error}");
+            assert!(error.contains("vda.raw is damaged"), "{error}");
+            assert_eq!(restorable(&store, &all), before);
+        }
     }
 
     #[test]
@@ -388,7 +593,7 @@ mod tests {
         let signals = Signals::catch().unwrap();
         let middle = store.path().join(&all[4].0).join("vda.raw");
         std::fs::remove_file(&middle).unwrap();
-        let error = prune(store.path(), 2, false, &signals).unwrap_err();
+        let error = prune(store.path(), keeping(2), &signals).unwrap_err();
         assert!(format!("{error:#}").contains("vda.raw"), "{error:#}");
         let (repository, _) = Repository::read(store.path()).unwrap();
         assert_eq!(repository.backups().unwrap().len(), all.len());

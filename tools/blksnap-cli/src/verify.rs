@@ -96,8 +96,8 @@ pub fn verify(path: &Path, signals: &Signals) -> Result<Report> {
     Ok(report)
 }
 
-/// Checks one backup.
-fn check(
+/// Checks one backup, but for the files in `read`.
+pub fn check(
     repository: &Repository,
     manifest: &Manifest,
     read: &mut BTreeSet<PathBuf>,

@@ -184,8 +184,28 @@ fn seen<'a>(layer: &Layer, extent: &Extent, bytes: &'a [u8]) -> Vec<(Extent, &'a
     parts.collect()
 }
 
-/// Replaces the list of extents of a dropped layer by one of what is seen.
-fn forget_hidden(layer: &Layer, signals: &Signals) -> Result<()> {
+/// Reads and checks all that [`into`] will read of a chain, and changes nothing.
+pub fn check(chain: &Chain, plan: &Merged, signals: &Signals) -> Result<()> {
+    for (index, layer) in chain.layers.iter().enumerate() {
+        let extents = match index == 0 && plan.in_place {
+            true => split(layer).1,
+            false => layer.data().copied().collect(),
+        };
+        let id = layer.dir.file_name().unwrap_or_default().to_string_lossy();
+        let what = format!("{}: checking what {id} has", layer.device.name);
+        let bytes = extents.iter().map(|extent| extent.length).sum();
+        let mut progress = Progress::start(what, bytes);
+        layer.read(extents.iter(), signals, no_work, |extent, _, good| {
+            progress.advance(extent.length);
+            good
+        })?;
+        progress.finish();
+    }
+    Ok(())
+}
+
+/// What is still seen of a layer: extents, and extents of data which are seen in part only.
+fn split(layer: &Layer) -> (Vec<Extent>, Vec<Extent>) {
     let (mut kept, mut cut) = (Vec::new(), Vec::new());
     for extent in layer.extents.iter() {
         let mut parts = layer.visible(extent).peekable();
@@ -200,6 +220,12 @@ fn forget_hidden(layer: &Layer, signals: &Signals) -> Result<()> {
             })),
         }
     }
+    (kept, cut)
+}
+
+/// Replaces the list of extents of a dropped layer by one of what is seen.
+fn forget_hidden(layer: &Layer, signals: &Signals) -> Result<()> {
+    let (mut kept, cut) = split(layer);
     if cut.is_empty() && kept.iter().eq(layer.extents.iter()) {
         return Ok(());
     }
