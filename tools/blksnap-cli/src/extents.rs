@@ -15,6 +15,7 @@ use blake3::{Hash, Hasher};
 use blksnap::ByteSet;
 
 use crate::buffer;
+use crate::private;
 
 /// A part of a device, as one backup has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +156,7 @@ impl Extents {
     /// Writes them to a new file, makes it durable, and gives its checksum and size.
     pub fn write(&self, path: &Path) -> Result<(Hash, u64)> {
         let write = || -> std::io::Result<_> {
-            let mut file = BufWriter::new(File::create(path)?);
+            let mut file = BufWriter::new(private::replace(path)?);
             let (mut hasher, mut size) = (Hasher::new(), 0);
             let mut line = Vec::new();
             for extent in &self.0 {

@@ -27,6 +27,7 @@ mod names;
 mod output;
 mod pages;
 mod pipeline;
+mod private;
 mod progress;
 mod prune;
 mod repository;

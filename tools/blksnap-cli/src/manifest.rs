@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::format::Format;
+use crate::private;
 
 /// The name of the file.
 pub const NAME: &str = "manifest.json";
@@ -185,7 +186,7 @@ impl Manifest {
         let path = dir.join(NAME);
         let new = dir.join(format!(".{NAME}.new"));
         let write = || -> std::io::Result<()> {
-            let mut file = File::create(&new)?;
+            let mut file = private::replace(&new)?;
             file.write_all(&serde_json::to_vec_pretty(self)?)?;
             file.write_all(b"\n")?;
             file.sync_all()?;

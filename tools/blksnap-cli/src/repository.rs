@@ -30,6 +30,8 @@ use time::{Duration, OffsetDateTime, PrimitiveDateTime};
 use uuid::Uuid;
 
 use crate::manifest::{Manifest, State};
+use crate::output;
+use crate::private;
 pub use draft::Draft;
 use lock::{is_readonly, lock};
 
@@ -50,7 +52,7 @@ pub struct Repository {
 impl Repository {
     /// To add a backup: makes the directory if need be.
     pub fn create(path: &Path) -> Result<Self> {
-        fs::create_dir_all(path)
+        private::create_dir_all(path)
             .with_context(|| format!("cannot make the directory {}", path.display()))?;
         let locks = vec![lock(path, ".lock", true)?];
         let repository = Self::at(path, locks)?;
@@ -89,10 +91,17 @@ impl Repository {
 
     fn at(path: &Path, locks: Vec<File>) -> Result<Self> {
         ensure!(path.is_dir(), "{} is no directory", path.display());
-        Ok(Self {
+        let repository = Self {
             path: path.to_owned(),
             _locks: locks,
-        })
+        };
+        if let Some(open) = repository.open_to_others()? {
+            output::remark(format!(
+                "others than the owner can read {open}, of an older blksnap: `chmod -R go= {}` mends that",
+                path.display()
+            ));
+        }
+        Ok(repository)
     }
 
     /// Its path.
@@ -103,6 +112,22 @@ impl Repository {
     /// The directory of a backup.
     pub fn dir(&self, id: &str) -> PathBuf {
         self.path.join(id)
+    }
+
+    /// A file that others can read: older programs have made such.
+    fn open_to_others(&self) -> Result<Option<String>> {
+        if !private::is_open(&self.path) {
+            return Ok(None);
+        }
+        for id in self.ids()? {
+            let dir = self.dir(&id);
+            let files = fs::read_dir(&dir).into_iter().flatten().flatten();
+            let open = |entry: &fs::DirEntry| private::is_open(&entry.path());
+            if let (true, Some(file)) = (private::is_open(&dir), files.into_iter().find(open)) {
+                return Ok(Some(file.path().display().to_string()));
+            }
+        }
+        Ok(None)
     }
 
     /// All directories of backups, the oldest first.
@@ -284,6 +309,41 @@ mod tests {
         assert_eq!(same.find(found.as_deref()).unwrap(), manifest);
         repository.remove(&id).unwrap();
         assert!(names(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn nobody_else_can_read_a_backup() {
+        use std::os::unix::fs::PermissionsExt;
+        let store = crate::testing::Store::new(1 << 20);
+        let data = vec![5; 1 << 20];
+        let full = store.full(&data);
+        store.incremental(&full, &data, std::slice::from_ref(&(0..65536)));
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        let (repository, _) = Repository::read(store.path()).unwrap();
+        for id in repository.ids().unwrap() {
+            assert_eq!(mode(&repository.dir(&id)), 0o700);
+            for entry in fs::read_dir(repository.dir(&id)).unwrap() {
+                let path = entry.unwrap().path();
+                assert_eq!(mode(&path), 0o600, "{}", path.display());
+            }
+        }
+        for name in [".lock", ".readers"] {
+            assert_eq!(mode(&store.path().join(name)), 0o600, "{name}");
+        }
+        // What older programs have made is told, unless nobody gets there.
+        let allow = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let raw = repository.dir(&full).join("vda.raw");
+        allow(store.path(), 0o755);
+        assert_eq!(repository.open_to_others().unwrap(), None);
+        allow(&raw, 0o644);
+        assert_eq!(repository.open_to_others().unwrap(), None);
+        allow(&repository.dir(&full), 0o755);
+        let told = repository.open_to_others().unwrap();
+        assert_eq!(told, Some(raw.display().to_string()));
+        allow(store.path(), 0o700);
+        assert_eq!(repository.open_to_others().unwrap(), None);
     }
 
     #[test]

@@ -152,6 +152,8 @@ fn pair<'a>(manifest: &'a Manifest, targets: &[String]) -> Result<Vec<(&'a Devic
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use uuid::Uuid;
 
     use super::*;
@@ -165,6 +167,8 @@ mod tests {
         let path = store.path().join(target);
         let targets = [format!("vda={}", path.display())];
         restore(&store.path().join(backup), &targets, &Signals::catch()?)?;
+        let mode = path.metadata()?.permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "for the owner alone");
         let read = std::fs::read(&path)?;
         std::fs::remove_file(&path)?;
         Ok(read)

@@ -26,6 +26,7 @@ use crate::format::Format;
 use crate::format::rbd_diff::Stream;
 use crate::hold;
 use crate::output;
+use crate::private;
 use crate::repository::{name_of, sync_dir};
 use crate::signals::Signals;
 
@@ -168,7 +169,7 @@ impl State {
         let mut new = path.as_os_str().to_owned();
         new.push(".new");
         let write = || -> std::io::Result<()> {
-            let mut file = File::create(&new)?;
+            let mut file = private::replace(new.as_ref())?;
             file.write_all(&serde_json::to_vec_pretty(self)?)?;
             file.write_all(b"\n")?;
             file.sync_all()?;

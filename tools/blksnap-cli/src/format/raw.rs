@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use super::{Reader, Writer};
 use crate::direct::Direct;
+use crate::private;
 
 /// Writes a file.
 pub struct RawWriter {
@@ -31,7 +32,7 @@ impl RawWriter {
         let mut options = File::options();
         options.read(true).write(true);
         let make = || {
-            let file = options.clone().create_new(true).open(path)?;
+            let file = private::create_new(path)?;
             file.set_len(size)?;
             Ok::<_, std::io::Error>(file)
         };

@@ -13,6 +13,7 @@ use crate::chain::{Chain, Layer, no_work};
 use crate::extents::{Extent, Extents};
 use crate::format::Writer;
 use crate::manifest::{self, Device, Kind, Manifest, State};
+use crate::private;
 use crate::progress::Progress;
 use crate::repository::{Repository, sync_dir};
 use crate::signals::Signals;
@@ -106,6 +107,7 @@ fn in_place(chain: Chain, dir: &Path, signals: &Signals) -> Result<(String, Exte
     step("linking the full file")?;
     fs::hard_link(full.file(), &link)
         .with_context(|| format!("cannot make the link {}", link.display()))?;
+    private::close(&link).with_context(|| format!("cannot close {}", link.display()))?;
     Ok((name, Extents::new(extents)))
 }
 

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 
 use super::{PARTIAL, Repository};
 use crate::manifest::Manifest;
+use crate::private;
 
 /// A backup being made. What does not come to be one is removed.
 pub struct Draft<'a> {
@@ -22,7 +23,7 @@ impl<'a> Draft<'a> {
     /// Makes a directory for it.
     pub fn new(repository: &'a Repository, id: String) -> Result<Self> {
         let path = repository.path().join(format!("{PARTIAL}{id}"));
-        fs::create_dir(&path)
+        private::create_dir(&path)
             .with_context(|| format!("cannot make the directory {}", path.display()))?;
         Ok(Self {
             repository,

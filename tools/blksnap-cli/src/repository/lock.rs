@@ -10,6 +10,8 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use crate::private;
+
 /// How often a lock is tried again.
 const LOCK_TRIES: u32 = 20;
 
@@ -20,16 +22,9 @@ const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 pub fn lock(dir: &Path, name: &str, exclusive: bool) -> Result<File> {
     let path = dir.join(name);
     let failed = || format!("cannot lock {}", path.display());
-    let open = |write: bool| {
-        File::options()
-            .read(true)
-            .write(write)
-            .create(write)
-            .open(&path)
-    };
     // A lock that is there already can be shared without a right to write.
-    let file = match open(true) {
-        Err(_) if !exclusive => open(false),
+    let file = match private::open_or_create(&path) {
+        Err(_) if !exclusive => File::open(&path),
         file => file,
     };
     let file = file.with_context(failed)?;

@@ -18,6 +18,7 @@ use crate::format::raw::clear;
 use crate::manifest::Device;
 use crate::mounts::user_of;
 use crate::names;
+use crate::private;
 use crate::size::Size;
 
 /// Where somebody wants a device to be restored to.
@@ -90,13 +91,12 @@ impl Target {
         let failed = || format!("cannot restore to {}", path.display());
         let mut options = File::options();
         options.read(true).write(true);
-        if device.is_some() {
+        let file = match device {
             // For a block device this means: not while it is mounted or otherwise claimed.
-            options.custom_flags(OFlags::EXCL.bits() as i32);
-        } else {
-            options.create_new(true);
-        }
-        let file = options.open(&path).map_err(|error| {
+            Some(_) => options.custom_flags(OFlags::EXCL.bits() as i32).open(&path),
+            None => private::create_new(&path),
+        };
+        let file = file.map_err(|error| {
             let busy = error.raw_os_error() == Some(Errno::BUSY.raw_os_error());
             let why = if busy { " (it is in use)" } else { "" };
             anyhow!(error).context(failed() + why)

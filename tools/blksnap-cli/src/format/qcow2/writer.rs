@@ -16,6 +16,7 @@ use super::file::{ImageFile, table_bytes};
 use super::header::Header;
 use super::{CACHED, CLUSTER, COPIED, ENTRIES, OFFSET, PER_L2, ZERO};
 use crate::format::Writer;
+use crate::private;
 use refcounts::Refcounts;
 
 /// An image being written. What was stored is in it after [`Writer::finish`].
@@ -44,11 +45,9 @@ impl Image {
     pub fn create(path: &Path, size: u64, backing: Option<&str>) -> Result<Self> {
         let failed = || format!("cannot create {}", path.display());
         let header = Header::new(size, backing).with_context(failed)?;
-        let mut options = File::options();
-        let file = options.read(true).write(true).create_new(true).open(path);
         let image = ImageFile {
             path: path.to_owned(),
-            file: file.with_context(failed)?,
+            file: private::create_new(path).with_context(failed)?,
             l1: vec![0; header.l1_entries() as usize],
             header,
         };

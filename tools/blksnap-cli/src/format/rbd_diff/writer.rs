@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use super::record::{MAX_NAME, Record};
 use super::{BLOCK, MAGIC};
 use crate::format::Writer;
+use crate::private;
 
 /// A stream being written.
 pub struct Stream {
@@ -36,7 +37,7 @@ impl Stream {
     /// (none for a full backup) to the snapshot `to`.
     pub fn create(path: &Path, size: u64, from: Option<&str>, to: &str) -> Result<Self> {
         let failed = || format!("cannot create {}", path.display());
-        let file = File::create_new(path).with_context(failed)?;
+        let file = private::create_new(path).with_context(failed)?;
         let out = Box::new(file.try_clone().with_context(failed)?);
         let mut stream = Self::new(out, &path.display().to_string(), size, from, to)?;
         stream.file = Some(file);
