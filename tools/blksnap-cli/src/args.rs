@@ -159,7 +159,7 @@ pub struct Restore {
     pub backup: PathBuf,
     /// Where to write: a block device that is not in use, by any of its names, or a file that does
     /// not exist yet (./vdc is a file); with the name of the device in the backup where it holds
-    /// several
+    /// several: the path it was given by, a stable one (by-id, mapper), or the kernel's name
     #[arg(long, required = true, value_name = "[NAME=]TARGET", value_hint = ValueHint::AnyPath)]
     pub to: Vec<String>,
     /// Print the result as JSON

@@ -189,6 +189,7 @@ fn new_entry(device: &Given, info: &CbtInfo, plan: &Plan, format: Format) -> Dev
     let entry = Device {
         name: device.name.clone(),
         path: device.path.clone(),
+        stable: names::stable(device.id),
         size: info.capacity,
         generation: info.generation.0,
         number: info.number,

@@ -71,6 +71,9 @@ pub struct Device {
     pub name: String,
     /// The path it was given by.
     pub path: PathBuf,
+    /// Other paths of it then, which did not depend on the order in which disks are found.
+    #[serde(default)]
+    pub stable: Vec<String>,
     /// Bytes.
     pub size: u64,
     /// The generation of change tracking. In the base, the device with the same one is this one.
@@ -197,16 +200,33 @@ impl Manifest {
     }
 
     /// The device that a person means by a name or path.
+    /// The path it was given by comes first, then the stable ones, then the kernel's name.
     pub fn device(&self, name: &str) -> Option<&Device> {
-        let short = name.strip_prefix("/dev/").unwrap_or(name);
-        let mut devices = self.devices.iter();
-        devices.find(|device| device.name == short || device.path == Path::new(name))
+        fn short(name: &str) -> &str {
+            name.strip_prefix("/dev/").unwrap_or(name)
+        }
+        let find = |is: &dyn Fn(&Device) -> bool| self.devices.iter().find(|device| is(device));
+        let given = |device: &Device| device.path.to_str().map(short) == Some(short(name));
+        let stable = |device: &Device| device.stable.iter().any(|one| short(one) == short(name));
+        let kernel = |device: &Device| device.name == short(name);
+        find(&given)
+            .or_else(|| find(&stable))
+            .or_else(|| find(&kernel))
     }
 
     /// The names of the devices, for people.
     pub fn names(&self) -> String {
-        let names: Vec<_> = self.devices.iter().map(|d| d.name.as_str()).collect();
-        names.join(", ")
+        let names = self.devices.iter().map(|device| {
+            let usual = Path::new("/dev").join(device.name.replace('!', "/"));
+            let given = (device.path != usual).then(|| device.path.display().to_string());
+            let stable = device.stable.iter().cloned();
+            let others: Vec<_> = given.into_iter().chain(stable).collect();
+            match others.is_empty() {
+                true => device.name.clone(),
+                false => format!("{} ({})", device.name, others.join(", ")),
+            }
+        });
+        names.collect::<Vec<_>>().join(", ")
     }
 
     /// Whether any device needs the base, or none.
@@ -236,6 +256,7 @@ pub mod tests {
         Device {
             name: name.into(),
             path: Path::new("/dev").join(name),
+            stable: Vec::new(),
             size: 4096,
             generation: Uuid::from_u128(2),
             number: 3,
@@ -271,6 +292,40 @@ pub mod tests {
         fs::rename(&dir, &other).unwrap();
         let error = Manifest::read(&other).unwrap_err();
         assert!(error.to_string().contains("rename"), "{error:#}");
+    }
+
+    #[test]
+    fn a_device_is_found_by_each_of_its_names() {
+        let mut manifest = example();
+        manifest.devices.push(Device {
+            path: "/dev/mapper/home".into(),
+            stable: vec!["/dev/disk/by-id/dm-name-home".into(), "/dev/vda".into()],
+            ..device("dm-3")
+        });
+        let find = |name: &str| manifest.device(name).map(|device| device.name.as_str());
+        for (name, found) in [
+            ("vda", Some("vda")),
+            ("/dev/vda", Some("vda")),
+            ("dm-3", Some("dm-3")),
+            ("/dev/dm-3", Some("dm-3")),
+            ("/dev/mapper/home", Some("dm-3")),
+            ("mapper/home", Some("dm-3")),
+            ("/dev/disk/by-id/dm-name-home", Some("dm-3")),
+            ("home", None),
+            ("vd", None),
+            ("", None),
+        ] {
+            assert_eq!(find(name), found, "{name}");
+        }
+        assert_eq!(
+            manifest.names(),
+            "vda, dm-3 (/dev/mapper/home, /dev/disk/by-id/dm-name-home, /dev/vda)"
+        );
+        // Older manifests have no such names.
+        let text = serde_json::to_string(&example()).unwrap();
+        let old = text.replace(r#""stable":[],"#, "");
+        assert_ne!(old, text);
+        assert_eq!(Manifest::parse(&old).unwrap(), example());
     }
 
     #[test]

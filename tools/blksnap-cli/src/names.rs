@@ -83,6 +83,33 @@ pub fn devices(names: &[PathBuf]) -> Result<Vec<DevId>> {
     names.iter().map(device).collect()
 }
 
+/// Paths of a device that do not depend on the order in which disks are found: by-id, and those of
+/// the device mapper.
+pub fn stable(id: DevId) -> Vec<String> {
+    let mut paths = links_to(Path::new("/dev/disk/by-id"), id);
+    if let Ok(name) = fs::read_to_string(id.sysfs().join("dm/name")) {
+        paths.push(format!("/dev/mapper/{}", name.trim()));
+    }
+    paths
+}
+
+/// What leads to a device in a directory of links.
+fn links_to(directory: &Path, id: DevId) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut paths: Vec<_> = entries
+        .map(|entry| entry.path())
+        .filter(|path| at(path) == Some(id))
+        .filter_map(|path| path.into_os_string().into_string().ok())
+        .collect();
+    paths.sort();
+    paths
+}
+
+/// Whether a name is a tag, as in fstab.
+pub fn is_tag(name: &str) -> bool {
+    TAGS.iter().any(|(tag, _)| name.starts_with(tag))
+}
+
 /// The path that a tag stands for.
 fn tagged(name: &Path) -> Option<PathBuf> {
     let name = name.to_str()?;

@@ -18,6 +18,7 @@ use crate::chain::{Chain, Layer};
 use crate::copy::pieces;
 use crate::extents::Extent;
 use crate::manifest::{Device, Manifest};
+use crate::names;
 use crate::output;
 use crate::progress::Progress;
 use crate::repository::Repository;
@@ -123,21 +124,34 @@ fn write(
     })
 }
 
+/// Splits `NAME=TARGET`, where the name is that of a device. Both may have a `=` in them.
+fn named<'a, 'b>(manifest: &'a Manifest, text: &'b str) -> Option<(&'a Device, &'b str)> {
+    let mut places = text.rmatch_indices('=');
+    places.find_map(|(at, _)| Some((manifest.device(&text[..at])?, &text[at + 1..])))
+}
+
 /// Finds which device goes where.
 fn pair<'a>(manifest: &'a Manifest, targets: &[String]) -> Result<Vec<(&'a Device, Place)>> {
     let mut pairs: Vec<(&Device, Place)> = Vec::new();
     for text in targets {
-        let named = text
-            .split_once('=')
-            .and_then(|(name, target)| Some((manifest.device(name)?, target)));
-        let (device, target) = match (named, manifest.devices.as_slice()) {
+        let (device, target) = match (named(manifest, text), manifest.devices.as_slice()) {
             (Some(pair), _) => pair,
+            // What looks like a name and is none must not become the name of a file.
+            (None, _) if text.contains('=') && !names::is_tag(text) => bail!(
+                "`{text}`: the backup has no such device, but {}: write NAME=TARGET",
+                manifest.names()
+            ),
             (None, [device]) => (device, text.as_str()),
             (None, _) => bail!(
                 "which device goes to `{text}`? Write NAME=TARGET; the backup has {}",
                 manifest.names()
             ),
         };
+        match target {
+            "" => bail!("`{text}` names no target"),
+            "-" => bail!("restore needs a device or a file, not standard output (./- is a file)"),
+            _ => {}
+        }
         if pairs.iter().any(|(other, _)| other.name == device.name) {
             bail!("{} is given two targets", device.name);
         }
@@ -271,7 +285,7 @@ mod tests {
         let manifest = Manifest::new(String::new(), Uuid::nil(), [0, 0], devices);
         let paired = |to: &[&str]| {
             let to: Vec<_> = to.iter().map(|to| (*to).to_owned()).collect();
-            let pairs = pair(&manifest, &to).map_err(|error| error.to_string())?;
+            let pairs = pair(&manifest, &to).map_err(|error| format!("{error:#}"))?;
             Ok(pairs
                 .into_iter()
                 .map(|(d, to)| (d.name.clone(), to.path().to_owned()))
@@ -284,12 +298,33 @@ mod tests {
                 ("vda".into(), "/tmp/y".into())
             ])
         );
+        assert_eq!(
+            paired(&["vda=/tmp/vdb=x"]),
+            Ok(vec![("vda".into(), "/tmp/vdb=x".into())])
+        );
         for (to, why) in [
+            (vec!["vdx=/tmp/x"], "no such device, but vda, vdb"),
+            (vec!["/dev/vdx=/tmp/x"], "no such device, but vda, vdb"),
+            (vec!["vda=-"], "not standard output"),
+            (vec!["vda="], "no target"),
+            (vec!["UUID=x"], "which device"),
+            (vec!["vda=UUID=x"], "no device `UUID=x`"),
             (vec!["/tmp/x"], "the backup has vda, vdb"),
             (vec!["vda=/tmp/x", "vda=/tmp/y"], "two targets"),
             (vec!["vda=/tmp/x", "vdb=/tmp/x"], "target of two"),
         ] {
             let error: String = paired(&to).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+        // With one device, too: the name of a device is not that of a file.
+        let manifest = Manifest::new(String::new(), Uuid::nil(), [0, 0], vec![device("vda")]);
+        for (to, why) in [
+            ("vdb=/tmp/x", "no such device, but vda"),
+            ("/tmp/a=b", "no such device, but vda"),
+            ("-", "not standard output"),
+            ("UUID=x", "no device `UUID=x`"),
+        ] {
+            let error = format!("{:#}", pair(&manifest, &[to.into()]).err().unwrap());
             assert!(error.contains(why), "{error}");
         }
     }
