@@ -20,6 +20,7 @@ mod draft;
 mod lock;
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -224,11 +225,25 @@ impl Repository {
     }
 
     /// Removes what interrupted programs have left.
-    fn sweep(&self) -> Result<()> {
+    pub fn sweep(&self) -> Result<()> {
         for name in self.leftovers()? {
             let path = self.path.join(name);
             fs::remove_dir_all(&path)
                 .with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        // In a backup, files with a dot are those that a prune had not finished.
+        for id in self.ids()? {
+            for entry in fs::read_dir(self.dir(&id)).into_iter().flatten().flatten() {
+                let path = entry.path();
+                let part = entry.file_name().as_encoded_bytes().starts_with(b".");
+                match part.then(|| fs::remove_file(&path)) {
+                    Some(Err(error)) if error.kind() != ErrorKind::NotFound => {
+                        return Err(error)
+                            .with_context(|| format!("cannot remove {}", path.display()));
+                    }
+                    _ => {}
+                }
+            }
         }
         Ok(())
     }
