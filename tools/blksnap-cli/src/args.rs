@@ -151,8 +151,8 @@ pub struct Backup {
     blksnap restore /backup --to /dev/vdc\n  \
     blksnap restore /backup --to vda=/dev/vdc --to vdb=/dev/vdd\n  \
     blksnap restore /backup/20261124T201629Z-0a1b2c3d --to vda=/tmp/vda.img\n\n\
-    Everything but the data is checked before the first write: the whole chain of backups, the size of each target, and \
-    that it is not in use. The data is checked as it is read.")]
+    Everything but the data is checked before the first write: the whole chain of backups, the size of each target, \
+    that it is not in use, and that nothing is on it (blkid). The data is checked as it is read.")]
 pub struct Restore {
     /// Directory of the backups, of which the newest is taken, or of one of them
     #[arg(value_hint = ValueHint::DirPath)]
@@ -162,6 +162,13 @@ pub struct Restore {
     /// several: the path it was given by, a stable one (by-id, mapper), or the kernel's name
     #[arg(long, required = true, value_name = "[NAME=]TARGET", value_hint = ValueHint::AnyPath)]
     pub to: Vec<String>,
+    /// Overwrite what is on a device: a file system, a table of partitions, a volume of LVM. One that
+    /// is in use is refused all the same
+    #[arg(long)]
+    pub force: bool,
+    /// Only check, and say, what would be done
+    #[arg(long)]
+    pub dry_run: bool,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,

@@ -324,7 +324,7 @@ mod tests {
 
     use super::*;
     use crate::format::Format;
-    use crate::restore::restore;
+    use crate::restore::{self, restore};
     use crate::testing::Store;
     use crate::verify::verify;
 
@@ -407,7 +407,13 @@ mod tests {
         let out = store.path().join("out");
         for (id, data) in all.iter().filter(|(id, _)| listed.contains(id)) {
             let to = [out.display().to_string()];
-            restore(&store.path().join(id), &to, &signals).expect(when);
+            restore(
+                &store.path().join(id),
+                &to,
+                restore::How::default(),
+                &signals,
+            )
+            .expect(when);
             assert!(std::fs::read(&out).unwrap() == *data, "{when}: {id}");
             std::fs::remove_file(&out).unwrap();
         }
@@ -517,7 +523,12 @@ mod tests {
         let out = store.path().join("out");
         let to = [out.display().to_string()];
         let good = all.iter().map(|(id, data)| {
-            if let Err(error) = restore(&store.path().join(id), &to, &signals) {
+            if let Err(error) = restore(
+                &store.path().join(id),
+                &to,
+                restore::How::default(),
+                &signals,
+            ) {
                 assert!(!out.exists(), "{error:#}");
                 return false;
             }

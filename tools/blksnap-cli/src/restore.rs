@@ -6,6 +6,7 @@
 //! extents, the size of each file, each target. The data is checked as it is read; what is damaged
 //! is not written.
 
+mod signature;
 mod target;
 
 use std::path::{Path, PathBuf};
@@ -29,13 +30,18 @@ use target::{OpenTarget, Place, Target};
 /// Restores what was asked for.
 pub fn run(args: &args::Restore) -> Result<()> {
     let signals = Signals::catch()?;
-    let reports = restore(&args.backup, &args.to, &signals)?;
+    let how = How {
+        force: args.force,
+        dry_run: args.dry_run,
+    };
+    let reports = restore(&args.backup, &args.to, how, &signals)?;
     if args.json {
         return output::print_json(&reports);
     }
+    let would = if args.dry_run { "would be " } else { "" };
     for report in reports {
         output::print(format!(
-            "{}: {} of {} restored to {}, {} written",
+            "{}: {} of {} {would}restored to {}, {} {would}written",
             report.name,
             Size(report.size),
             report.backup,
@@ -44,6 +50,15 @@ pub fn run(args: &args::Restore) -> Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// How to restore.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct How {
+    /// Overwrite what is on a device.
+    pub force: bool,
+    /// Only check, and say, what would be done.
+    pub dry_run: bool,
 }
 
 /// What was done with one device.
@@ -58,15 +73,31 @@ pub struct Report {
 }
 
 /// Restores devices of a backup to targets.
-pub fn restore(backup: &Path, targets: &[String], signals: &Signals) -> Result<Vec<Report>> {
+pub fn restore(
+    backup: &Path,
+    targets: &[String],
+    how: How,
+    signals: &Signals,
+) -> Result<Vec<Report>> {
     let (repository, id) = Repository::read(backup)?;
     let manifest = repository.find(id.as_deref())?;
     let mut jobs = Vec::new();
     for (device, place) in pair(&manifest, targets)? {
-        let target = Target::check(place, device)?;
+        let target = Target::check(place, device, how.force)?;
         let chain = Chain::open(&repository, &manifest, device);
         let chain = chain.with_context(|| format!("cannot restore {}", device.name))?;
         jobs.push((device, chain, target));
+    }
+    if how.dry_run {
+        let would = |(device, chain, target): &(&Device, Chain, Target)| Report {
+            backup: manifest.id.clone(),
+            name: device.name.clone(),
+            target: target.path().to_owned(),
+            size: device.size,
+            bytes_written: bytes(chain),
+            seconds: 0.0,
+        };
+        return Ok(jobs.iter().map(would).collect());
     }
     let open = |(device, chain, target): (_, _, Target)| {
         let device: &Device = device;
@@ -76,7 +107,7 @@ pub fn restore(backup: &Path, targets: &[String], signals: &Signals) -> Result<V
     let mut reports = Vec::new();
     for (device, chain, mut target) in jobs {
         let what = format!("{}: restoring to {}", device.name, target.path().display());
-        let bytes = chain.layers.iter().map(Layer::data_bytes).sum();
+        let bytes = bytes(&chain);
         let mut progress = Progress::start(what, bytes);
         let mut layers = chain.layers.iter();
         layers
@@ -93,6 +124,11 @@ pub fn restore(backup: &Path, targets: &[String], signals: &Signals) -> Result<V
         });
     }
     Ok(reports)
+}
+
+/// Bytes of data that are written to restore a device.
+fn bytes(chain: &Chain) -> u64 {
+    chain.layers.iter().map(Layer::data_bytes).sum()
 }
 
 /// Writes what is seen of a layer.
@@ -180,7 +216,17 @@ mod tests {
     fn to(store: &Store, backup: &str, target: &str) -> Result<Vec<u8>> {
         let path = store.path().join(target);
         let targets = [format!("vda={}", path.display())];
-        restore(&store.path().join(backup), &targets, &Signals::catch()?)?;
+        let from = store.path().join(backup);
+        let signals = Signals::catch()?;
+        let would = How {
+            dry_run: true,
+            ..How::default()
+        };
+        // What can be seen without reading is seen before; and nothing is made.
+        let dry = restore(&from, &targets, would, &signals);
+        assert!(!target.starts_with("out") || !path.exists());
+        dry?;
+        restore(&from, &targets, How::default(), &signals)?;
         let mode = path.metadata()?.permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "for the owner alone");
         let read = std::fs::read(&path)?;
@@ -231,7 +277,7 @@ mod tests {
         let out = store.path().join("out");
         let targets = [out.display().to_string()];
         let signals = Signals::after(15);
-        let error = restore(store.path(), &targets, &signals).unwrap_err();
+        let error = restore(store.path(), &targets, How::default(), &signals).unwrap_err();
         assert_eq!(
             error.downcast_ref::<Interrupted>(),
             Some(&Interrupted { signal: 15 })
@@ -271,7 +317,12 @@ mod tests {
         std::fs::rename(&full_dir, store.path().join("away")).unwrap();
         fails("", "out", &format!("its base {full} is missing"));
         let empty = tempfile::tempdir().unwrap();
-        let none = restore(empty.path(), &["/tmp/x".into()], &Signals::catch().unwrap());
+        let none = restore(
+            empty.path(),
+            &["/tmp/x".into()],
+            How::default(),
+            &Signals::catch().unwrap(),
+        );
         assert!(
             none.unwrap_err()
                 .to_string()

@@ -12,6 +12,7 @@ use blksnap::DevId;
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
+use super::signature;
 use crate::device::{is_block_device, size_of};
 use crate::direct::Direct;
 use crate::format::raw::clear;
@@ -56,8 +57,9 @@ impl Place {
 pub struct Target(Place);
 
 impl Target {
-    /// Checks whether a device can be restored to a place.
-    pub fn check(place: Place, device: &Device) -> Result<Self> {
+    /// Checks whether a device can be restored to a place. With `force`, what is on a device does not
+    /// matter, but that it is not in use.
+    pub fn check(place: Place, device: &Device, force: bool) -> Result<Self> {
         let path = place.path();
         let failed = format!("cannot restore to {}", path.display());
         if let Some(id) = place.device {
@@ -75,6 +77,13 @@ impl Target {
                     device.size
                 );
             }
+            let found = match force {
+                true => None,
+                false => signature::found(path).with_context(|| failed.clone())?,
+            };
+            if let Some(found) = found {
+                bail!("{failed}: it has {found}; with --force, that is overwritten");
+            }
         } else if path.symlink_metadata().is_ok() {
             bail!(
                 "{failed}: it exists and is not a block device; name a device, or a file that does not exist"
@@ -83,6 +92,11 @@ impl Target {
             bail!("{failed}: there is no such device");
         }
         Ok(Self(place))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
     }
 
     /// Opens it. Nothing is written to a device by this, and the kernel keeps others from using it.
@@ -165,7 +179,7 @@ impl OpenTarget {
         match self.created {
             Some(_) => error,
             None => error.context(format!(
-                "{} may have been written in part, and has to be restored again",
+                "{} may have been written in part, and has to be restored again, with --force",
                 self.path().display()
             )),
         }
