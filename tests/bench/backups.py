@@ -23,9 +23,9 @@ STORED = ["--storage", STORAGE, "--limit", "64M"]  # nothing is overwritten
 # What is measured beside dd, and blksnap's options for it.
 BACKUPS = {
     "rbd-diff to /dev/null": ["--format", "rbd-diff", "--to", "-"],
-    "raw to tmpfs": ["--to", MEMORY / "backup"],
-    "raw to ext4": ["--to", EXT4 / "backup"],
-    "qcow2 to ext4": ["--format", "qcow2", "--to", EXT4 / "backup"],
+    "raw to tmpfs": ["--create", "--to", MEMORY / "backup"],
+    "raw to ext4": ["--create", "--to", EXT4 / "backup"],
+    "qcow2 to ext4": ["--format", "qcow2", "--create", "--to", EXT4 / "backup"],
 }
 
 
@@ -101,7 +101,7 @@ class Backups:
     def unchanged(self):
         """An incremental backup right after a full one: what it reads, and how long all takes."""
         place = MEMORY / "unchanged"
-        command = ["blksnap", "backup", self.device, "--to", place, *STORED, "--json"]
+        command = ["blksnap", "backup", self.device, "--create", "--to", place, *STORED, "--json"]
         full, _ = run(*command)
         before = Path("/tmp/bench.before")
         name = Path(self.device).name

@@ -20,6 +20,7 @@ pub use legacy::{Legacy, PlaceArgs};
 #[derive(Debug, Parser)]
 #[command(name = "blksnap", version, max_term_width = 100)]
 #[command(after_help = "Examples:\n  \
+    blksnap init /backup\n  \
     blksnap backup /dev/vda /dev/vdb --to /backup\n  \
     blksnap restore /backup --to vda=/dev/vdc\n  \
     blksnap prune /backup --keep 14\n  \
@@ -40,6 +41,8 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Make a directory one of backups
+    Init(Init),
     /// Back up devices as they are at one instant, while they are in use
     Backup(Backup),
     /// Write a backup to a device or a new file
@@ -105,6 +108,17 @@ const STORAGE_HELP: &str = "\
     as they are needed.";
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Example:\n  \
+    blksnap init /backup/nightly\n\n\
+    `blksnap backup` makes none by itself: if the disk for the backups is not mounted, it fails, and does not fill \
+    another one.")]
+pub struct Init {
+    /// The directory, which is made if it is not there
+    #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub directory: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
 #[command(after_help = format!("Examples:\n  \
     blksnap backup /dev/vda /dev/vdb --to /backup\n  \
     blksnap backup /dev/vda --to /backup --incremental --verify --storage /var/tmp\n  \
@@ -117,9 +131,12 @@ pub struct Backup {
     /// The devices, captured at one instant
     #[arg(required = true, value_name = "DEV", value_hint = ValueHint::FilePath)]
     pub devices: Vec<PathBuf>,
-    /// Directory of the backups; - writes one device to standard output, as an rbd-diff
+    /// Directory of the backups, made by `blksnap init`; - writes one device to standard output, as an rbd-diff
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub to: PathBuf,
+    /// Make the directory one of backups, if it is none yet
+    #[arg(long)]
+    pub create: bool,
     /// With --to -: the file that keeps what the next incremental backup needs to know
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub state: Option<PathBuf>,

@@ -54,7 +54,10 @@ pub fn run(args: &args::Backup) -> Result<()> {
     if args.state.is_some() {
         bail!("--state is for --to -; in a directory, the last backup tells what is known");
     }
-    let repository = Repository::create(&args.to)?;
+    let repository = match args.create {
+        true => Repository::create(&args.to)?,
+        false => Repository::add(&args.to)?,
+    };
     let base = plan::base(&repository, args.full)?;
     if let Ok(base) = &base {
         same_devices(base, &devices, repository.path())?;

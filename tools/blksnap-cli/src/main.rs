@@ -19,6 +19,7 @@ mod direct;
 mod extents;
 mod format;
 mod hold;
+mod init;
 mod legacy;
 mod list;
 mod manifest;
@@ -71,6 +72,7 @@ fn run(args: Args) -> Result<ExitCode> {
         output::be_quiet();
     }
     match args.command {
+        Command::Init(args) => init::run(&args)?,
         Command::Backup(args) => backup::run(&args)?,
         Command::Restore(args) => restore::run(&args)?,
         Command::Verify(args) => verify::run(&args)?,

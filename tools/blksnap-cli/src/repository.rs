@@ -30,12 +30,14 @@ use time::macros::format_description;
 use time::{Duration, OffsetDateTime, PrimitiveDateTime};
 use uuid::Uuid;
 
-use crate::manifest::{Manifest, State};
+use crate::manifest::{self, Manifest, State};
 use crate::output;
 use crate::private;
 pub use draft::Draft;
 use lock::{is_readonly, lock};
 
+/// The lock of who changes a directory of backups, by which it is known to be one.
+const LOCK: &str = ".lock";
 /// What directories that are no backups begin with.
 pub const PARTIAL: &str = ".partial-";
 /// The first part of the name of a backup.
@@ -51,19 +53,51 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// To add a backup: makes the directory if need be.
+    /// Makes a directory one of backups, if it is none yet.
     pub fn create(path: &Path) -> Result<Self> {
         private::create_dir_all(path)
             .with_context(|| format!("cannot make the directory {}", path.display()))?;
-        let locks = vec![lock(path, ".lock", true)?];
+        Self::locked(path)
+    }
+
+    /// To add a backup. The directory must be one of backups: where the disk for them is not mounted
+    /// there is none, and a copy of everything in its place would fill another disk.
+    pub fn add(path: &Path) -> Result<Self> {
+        Self::ensure(path)?;
+        Self::locked(path)
+    }
+
+    fn locked(path: &Path) -> Result<Self> {
+        let locks = vec![lock(path, LOCK, true)?];
         let repository = Self::at(path, locks)?;
         repository.sweep()?;
         Ok(repository)
     }
 
+    /// Whether a directory is one of backups: it was made one, or has some (copied without what
+    /// begins with a dot).
+    pub fn is_one(path: &Path) -> bool {
+        let is_backup = |entry: fs::DirEntry| {
+            let name = entry.file_name();
+            name.to_str().is_some_and(is_id) && entry.path().join(manifest::NAME).exists()
+        };
+        path.join(LOCK).exists()
+            || fs::read_dir(path).is_ok_and(|entries| entries.flatten().any(is_backup))
+    }
+
+    /// Fails if a directory is not one of backups.
+    fn ensure(path: &Path) -> Result<()> {
+        ensure!(
+            Self::is_one(path),
+            "{0} is no directory of backups; if the disk for it is mounted, `blksnap init {0}` makes it one",
+            path.display()
+        );
+        Ok(())
+    }
+
     /// To change or remove backups.
     pub fn change(path: &Path) -> Result<Self> {
-        let locks = vec![lock(path, ".lock", true)?, lock(path, ".readers", true)?];
+        let locks = vec![lock(path, LOCK, true)?, lock(path, ".readers", true)?];
         let repository = Self::at(path, locks)?;
         repository.sweep()?;
         Ok(repository)
@@ -324,6 +358,32 @@ mod tests {
         assert_eq!(same.find(found.as_deref()).unwrap(), manifest);
         repository.remove(&id).unwrap();
         assert!(names(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn a_directory_is_made_one_of_backups_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("backup");
+        let refused = |path: &Path| {
+            let error = Repository::add(path).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains("is no directory of backups"), "{error}");
+            assert!(error.contains("blksnap init /"), "{error}");
+        };
+        refused(&path);
+        assert!(!path.exists());
+        // The place where a disk would be mounted is there, and something else may be in it.
+        fs::create_dir(&path).unwrap();
+        fs::create_dir(path.join("20261124T201629Z-00000001")).unwrap();
+        refused(&path);
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1, "it is as it was");
+        drop(Repository::create(&path).unwrap());
+        drop(Repository::add(&path).unwrap());
+
+        // A copy made without the lock.
+        let store = crate::testing::Store::new(1 << 20);
+        store.full(&vec![5; 1 << 20]);
+        fs::remove_file(store.path().join(LOCK)).unwrap();
+        Repository::add(store.path()).unwrap();
     }
 
     #[test]
