@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 
 use crate::args;
+use crate::chain;
 use crate::manifest::{Kind, Manifest, State};
 use crate::output;
 use crate::repository::Repository;
@@ -57,7 +58,7 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct Backup {
     id: String,
-    /// Why nothing else is known.
+    /// Why it cannot be restored, as far as that can be seen without reading the data.
     damaged: Option<String>,
     taken_unix_ns: Option<u64>,
     kind: Option<Kind>,
@@ -88,7 +89,12 @@ fn report(args: &args::List) -> Result<Report> {
     for id in repository.ids()? {
         match repository.manifest(&id) {
             Ok(manifest) if manifest.state == State::Dropped => report.dropped.push(id),
-            Ok(manifest) => report.backups.push(Backup::new(manifest)),
+            Ok(manifest) => {
+                let parts = |device| chain::parts(&repository, &manifest, device).map(|_| ());
+                let whole = manifest.devices.iter().try_for_each(parts);
+                let damaged = whole.err().map(|error| format!("{error:#}"));
+                report.backups.push(Backup::new(manifest, damaged));
+            }
             Err(error) => report.backups.push(Backup {
                 id,
                 damaged: Some(format!("{error:#}")),
@@ -103,7 +109,7 @@ fn report(args: &args::List) -> Result<Report> {
 }
 
 impl Backup {
-    fn new(manifest: Manifest) -> Self {
+    fn new(manifest: Manifest, damaged: Option<String>) -> Self {
         let kind = manifest.kind();
         let devices = manifest.devices.into_iter().map(|device| Device {
             name: device.name,
@@ -115,7 +121,7 @@ impl Backup {
         });
         Self {
             id: manifest.id,
-            damaged: None,
+            damaged,
             taken_unix_ns: Some(manifest.taken_unix_ns[0]),
             kind: Some(kind),
             base: manifest.base,
@@ -125,8 +131,12 @@ impl Backup {
 
     /// For people.
     fn text(&self) -> String {
-        if let Some(damaged) = &self.damaged {
-            return format!("{}  DAMAGED: {damaged}", self.id);
+        let damaged = match &self.damaged {
+            Some(damaged) => format!("  DAMAGED: {damaged}"),
+            None => String::new(),
+        };
+        if self.devices.is_empty() {
+            return format!("{}{damaged}", self.id);
         }
         let time = self.taken_unix_ns.map(time_text).unwrap_or_default();
         let kind = self.kind.map(|kind| kind.to_string()).unwrap_or_default();
@@ -136,7 +146,7 @@ impl Backup {
             None => String::new(),
         };
         format!(
-            "{}  {time}  {kind:<11}  {}{base}",
+            "{}  {time}  {kind:<11}  {}{base}{damaged}",
             self.id,
             devices.join(", ")
         )
@@ -175,11 +185,14 @@ mod tests {
         let bad = store.incremental(&next, &vec![1; 1 << 20], &[]);
         std::fs::write(store.path().join(&bad).join("manifest.json"), "").unwrap();
         std::fs::create_dir(store.path().join(".partial-x")).unwrap();
-        let report = report(&args::List {
-            directory: store.path().into(),
-            json: false,
-        });
-        let report = report.unwrap();
+        let listed = || {
+            report(&args::List {
+                directory: store.path().into(),
+                json: false,
+            })
+            .unwrap()
+        };
+        let report = listed();
         assert_eq!(report.leftovers, [".partial-x"]);
         let lines: Vec<_> = report.backups.iter().map(Backup::text).collect();
         assert_eq!(
@@ -197,5 +210,18 @@ mod tests {
             "{}",
             lines[2]
         );
+        // What is in a manifest cannot be restored without the files it is about.
+        std::fs::write(store.path().join(&full).join("vda.raw"), "short").unwrap();
+        let lines: Vec<_> = listed().backups.iter().map(Backup::text).collect();
+        for line in &lines[..2] {
+            assert!(line.contains("1.00 MiB"), "{line}");
+            assert!(
+                line.contains("  DAMAGED: the backup is damaged: "),
+                "{line}"
+            );
+        }
+        std::fs::remove_dir_all(store.path().join(&full)).unwrap();
+        let lines: Vec<_> = listed().backups.iter().map(Backup::text).collect();
+        assert!(lines[0].contains("DAMAGED: the chain of"), "{}", lines[0]);
     }
 }

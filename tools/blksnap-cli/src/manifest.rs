@@ -103,11 +103,15 @@ pub struct Device {
 }
 
 impl Device {
-    /// With the names of its files, which follow from its own and the format.
+    /// With the names of its files, which follow from its own, the format, and whether it is full: a
+    /// raw file of only what changed must not be taken for an image.
     pub fn stored_as(mut self, format: Format) -> Self {
         let name = self.name.replace('!', "_");
         self.file_format = format;
-        self.file = format!("{name}.{format}");
+        self.file = match (format, self.kind) {
+            (Format::Raw, Kind::Incremental) => format!("{name}.raw-delta"),
+            _ => format!("{name}.{format}"),
+        };
         self.extents = format!("{name}.extents.jsonl");
         self
     }

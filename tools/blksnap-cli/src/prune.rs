@@ -27,9 +27,9 @@
 //! 3. What is newer is written into the full file. All of it goes to places that are in no list of
 //!    this file any more, and is still in the newer files; so the merged view stays the same, and
 //!    its checksums right, however much was written.
-//! 4. The full file gets a second name (a link), the one of the file of the oldest kept backup,
-//!    whose place it takes by a rename. Its own extents are in the full file too, at the same
-//!    places. Later backups find it by the old name.
+//! 4. The full file gets a second name (a link), that of a full file of the oldest kept backup. If
+//!    its own file has that name, as with qcow2, it takes its place by a rename: its own extents are
+//!    in the full file too, at the same places, and overlays name it so.
 //! 5. A new manifest says that this backup is full, and has the list of the merged extents.
 //! 6. The dropped directories are removed. Nobody needs them any more.
 //!
@@ -646,7 +646,7 @@ mod tests {
             let error = prune(store.path(), How { dry_run, ..how }, &signals).unwrap_err();
             let error = format!("{error:#}");
             assert!(error.contains("nothing was dropped"), "{error}");
-            assert!(error.contains("vda.raw is damaged"), "{error}");
+            assert!(error.contains("vda.raw-delta is damaged"), "{error}");
             assert_eq!(restorable(&store, &all), before);
         }
     }
@@ -708,7 +708,7 @@ mod tests {
     fn a_damaged_backup_is_not_merged() {
         let (store, all) = chain(Format::Raw);
         let signals = Signals::catch().unwrap();
-        let middle = store.path().join(&all[4].0).join("vda.raw");
+        let middle = store.path().join(&all[4].0).join("vda.raw-delta");
         std::fs::remove_file(&middle).unwrap();
         let error = prune(store.path(), keeping(2), &signals).unwrap_err();
         assert!(format!("{error:#}").contains("vda.raw"), "{error:#}");

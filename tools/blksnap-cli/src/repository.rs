@@ -97,6 +97,7 @@ impl Repository {
 
     /// To change or remove backups.
     pub fn change(path: &Path) -> Result<Self> {
+        Self::ensure(path)?;
         let locks = vec![lock(path, LOCK, true)?, lock(path, ".readers", true)?];
         let repository = Self::at(path, locks)?;
         repository.sweep()?;
@@ -116,6 +117,7 @@ impl Repository {
             (Some(parent), Some(name)) if is_id(name) => (parent, Some(name.to_owned())),
             _ => (&*path, None),
         };
+        Self::ensure(dir)?;
         // Where nothing can be written, nothing can change either.
         let locks = match lock(dir, ".readers", false) {
             Err(error) if is_readonly(&error) => Vec::new(),
@@ -375,6 +377,12 @@ mod tests {
         fs::create_dir(&path).unwrap();
         fs::create_dir(path.join("20261124T201629Z-00000001")).unwrap();
         refused(&path);
+        let other = |result: Result<()>| {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains("is no directory of backups"), "{error}");
+        };
+        other(Repository::read(&path).map(|_| ()));
+        other(Repository::change(&path).map(|_| ()));
         assert_eq!(fs::read_dir(&path).unwrap().count(), 1, "it is as it was");
         drop(Repository::create(&path).unwrap());
         drop(Repository::add(&path).unwrap());

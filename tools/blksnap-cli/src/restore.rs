@@ -326,7 +326,7 @@ mod tests {
         assert!(
             none.unwrap_err()
                 .to_string()
-                .contains("there is no backup in")
+                .contains("is no directory of backups")
         );
     }
 

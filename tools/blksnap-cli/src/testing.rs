@@ -62,8 +62,9 @@ impl Store {
             size: self.size,
             number: count,
             kind: base.map_or(Kind::Full, |_| Kind::Incremental),
-            ..device("vda").stored_as(self.format)
+            ..device("vda")
         };
+        let entry = entry.stored_as(self.format);
         let base_file = base.map(|base| Base::new(&repository.dir(base), &entry.file));
         let mut recorder = Recorder::create(draft.path(), &id, entry, base_file.as_ref()).unwrap();
         let signals = Signals::catch().unwrap();

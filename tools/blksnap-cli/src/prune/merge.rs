@@ -285,8 +285,9 @@ fn take_over(
         file_size: size,
         ..device.clone()
     };
+    full = full.stored_as(device.file_format);
     store_list(dir, &mut full, extents)?;
-    if size < device.file_size {
+    if full.file == device.file && size < device.file_size {
         // Until it is full, this is the file of an incremental backup.
         let mut smaller = Manifest::read(dir)?;
         for old in &mut smaller.devices {
@@ -298,7 +299,7 @@ fn take_over(
         smaller.write(dir)?;
     }
     step("taking over the full file")?;
-    fs::rename(&new, dir.join(&device.file))
+    fs::rename(&new, dir.join(&full.file))
         .with_context(|| format!("cannot rename {}", new.display()))?;
     // Two names of one file: the rename has done nothing then.
     let _ = fs::remove_file(&new);
