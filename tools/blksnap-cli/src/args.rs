@@ -29,7 +29,7 @@ pub use legacy::{Legacy, PlaceArgs};
     A device is named by its path, or a link to it; the kernel's name (vda1); its number (254:1); UUID=, LABEL=, \
     PARTUUID= or PARTLABEL= as in fstab; or where it is mounted (/home), if that file system is on this device only.\n\n\
     Sizes are in bytes, or with a suffix: 512K, 64M, 1.5G, 2T (powers of 1024).\n\n\
-    Exit codes: 0 done; 1 failed or wrongly used; 128 + N ended by signal N. `blksnap snapshot` with a command has that \
+    Exit codes: 0 done; 1 failed or wrongly used; 3 done, but for what is named; 128 + N ended by signal N. `blksnap snapshot` with a command has that \
     of the command.")]
 pub struct Args {
     /// Print only results and errors: no progress, no remarks
@@ -186,6 +186,10 @@ pub struct Restore {
     /// Only check, and say, what would be done
     #[arg(long)]
     pub dry_run: bool,
+    /// Where the backup is damaged, restore all that is good, and list what is not, which reads as
+    /// zeros; the exit code is 3 then
+    #[arg(long)]
+    pub keep_going: bool,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
@@ -200,6 +204,10 @@ pub struct Verify {
     /// Directory of the backups, or of one of them, which is checked with all it is based on
     #[arg(value_hint = ValueHint::DirPath)]
     pub backup: PathBuf,
+    /// Mark what is damaged, of the newest backup, as changed in the module: the next incremental
+    /// backup copies it again
+    #[arg(long)]
+    pub mark_dirty: bool,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,

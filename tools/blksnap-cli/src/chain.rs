@@ -8,7 +8,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use blake3::Hash;
 use blksnap::ByteSet;
 
@@ -36,6 +36,11 @@ impl Layer {
     /// Reads the list of extents of a device of a backup.
     pub fn open(dir: PathBuf, device: &Device) -> Result<Self> {
         check_files(&dir, device)?;
+        Self::open_damaged(dir, device)
+    }
+
+    /// The same, whatever is wrong with the file of the data.
+    fn open_damaged(dir: PathBuf, device: &Device) -> Result<Self> {
         let hash = Hash::from_hex(&device.extents_blake3)
             .with_context(|| format!("damaged manifest of {}", dir.display()))?;
         Ok(Self {
@@ -85,10 +90,15 @@ impl Layer {
     ) -> Result<()> {
         let work = &work;
         let start = || {
-            let mut reader = self.reader()?;
+            // A file that cannot be opened is damage of each of its extents.
+            let mut reader = self.reader();
             Ok(move |buffer: &mut Buffer, extent: &&Extent| {
                 let bytes = &mut buffer.bytes_mut()[..extent.length as usize];
-                let good = reader.read(extent.start, bytes).and_then(|()| {
+                let read = match &mut reader {
+                    Ok(reader) => reader.read(extent.start, bytes),
+                    Err(error) => Err(anyhow!("{error:#}")),
+                };
+                let good = read.and_then(|()| {
                     ensure!(extent.matches(bytes), "the checksum is wrong");
                     Ok(())
                 });
@@ -129,8 +139,25 @@ impl Chain {
     /// Opens what a backup needs to have a device, and checks all but the data.
     pub fn open(repository: &Repository, manifest: &Manifest, device: &Device) -> Result<Self> {
         let parts = parts(repository, manifest, device)?;
+        Self::of_parts(parts, Layer::open)
+    }
+
+    /// The same, whatever is wrong with the files of the data: what can be read of them is.
+    pub fn open_damaged(
+        repository: &Repository,
+        manifest: &Manifest,
+        device: &Device,
+    ) -> Result<Self> {
+        let parts = parts_with(repository, manifest, device, |_, _| Ok(()))?;
+        Self::of_parts(parts, Layer::open_damaged)
+    }
+
+    fn of_parts(
+        parts: Vec<(PathBuf, Device)>,
+        open: fn(PathBuf, &Device) -> Result<Layer>,
+    ) -> Result<Self> {
         let layers = parts.into_iter().rev();
-        let layers = layers.map(|(dir, device)| Layer::open(dir, &device));
+        let layers = layers.map(|(dir, device)| open(dir, &device));
         let chain = Self::new(layers.collect::<Result<_>>()?);
         chain.check_whole()?;
         Ok(chain)
@@ -181,6 +208,15 @@ pub fn parts(
     repository: &Repository,
     manifest: &Manifest,
     device: &Device,
+) -> Result<Vec<(PathBuf, Device)>> {
+    parts_with(repository, manifest, device, check_files)
+}
+
+fn parts_with(
+    repository: &Repository,
+    manifest: &Manifest,
+    device: &Device,
+    check_files: fn(&Path, &Device) -> Result<()>,
 ) -> Result<Vec<(PathBuf, Device)>> {
     let mut parts = Vec::new();
     let (mut manifest, mut device) = (manifest.clone(), device.clone());

@@ -5,7 +5,7 @@
 //! [`args`] says what can be asked for; each command is a module with a `run`. Whatever a command
 //! holds — a snapshot, its storage, a half-made file — is owned by a value that undoes it when it
 //! is dropped, so errors and signals leave nothing behind. Exit codes: 0 done, 1 failed or wrongly
-//! used, 128 + N ended by signal N; `snapshot … -- COMMAND` gives the code of the command.
+//! used, 3 done but for what is named, 128 + N ended by signal N; `snapshot … -- COMMAND` gives the code of the command.
 
 mod args;
 mod backup;
@@ -47,6 +47,9 @@ use clap::Parser;
 
 use args::{Args, Command};
 
+/// The exit code when all was done that could be, and the rest is named.
+pub const INCOMPLETE: u8 = 3;
+
 fn main() -> ExitCode {
     let args = match Args::try_parse_from(args::legacy::split_values(std::env::args_os())) {
         Ok(args) => args,
@@ -74,7 +77,7 @@ fn run(args: Args) -> Result<ExitCode> {
     match args.command {
         Command::Init(args) => init::run(&args)?,
         Command::Backup(args) => backup::run(&args)?,
-        Command::Restore(args) => restore::run(&args)?,
+        Command::Restore(args) => return restore::run(&args),
         Command::Verify(args) => verify::run(&args)?,
         Command::List(args) => list::run(&args)?,
         Command::Prune(args) => prune::run(&args)?,

@@ -10,10 +10,12 @@ mod signature;
 mod target;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
+use crate::INCOMPLETE;
 use crate::args;
 use crate::chain::{Chain, Layer};
 use crate::copy::pieces;
@@ -28,18 +30,25 @@ use crate::size::Size;
 use target::{OpenTarget, Place, Target};
 
 /// Restores what was asked for.
-pub fn run(args: &args::Restore) -> Result<()> {
+pub fn run(args: &args::Restore) -> Result<ExitCode> {
     let signals = Signals::catch()?;
     let how = How {
         force: args.force,
         dry_run: args.dry_run,
+        keep_going: args.keep_going,
     };
     let reports = restore(&args.backup, &args.to, how, &signals)?;
+    let lost = reports.iter().any(|report| !report.damage.is_empty());
+    let code = match lost {
+        true => ExitCode::from(INCOMPLETE),
+        false => ExitCode::SUCCESS,
+    };
     if args.json {
-        return output::print_json(&reports);
+        output::print_json(&reports)?;
+        return Ok(code);
     }
     let would = if args.dry_run { "would be " } else { "" };
-    for report in reports {
+    for report in &reports {
         output::print(format!(
             "{}: {} of {} {would}restored to {}, {} {would}written",
             report.name,
@@ -48,8 +57,14 @@ pub fn run(args: &args::Restore) -> Result<()> {
             report.target.display(),
             Size(report.bytes_written)
         ))?;
+        for damage in &report.damage {
+            output::print(format!(
+                "{}: {} bytes at byte {} are lost, and read as zeros: {}",
+                report.name, damage.length, damage.start, damage.what
+            ))?;
+        }
     }
-    Ok(())
+    Ok(code)
 }
 
 /// How to restore.
@@ -59,6 +74,8 @@ pub struct How {
     pub force: bool,
     /// Only check, and say, what would be done.
     pub dry_run: bool,
+    /// Restore what is good where something is damaged.
+    pub keep_going: bool,
 }
 
 /// What was done with one device.
@@ -70,6 +87,19 @@ pub struct Report {
     size: u64,
     bytes_written: u64,
     seconds: f64,
+    /// What could not be restored, and reads as zeros.
+    damage: Vec<Damage>,
+}
+
+/// A range that is lost.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Damage {
+    /// The first byte in the device.
+    start: u64,
+    /// How many bytes.
+    length: u64,
+    /// Why, in words.
+    what: String,
 }
 
 /// Restores devices of a backup to targets.
@@ -84,7 +114,10 @@ pub fn restore(
     let mut jobs = Vec::new();
     for (device, place) in pair(&manifest, targets)? {
         let target = Target::check(place, device, how.force)?;
-        let chain = Chain::open(&repository, &manifest, device);
+        let chain = match how.keep_going {
+            true => Chain::open_damaged(&repository, &manifest, device),
+            false => Chain::open(&repository, &manifest, device),
+        };
         let chain = chain.with_context(|| format!("cannot restore {}", device.name))?;
         jobs.push((device, chain, target));
     }
@@ -96,6 +129,7 @@ pub fn restore(
             size: device.size,
             bytes_written: bytes(chain),
             seconds: 0.0,
+            damage: Vec::new(),
         };
         return Ok(jobs.iter().map(would).collect());
     }
@@ -110,8 +144,12 @@ pub fn restore(
         let bytes = bytes(&chain);
         let mut progress = Progress::start(what, bytes);
         let mut layers = chain.layers.iter();
+        let mut damage = Vec::new();
+        let mut lost = how.keep_going.then_some(&mut damage);
         layers
-            .try_for_each(|layer| write(layer, &target, signals, &mut progress))
+            .try_for_each(|layer| {
+                write(layer, &target, signals, &mut progress, lost.as_deref_mut())
+            })
             .and_then(|()| target.finish())
             .map_err(|error| target.in_part(error))?;
         reports.push(Report {
@@ -119,8 +157,9 @@ pub fn restore(
             name: device.name.clone(),
             target: target.path().to_owned(),
             size: device.size,
-            bytes_written: bytes,
+            bytes_written: bytes - damage.iter().map(|one| one.length).sum::<u64>(),
             seconds: progress.finish(),
+            damage,
         });
     }
     Ok(reports)
@@ -131,12 +170,14 @@ fn bytes(chain: &Chain) -> u64 {
     chain.layers.iter().map(Layer::data_bytes).sum()
 }
 
-/// Writes what is seen of a layer.
+/// Writes what is seen of a layer. What is damaged is an error, or zeros, if what is lost is to be
+/// listed.
 fn write(
     layer: &Layer,
     target: &OpenTarget,
     signals: &Signals,
     progress: &mut Progress,
+    mut lost: Option<&mut Vec<Damage>>,
 ) -> Result<()> {
     for extent in layer.extents.zeros() {
         let visible: Vec<_> = layer.visible(extent).collect();
@@ -156,7 +197,19 @@ fn write(
     layer.read(layer.data(), signals, write, |extent, _, good| {
         let parts = layer.visible(extent);
         progress.advance(parts.map(|part| part.end - part.start).sum());
-        good
+        let (Err(error), Some(lost)) = (&good, &mut lost) else {
+            return good;
+        };
+        for part in layer.visible(extent) {
+            // What a device had there must not be taken for what was backed up.
+            target.zero(part.clone())?;
+            lost.push(Damage {
+                start: part.start,
+                length: part.end - part.start,
+                what: format!("{error:#}"),
+            });
+        }
+        Ok(())
     })
 }
 
@@ -268,6 +321,66 @@ mod tests {
         let place = format!("{full}/vda.raw is damaged: 1048576 bytes at byte 5242880");
         assert!(error.contains(&place), "{error}");
         assert!(!store.path().join("out").exists());
+    }
+
+    #[test]
+    fn what_is_good_is_restored_and_the_rest_is_named() {
+        let store = Store::new(SIZE as u64);
+        let mut data = vec![3; SIZE];
+        let full = store.full(&data);
+        data[5 << 20..(5 << 20) + 65536].fill(4);
+        let changed = 5 << 20..(5 << 20) + 65536;
+        let next = store.incremental(&full, &data, std::slice::from_ref(&changed));
+        let raw = store.path().join(&full).join("vda.raw");
+        let whole = std::fs::read(&raw).unwrap();
+        let mut bytes = whole.clone();
+        bytes[2 << 20] ^= 1;
+        // Half of it is hidden by the newer one, which is good.
+        bytes[(5 << 20) + 7] ^= 1;
+        std::fs::write(&raw, bytes).unwrap();
+        let signals = Signals::catch().unwrap();
+        let out = store.path().join("out");
+        let go = |backup: &str, keep_going| {
+            let how = How {
+                keep_going,
+                ..How::default()
+            };
+            let to = [out.display().to_string()];
+            restore(&store.path().join(backup), &to, how, &signals)
+        };
+        assert!(go(&next, false).is_err() && !out.exists());
+        let mut reports = go(&next, true).unwrap();
+        let lost = |report: &Report| -> Vec<_> {
+            let damage = report.damage.iter();
+            damage.map(|one| (one.start, one.length)).collect()
+        };
+        let mib = 1 << 20;
+        assert_eq!(
+            lost(&reports[0]),
+            [(2 * mib, mib), (5 * mib + 65536, mib - 65536)]
+        );
+        assert_eq!(reports[0].bytes_written, SIZE as u64 - 2 * mib + 65536);
+        assert!(reports[0].damage[0].what.contains("vda.raw is damaged"));
+        let mut expected = data.clone();
+        expected[2 << 20..3 << 20].fill(0);
+        expected[(5 << 20) + 65536..6 << 20].fill(0);
+        assert!(std::fs::read(&out).unwrap() == expected);
+        // A file that ends too early, and one that is not there.
+        std::fs::write(&raw, &whole[..8 << 20]).unwrap();
+        std::fs::remove_file(&out).unwrap();
+        reports = go(&next, true).unwrap();
+        assert_eq!(lost(&reports[0]), [(8 * mib, mib)]);
+        std::fs::remove_file(&raw).unwrap();
+        std::fs::remove_file(&out).unwrap();
+        reports = go(&next, true).unwrap();
+        assert_eq!(reports[0].bytes_written, 65536);
+        // Without damage, nothing is different.
+        std::fs::write(&raw, &whole).unwrap();
+        std::fs::remove_file(&out).unwrap();
+        reports = go(&next, true).unwrap();
+        assert_eq!(reports[0].damage, []);
+        assert!(std::fs::read(&out).unwrap() == data);
+        std::fs::remove_file(&out).unwrap();
     }
 
     #[test]

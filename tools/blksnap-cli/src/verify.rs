@@ -2,6 +2,8 @@
 
 //! `blksnap verify`: whether backups can be restored, found out by reading all of them.
 
+mod mark;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -20,12 +22,22 @@ use crate::size::Size;
 /// Checks what was asked for.
 pub fn run(args: &args::Verify) -> Result<()> {
     let signals = Signals::catch()?;
-    let report = verify(&args.backup, &signals)?;
+    let mut report = verify(&args.backup, &signals)?;
+    if args.mark_dirty && !report.damage.is_empty() {
+        report.marked = mark::dirty(&args.backup, &report.damage)?;
+    }
     if args.json {
         output::print_json(&report)?;
     } else {
         for damage in &report.damage {
             output::print(format!("{}: {}", damage.backup, damage.what))?;
+        }
+        for marked in &report.marked {
+            output::print(format!(
+                "{}: {} marked as changed: the next incremental backup copies that again",
+                marked.device,
+                Size(marked.bytes)
+            ))?;
         }
         if report.damage.is_empty() {
             output::print(format!(
@@ -53,6 +65,8 @@ pub struct Report {
     pub bytes_read: u64,
     /// All that is wrong.
     pub damage: Vec<Damage>,
+    /// What was marked as changed.
+    pub marked: Vec<mark::Marked>,
 }
 
 /// Something wrong.
