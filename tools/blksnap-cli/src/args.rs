@@ -149,6 +149,9 @@ pub struct Backup {
     /// Copy everything
     #[arg(long)]
     pub full: bool,
+    /// Leave out devices that the last backup has. The others are incremental all the same
+    #[arg(long)]
+    pub change_devices: bool,
     /// Compare the whole backup with the image, byte for byte, while the snapshot is held
     #[arg(long)]
     pub verify: bool,
@@ -239,6 +242,9 @@ pub struct Prune {
     /// How many backups to keep, the newest ones
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub keep: u32,
+    /// Drop also the last backup of this device; otherwise that is kept, with those after it
+    #[arg(long, value_name = "DEV")]
+    pub forget: Vec<String>,
     /// Only say what would be done, after reading and checking what would be merged
     #[arg(long)]
     pub dry_run: bool,

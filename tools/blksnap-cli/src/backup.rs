@@ -59,8 +59,9 @@ pub fn run(args: &args::Backup) -> Result<()> {
         false => Repository::add(&args.to)?,
     };
     let base = plan::base(&repository, args.full)?;
-    if let Ok(base) = &base {
-        same_devices(base, &devices, repository.path())?;
+    // Also of a full one, and not if the newest is damaged: then nobody knows.
+    if let (false, Ok(Some(last))) = (args.change_devices, repository.newest()) {
+        same_devices(&last, &devices, repository.path())?;
     }
     let ids: Vec<DevId> = devices.iter().map(|device| device.id).collect();
     let mut session = hold::open(&ids, &args.storage, repository.path())?;
@@ -267,7 +268,8 @@ fn same_devices(base: &Manifest, devices: &[Given], dir: &Path) -> Result<()> {
         return Ok(());
     };
     bail!(
-        "the last backup in {} also holds {}: name all its devices, use another directory, or give --full",
+        "the last backup in {} also holds {}: name all its devices, use another directory, or leave it out from now on \
+         with --change-devices",
         dir.display(),
         missing.path.display()
     )

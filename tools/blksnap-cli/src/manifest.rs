@@ -117,6 +117,16 @@ impl Device {
     }
 }
 
+impl Device {
+    /// Whether two entries are of one device, as far as names tell: the kernel's one counts only where
+    /// there is no better one.
+    pub fn is_of_same(&self, other: &Self) -> bool {
+        let stable = self.stable.iter().any(|path| other.stable.contains(path));
+        let unknown = self.stable.is_empty() || other.stable.is_empty();
+        self.path == other.path || stable || unknown && self.name == other.name
+    }
+}
+
 impl Manifest {
     /// Of a new backup.
     pub fn new(id: String, snapshot: Uuid, taken_unix_ns: [u64; 2], devices: Vec<Device>) -> Self {

@@ -52,7 +52,7 @@ use serde::Serialize;
 
 use crate::args;
 use crate::chain::{self, Chain};
-use crate::manifest::{Manifest, State};
+use crate::manifest::{Device, Manifest, State};
 use crate::output;
 use crate::repository::Repository;
 use crate::signals::Signals;
@@ -66,12 +66,18 @@ pub fn run(args: &args::Prune) -> Result<()> {
         keep: args.keep as usize,
         dry_run: args.dry_run,
         verify: args.verify,
+        forget: &args.forget,
     };
     let report = prune(&args.directory, how, &signals)?;
     if args.json {
         return output::print_json(&report);
     }
     let would = if args.dry_run { "would be " } else { "" };
+    for Last { backup, device } in &report.last {
+        output::print(format!(
+            "{backup}: {would}kept, and those after it, as the last backup of {device}: --forget {device} lets it go"
+        ))?;
+    }
     for id in &report.dropped {
         output::print(format!("{id}: {would}dropped"))?;
     }
@@ -93,13 +99,15 @@ pub fn run(args: &args::Prune) -> Result<()> {
 
 /// How to prune.
 #[derive(Clone, Copy, Debug)]
-pub struct How {
+pub struct How<'a> {
     /// How many of the newest backups to keep.
     pub keep: usize,
     /// Only say, and check, what would be done.
     pub dry_run: bool,
     /// Read all that the kept backups need, not only what is merged.
     pub verify: bool,
+    /// The devices of which no backup need be left.
+    pub forget: &'a [String],
 }
 
 /// What was done, or would be.
@@ -108,8 +116,17 @@ pub struct Report {
     directory: PathBuf,
     dry_run: bool,
     kept: Vec<String>,
+    /// Backups that are kept, with those after them, because no newer one has a device.
+    last: Vec<Last>,
     dropped: Vec<String>,
     merged: Vec<Merged>,
+}
+
+/// The last backup of a device.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Last {
+    backup: String,
+    device: String,
 }
 
 /// A device of a backup that was made full.
@@ -124,7 +141,7 @@ pub struct Merged {
 }
 
 /// Keeps the newest backups in a directory.
-pub fn prune(path: &Path, how: How, signals: &Signals) -> Result<Report> {
+pub fn prune(path: &Path, how: How<'_>, signals: &Signals) -> Result<Report> {
     if how.dry_run {
         return steps(&Repository::read(path)?.0, how, signals);
     }
@@ -136,7 +153,7 @@ pub fn prune(path: &Path, how: How, signals: &Signals) -> Result<Report> {
 }
 
 /// All of it, in a directory that is locked.
-fn steps(repository: &Repository, how: How, signals: &Signals) -> Result<Report> {
+fn steps(repository: &Repository, how: How<'_>, signals: &Signals) -> Result<Report> {
     let How { keep, dry_run, .. } = how;
     let path = repository.path();
     let backups = repository.backups()?;
@@ -147,13 +164,19 @@ fn steps(repository: &Repository, how: How, signals: &Signals) -> Result<Report>
     let Some(oldest_listed) = good.first() else {
         bail!("there is no backup in {}", path.display());
     };
-    let kept = &good[good.len().saturating_sub(keep)..];
+    let mut from = good.len().saturating_sub(keep);
+    let last = last_ones(&good, from, how.forget);
+    if let Some(first) = last.iter().map(|last| &last.backup).min() {
+        from = good.partition_point(|manifest| manifest.id < *first);
+    }
+    let kept = &good[from..];
     let oldest = kept[0];
     check_bases(kept)?;
     let mut report = Report {
         directory: repository.path().to_owned(),
         dry_run,
         kept: kept.iter().map(|manifest| manifest.id.clone()).collect(),
+        last,
         dropped: backups
             .iter()
             .map(|(id, _)| id.clone())
@@ -209,6 +232,29 @@ fn steps(repository: &Repository, how: How, signals: &Signals) -> Result<Report>
         }
     }
     Ok(report)
+}
+
+/// Of the backups before the number `from`, those that are the last one of a device.
+fn last_ones(good: &[&Manifest], from: usize, forget: &[String]) -> Vec<Last> {
+    let (older, kept) = good.split_at(from);
+    let mut seen: Vec<&Device> = kept.iter().flat_map(|one| &one.devices).collect();
+    let mut last = Vec::new();
+    for manifest in older.iter().rev() {
+        for device in &manifest.devices {
+            if seen.iter().any(|other| device.is_of_same(other)) {
+                continue;
+            }
+            seen.push(device);
+            let mut forget = forget.iter().filter_map(|name| manifest.device(name));
+            if !forget.any(|other| other.name == device.name) {
+                last.push(Last {
+                    backup: manifest.id.clone(),
+                    device: device.name.clone(),
+                });
+            }
+        }
+    }
+    last
 }
 
 /// Fails if a backup other than the oldest needs one that is not kept.
@@ -342,11 +388,12 @@ mod tests {
         Ok(())
     }
 
-    fn keeping(keep: usize) -> How {
+    fn keeping(keep: usize) -> How<'static> {
         How {
             keep,
             dry_run: false,
             verify: false,
+            forget: &[],
         }
     }
 
@@ -702,6 +749,34 @@ mod tests {
         let oldest = repository.manifest(&all[6].0).unwrap();
         let alone = alone(&repository, &dropped, &oldest).unwrap();
         assert_eq!(alone, [all[1].0.clone(), all[0].0.clone()]);
+    }
+
+    #[test]
+    fn the_last_backup_of_a_device_is_kept() {
+        let signals = Signals::catch().unwrap();
+        let store = Store::new(MIB as u64);
+        let data = vec![5; MIB];
+        store.full_of("vdd", &data);
+        let last = store.full_of("vdd", &data);
+        for _ in 0..3 {
+            store.full(&data);
+        }
+        let pruned = |forget: &[&str]| {
+            let forget: Vec<_> = forget.iter().map(|&name| name.to_owned()).collect();
+            let how = How {
+                forget: &forget,
+                ..keeping(1)
+            };
+            prune(store.path(), how, &signals).unwrap()
+        };
+        for forget in [vec![], vec!["vda"]] {
+            let report = pruned(&forget);
+            let (backup, device) = (last.clone(), "vdd".to_owned());
+            assert_eq!(report.last, [Last { backup, device }]);
+            assert_eq!(report.kept.len(), 4);
+        }
+        let report = pruned(&["/dev/vdd"]);
+        assert_eq!((report.last.len(), report.kept.len()), (0, 1));
     }
 
     #[test]

@@ -41,15 +41,20 @@ impl Store {
 
     /// Makes a full backup, and gives its name.
     pub fn full(&self, data: &[u8]) -> String {
-        self.make(None, data, std::slice::from_ref(&(0..self.size)))
+        self.full_of("vda", data)
+    }
+
+    /// The same, of a device of that name.
+    pub fn full_of(&self, name: &str, data: &[u8]) -> String {
+        self.make(name, None, data, std::slice::from_ref(&(0..self.size)))
     }
 
     /// Makes an incremental backup of what changed, and gives its name.
     pub fn incremental(&self, base: &str, data: &[u8], changed: &[Range<u64>]) -> String {
-        self.make(Some(base), data, changed)
+        self.make("vda", Some(base), data, changed)
     }
 
-    fn make(&self, base: Option<&str>, data: &[u8], changed: &[Range<u64>]) -> String {
+    fn make(&self, name: &str, base: Option<&str>, data: &[u8], changed: &[Range<u64>]) -> String {
         let repository = Repository::create(self.path()).unwrap();
         let count = repository.ids().unwrap().len() as u8 + 1;
         let taken = UNIX_EPOCH + Duration::from_secs(1 << 30);
@@ -62,7 +67,7 @@ impl Store {
             size: self.size,
             number: count,
             kind: base.map_or(Kind::Full, |_| Kind::Incremental),
-            ..device("vda")
+            ..device(name)
         };
         let entry = entry.stored_as(self.format);
         let base_file = base.map(|base| Base::new(&repository.dir(base), &entry.file));
