@@ -152,6 +152,10 @@ pub struct Backup {
     /// Leave out devices that the last backup has. The others are incremental all the same
     #[arg(long)]
     pub change_devices: bool,
+    /// Back up a disk with sectors that cannot be read: they are zeros in the backup, and listed as
+    /// lost in its manifest; the exit code is 3 then
+    #[arg(long)]
+    pub skip_unreadable: bool,
     /// Compare the whole backup with the image, byte for byte, while the snapshot is held
     #[arg(long)]
     pub verify: bool,

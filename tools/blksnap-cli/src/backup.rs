@@ -16,13 +16,16 @@ mod pipe;
 mod plan;
 pub mod record;
 mod report;
+mod unreadable;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use blksnap::{CbtInfo, DevId, Session};
 
+use crate::INCOMPLETE;
 use crate::args;
 use crate::format::Format;
 use crate::hold;
@@ -44,12 +47,12 @@ struct Given {
 }
 
 /// Makes a backup.
-pub fn run(args: &args::Backup) -> Result<()> {
+pub fn run(args: &args::Backup) -> Result<ExitCode> {
     let signals = Signals::catch()?;
     let start = Instant::now();
     let devices = resolve(&args.devices)?;
     if args.to == Path::new("-") {
-        return pipe::run(args, &devices, &signals);
+        return pipe::run(args, &devices, &signals).map(|()| ExitCode::SUCCESS);
     }
     if args.state.is_some() {
         bail!("--state is for --to -; in a directory, the last backup tells what is known");
@@ -98,6 +101,7 @@ pub fn run(args: &args::Backup) -> Result<()> {
         manifest.base = base.as_ref().ok().map(|base| base.id.clone());
     }
     draft.commit(&manifest)?;
+    let lost = reports.iter().any(|report| !report.lost.is_empty());
 
     let report = Report {
         directory: repository.path().to_owned(),
@@ -119,10 +123,14 @@ pub fn run(args: &args::Backup) -> Result<()> {
     };
     session.destroy()?;
     if args.json {
-        output::print_json(&report)
+        output::print_json(&report)?;
     } else {
-        output::print(report.to_string().trim_end())
+        output::print(report.to_string().trim_end())?;
     }
+    Ok(match lost {
+        true => ExitCode::from(INCOMPLETE),
+        false => ExitCode::SUCCESS,
+    })
 }
 
 /// What all devices of one backup share.
@@ -175,12 +183,21 @@ impl<'a> Work<'a> {
     /// Makes the file that a device is copied to.
     fn recorder(&self, device: &Given, info: &CbtInfo, plan: &Plan) -> Result<Recorder> {
         let entry = new_entry(device, info, plan, self.args.format);
-        Recorder::create(
+        let mut recorder = Recorder::create(
             self.draft.path(),
             self.draft.id(),
             entry,
             plan.base().as_ref(),
-        )
+        )?;
+        recorder.skip_unreadable = self.args.skip_unreadable;
+        if let Some((_, base)) = plan.parts().first() {
+            recorder.lost = base
+                .lost
+                .iter()
+                .map(|&[start, length]| start..start + length)
+                .collect();
+        }
+        Ok(recorder)
     }
 }
 
@@ -207,6 +224,7 @@ fn new_entry(device: &Given, info: &CbtInfo, plan: &Plan, format: Format) -> Dev
         extents_blake3: String::new(),
         data_bytes: 0,
         zero_bytes: 0,
+        lost: Vec::new(),
     };
     entry.stored_as(format)
 }

@@ -76,7 +76,7 @@ fn run(args: Args) -> Result<ExitCode> {
     }
     match args.command {
         Command::Init(args) => init::run(&args)?,
-        Command::Backup(args) => backup::run(&args)?,
+        Command::Backup(args) => return backup::run(&args),
         Command::Restore(args) => return restore::run(&args),
         Command::Verify(args) => verify::run(&args)?,
         Command::List(args) => list::run(&args)?,

@@ -100,6 +100,10 @@ pub struct Device {
     pub data_bytes: u64,
     /// Bytes of zeros in the extents.
     pub zero_bytes: u64,
+    /// Where the device could not be read, in this backup or in one it is based on, and nothing was
+    /// written since: the first byte, and how many, of what reads as zeros.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<[u64; 2]>,
 }
 
 impl Device {
@@ -186,6 +190,17 @@ impl Manifest {
             if name.is_empty() || name.contains('/') || name.starts_with('.') {
                 bail!("damaged manifest: `{name}` is no name of a file");
             }
+        }
+        let outside = |device: &Device| {
+            let inside = |&[start, length]: &[u64; 2]| {
+                start
+                    .checked_add(length)
+                    .is_some_and(|end| end <= device.size)
+            };
+            !device.lost.iter().all(inside)
+        };
+        if manifest.devices.iter().any(outside) {
+            bail!("damaged manifest: what is lost is outside of the device");
         }
         // Names are of digits in a fixed order, so this also says that a chain has an end.
         if manifest
@@ -284,6 +299,7 @@ pub mod tests {
             extents_blake3: blake3::hash(b"").to_hex().to_string(),
             data_bytes: 0,
             zero_bytes: 0,
+            lost: Vec::new(),
         }
     }
 
@@ -351,6 +367,11 @@ pub mod tests {
             ("\"complete\"", "\"perhaps\"", "damaged"),
             ("vda.raw", "../../etc/passwd", "no name of a file"),
             ("vda.extents", ".", "no name of a file"),
+            (
+                "\"zero_bytes\":0",
+                "\"zero_bytes\":0,\"lost\":[[4096,1]]",
+                "outside of the device",
+            ),
             ("null", "\"20261124T201629Z-00000001\"", "not older"),
             ("{", "", "not the manifest"),
         ] {

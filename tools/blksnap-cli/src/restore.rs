@@ -57,6 +57,12 @@ pub fn run(args: &args::Restore) -> Result<ExitCode> {
             report.target.display(),
             Size(report.bytes_written)
         ))?;
+        if report.lost_bytes > 0 {
+            output::remark(format!(
+                "{}: {} bytes could not be read when it was backed up, and are zeros: `lost` in its manifest has them",
+                report.name, report.lost_bytes
+            ));
+        }
         for damage in &report.damage {
             output::print(format!(
                 "{}: {} bytes at byte {} are lost, and read as zeros: {}",
@@ -87,6 +93,8 @@ pub struct Report {
     size: u64,
     bytes_written: u64,
     seconds: f64,
+    /// Bytes that could not be read when it was backed up, and are zeros.
+    lost_bytes: u64,
     /// What could not be restored, and reads as zeros.
     damage: Vec<Damage>,
 }
@@ -129,6 +137,7 @@ pub fn restore(
             size: device.size,
             bytes_written: bytes(chain),
             seconds: 0.0,
+            lost_bytes: lost_bytes(device),
             damage: Vec::new(),
         };
         return Ok(jobs.iter().map(would).collect());
@@ -159,10 +168,15 @@ pub fn restore(
             size: device.size,
             bytes_written: bytes - damage.iter().map(|one| one.length).sum::<u64>(),
             seconds: progress.finish(),
+            lost_bytes: lost_bytes(device),
             damage,
         });
     }
     Ok(reports)
+}
+
+fn lost_bytes(device: &Device) -> u64 {
+    device.lost.iter().map(|[_, length]| length).sum()
 }
 
 /// Bytes of data that are written to restore a device.

@@ -75,7 +75,7 @@ impl Store {
         let signals = Signals::catch().unwrap();
         let changed = changed.iter().cloned().collect();
         recorder
-            .copy("test".into(), &image, changed, &signals)
+            .copy("test".into(), &image, changed, &signals, || Ok(()))
             .unwrap();
         fs::remove_file(&image).unwrap();
         let entry = recorder.finish().unwrap();

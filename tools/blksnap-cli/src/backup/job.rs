@@ -11,7 +11,7 @@ use blksnap::{ByteSet, CbtInfo, Session};
 
 use super::again::{Known, is_inside};
 use super::plan::Plan;
-use super::record::Recorder;
+use super::record::{Recorder, without};
 use super::report::DeviceReport;
 use crate::chain::{Chain, Layer};
 use crate::compare::compare;
@@ -75,6 +75,7 @@ impl<'a> Job<'a> {
             bytes_written: 0,
             seconds: 0.0,
             verified: false,
+            lost: Vec::new(),
         };
         Ok(Self {
             known: Known::now(session, &info)?,
@@ -121,7 +122,12 @@ impl<'a> Job<'a> {
 
     /// Copies places; gives how many bytes were read.
     fn copy_places(&mut self, what: String, places: ByteSet) -> Result<u64> {
-        let copied = self.recorder.copy(what, self.image, places, self.signals)?;
+        // A snapshot that is lost cannot be read either.
+        let session = self.session;
+        let after_loss = || session.check_after_error().map_err(Into::into);
+        let copied = self
+            .recorder
+            .copy(what, self.image, places, self.signals, after_loss)?;
         self.report.bytes_copied += copied.read;
         self.report.bytes_written += copied.written;
         self.report.seconds += copied.seconds;
@@ -138,6 +144,8 @@ impl<'a> Job<'a> {
     /// Compares places. A difference is an error, unless the image is known to have changed there.
     pub fn verify_places(&mut self, mut todo: ByteSet) -> Result<()> {
         loop {
+            // What could not be read cannot be compared.
+            todo = without(&todo, &self.recorder.lost);
             let chain = self.chain()?;
             let what = format!("{}: comparing", self.report.device.display());
             let mut progress = Progress::start(what, todo.len());
@@ -189,6 +197,10 @@ impl<'a> Job<'a> {
             None => self.info.block_count.into(),
             Some(since) => self.known.map().count_since(since) as u64,
         };
+        let lost = self.recorder.lost.iter();
+        self.report.lost = lost
+            .map(|range| [range.start, range.end - range.start])
+            .collect();
         (self.recorder, self.report)
     }
 }

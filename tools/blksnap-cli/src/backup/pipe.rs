@@ -58,8 +58,8 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
         "only the format rbd-diff can be written to standard output: give --format rbd-diff"
     );
     ensure!(
-        !args.verify && !args.json,
-        "--verify and --json need a directory: standard output is the backup"
+        !args.verify && !args.json && !args.skip_unreadable,
+        "--verify, --json and --skip-unreadable need a directory: standard output is the backup"
     );
     let stdout = std::io::stdout();
     ensure!(

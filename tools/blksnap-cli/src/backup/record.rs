@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use blksnap::ByteSet;
 
+use super::unreadable;
 use crate::buffer::Buffer;
 use crate::chain::Layer;
 use crate::copy::{Source, pieces, round_out};
@@ -23,6 +24,11 @@ use crate::signals::Signals;
 fn data_of<'a>(extent: &Extent, piece: &Range<u64>, bytes: &'a [u8]) -> &'a [u8] {
     let at = (extent.start - piece.start) as usize;
     &bytes[at..at + extent.length as usize]
+}
+
+/// What is in a set and not in another.
+pub fn without(set: &ByteSet, other: &ByteSet) -> ByteSet {
+    set.iter().flat_map(|range| other.outside(range)).collect()
 }
 
 /// Direct I/O wants no smaller pieces.
@@ -45,6 +51,10 @@ pub struct Recorder {
     entry: Device,
     writer: Box<dyn Writer>,
     extents: Extents,
+    /// Whether what cannot be read is zeros, and no error.
+    pub skip_unreadable: bool,
+    /// What could not be read: at first what the base lacks.
+    pub lost: ByteSet,
 }
 
 impl Recorder {
@@ -62,6 +72,8 @@ impl Recorder {
             entry,
             writer,
             extents: Extents::default(),
+            skip_unreadable: false,
+            lost: ByteSet::default(),
         }
     }
 
@@ -70,13 +82,15 @@ impl Recorder {
         &self.entry
     }
 
-    /// Copies places of the image. What was copied before is replaced.
+    /// Copies places of the image. What was copied before is replaced. When something could not be
+    /// read and is skipped, `after_loss` says whether to go on.
     pub fn copy(
         &mut self,
         what: String,
         image: &Path,
         places: ByteSet,
         signals: &Signals,
+        after_loss: impl Fn() -> Result<()>,
     ) -> Result<Copied> {
         let unit = self.writer.granularity().max(BLOCK);
         let places = round_out(&places, unit, self.entry.size);
@@ -84,24 +98,34 @@ impl Recorder {
         let mut progress = Progress::start(what, places.len());
         let (mut copied, mut stored) = (Copied::default(), Extents::default());
         let ranges: Vec<_> = places.iter().collect();
+        // What is read now is known again, or lost again.
+        self.lost = without(&self.lost, &places);
         let shared = self.writer.shared();
+        let skip = self.skip_unreadable;
         let start = || {
             let mut source = Source::open(image)?;
             let shared = shared.as_deref();
             Ok(move |buffer: &mut Buffer, piece: &Range<u64>| {
                 let bytes = &mut buffer.bytes_mut()[..(piece.end - piece.start) as usize];
-                source.read(piece.start, bytes)?;
+                let lost = match skip {
+                    true => unreadable::read(&mut source, piece.start, bytes)?,
+                    false => source.read(piece.start, bytes).map(|()| Vec::new())?,
+                };
                 let extents = cut(bytes, piece.start);
                 for extent in extents.iter().filter(|extent| extent.hash.is_some()) {
                     if let Some(file) = shared {
                         file.write(extent.start, data_of(extent, piece, bytes))?;
                     }
                 }
-                Ok(extents)
+                Ok((extents, lost))
             })
         };
         let pieces = pieces(ranges.iter().cloned());
-        pipeline::run(pieces, start, signals, |buffer, piece, extents| {
+        pipeline::run(pieces, start, signals, |buffer, piece, (extents, lost)| {
+            if !lost.is_empty() {
+                after_loss()?;
+            }
+            lost.into_iter().for_each(|range| self.lost.insert(range));
             for extent in &extents {
                 match extent.hash {
                     Some(_) if shared.is_some() => self.writer.stored(extent.range()),
@@ -149,6 +173,10 @@ impl Recorder {
         self.entry.file_size = meta.len();
         self.entry.extents_blake3 = hash.to_hex().to_string();
         (self.entry.data_bytes, self.entry.zero_bytes) = self.extents.totals();
+        let lost = self.lost.iter();
+        self.entry.lost = lost
+            .map(|range| [range.start, range.end - range.start])
+            .collect();
         Ok(self.entry)
     }
 }
@@ -180,7 +208,9 @@ mod tests {
         let signals = Signals::catch().unwrap();
         let mut recorder = Recorder::create(dir.path(), "id", entry, None).unwrap();
         let all = std::iter::once(0..size).collect();
-        let copied = recorder.copy("test".into(), &image, all, &signals).unwrap();
+        let copied = recorder
+            .copy("test".into(), &image, all, &signals, || Ok(()))
+            .unwrap();
         assert_eq!((copied.read, copied.written), (size, size - 3 * MIB as u64));
         // One byte comes and one becomes a zero of many.
         data[3 * MIB + 5] = 1;
@@ -190,7 +220,7 @@ mod tests {
         let changed = [3 * mib + 5..3 * mib + 6, 6 * mib..7 * mib];
         let changed = changed.into_iter().collect();
         let copied = recorder
-            .copy("again".into(), &image, changed, &signals)
+            .copy("again".into(), &image, changed, &signals, || Ok(()))
             .unwrap();
         assert_eq!(
             copied.read,
@@ -250,7 +280,7 @@ mod tests {
                 let mut recorder = Recorder::create(dir.path(), "id", entry, None).unwrap();
                 let all = std::iter::once(0..size).collect();
                 recorder
-                    .copy("speed".into(), &image, all, &signals)
+                    .copy("speed".into(), &image, all, &signals, || Ok(()))
                     .unwrap();
                 println!("{round}: {format}: {:.0} MiB/s", rate(start));
                 std::fs::remove_file(dir.path().join(&recorder.entry().file)).unwrap();

@@ -113,6 +113,9 @@ pub struct DeviceReport {
     /// Bytes of `bytes_copied` that were copied again, because the image had changed meanwhile:
     /// where difference storage was added, or the image was written to.
     pub bytes_copied_again: u64,
+    /// Where the device could not be read, here or in the base, and nothing was written since: the
+    /// first byte, and how many.
+    pub lost: Vec<[u64; 2]>,
 }
 
 impl fmt::Display for DeviceReport {
@@ -149,6 +152,15 @@ impl fmt::Display for Report {
         let dir = self.directory.join(&self.backup);
         for device in &self.devices {
             writeln!(f, "{device}; {}", dir.join(&device.file).display())?;
+            for [start, length] in &device.lost {
+                writeln!(
+                    f,
+                    "{}: {} sectors from sector {} on cannot be read: lost, and zeros in the backup",
+                    device.device.display(),
+                    length.div_ceil(512),
+                    start / 512
+                )?;
+            }
         }
         if let Some(copied) = self.copied_to_storage {
             write!(f, "difference storage: {} used of ", Size(copied))?;
