@@ -6,6 +6,8 @@
 DEBUG ?= 0
 variant := $(if $(filter-out 0 n no,$(DEBUG)),debug,release)
 export KDIR
+# The scripts use all processors themselves, and `deps` comes before what needs it.
+.NOTPARALLEL:
 
 .PHONY: help deps kernel tools tools-static tools-fuzz man install-tools vm check soak lint matrix bench demo install-tree modules clean
 
@@ -21,11 +23,11 @@ help:
 ##         [SHARE=/directory that the guest may write to]
 ## make bench                measurements   (FULL=1 larger, REPS=n, CPUS=n; ICOUNT=1: instructions instead of time)
 ## make kernel [DEBUG=1]     build the test kernel
-## make tools                build the blksnap command, libblksnap and the examples
+## make tools                build the blksnap command, libblksnap and the examples (needs cargo and cc)
 ## make tools-static         build it without shared libraries, for an initramfs
 ## make man DIR=…            write the manual pages there
-## make install-tools        install the command, manual pages, completions, units of systemd
-##         [PREFIX=/usr/local] [DESTDIR=…]
+## make install-tools        install them, manual pages, completions, units of systemd, a rule of udev, …
+##         [PREFIX=/usr/local] [LIBDIR=PREFIX/lib] [DESTDIR=…]
 ## make lint                 format, clippy, checkpatch, documentation
 ## make matrix               build the driver built in, without modules, without sysfs, …
 ## make deps                 install and fetch what building needs (the others do it too)
@@ -41,17 +43,19 @@ deps:
 kernel: deps
 	@scripts/kernel build $(variant)
 
-tools: deps
+# No deps for these: cargo and a C compiler are enough.
+tools:
 	@scripts/tools build
 
-tools-static: deps
+tools-static:
 	@scripts/tools static
 
-man: deps tools
+man: tools
 	@scripts/install-tools man $(DIR)
 
-export PREFIX DESTDIR
-install-tools: deps tools
+# Under sudo, what the user has built is installed.
+export PREFIX LIBDIR DESTDIR
+install-tools: $(if $(SUDO_USER),,tools)
 	@scripts/install-tools
 
 # As they were written: a `$` in them is the guest's, not make's.
