@@ -9,7 +9,8 @@ export KDIR
 # The scripts use all processors themselves, and `deps` comes before what needs it.
 .NOTPARALLEL:
 
-.PHONY: help deps kernel tools tools-static tools-fuzz man install-tools vm check soak lint matrix bench demo install-tree modules clean
+.PHONY: help deps toolchain kernel tools tools-static tools-fuzz man install-tools vm check soak lint matrix bench demo coverage \
+	install-tree uninstall-tree check-tree modules clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -31,14 +32,20 @@ help:
 ## make lint                 format, clippy, checkpatch, documentation
 ## make matrix               build the driver built in, without modules, without sysfs, …
 ## make deps                 install and fetch what building needs (the others do it too)
-## make install-tree KDIR=…  put the files and patches into your own kernel tree
-## make modules KDIR=…       build the module there
+## make toolchain            of these, only what building a kernel needs
+## make install-tree KDIR=…  put the files and patches into your own kernel tree, and say what comes next
+## make check-tree KDIR=…    whether that tree's configuration has the driver, or why not   [O=output]
+## make uninstall-tree KDIR=…  take all of it back
+## make modules KDIR=…       build the module there   [O=output]
 ## make clean                remove what was built (not what was fetched)
 ##
 ## KDIR=/path/to/linux in any of them: use that kernel source, not Debian's 7.3.
 
 deps:
 	@scripts/deps
+
+toolchain:
+	@scripts/deps toolchain
 
 kernel: deps
 	@scripts/kernel build $(variant)
@@ -93,11 +100,18 @@ bench: kernel tools
 demo: kernel tools
 	@tests/demo/run
 
+export O
 install-tree:
-	@scripts/kernel install-tree
+	@scripts/tree install
 
-modules: deps
-	@scripts/kernel modules
+uninstall-tree:
+	@scripts/tree uninstall
+
+check-tree:
+	@scripts/tree check
+
+modules:
+	@scripts/tree modules
 
 clean:
 	@scripts/kernel clean

@@ -28,6 +28,9 @@ lock() {
 	flock -n "$fd" || { say "waiting for another run ($1)"; flock "$fd"; }
 }
 
+# at_least VERSION MINIMUM
+at_least() { [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]; }
+
 rustc_version() { rustc --version | cut -d' ' -f2; }
 
 # Where the sources of Rust's core library are; they must match rustc exactly.
