@@ -105,7 +105,8 @@ pub(crate) fn fault() -> u32 {
     FAULT.load(Relaxed)
 }
 
-/// The longest delay, the points where to wait, and once in how many times, which is not 0; see [`delays`](crate::base::delays).
+/// The longest delay, the points where to wait, and once in how many times, which is not 0; see
+/// [`delays`](crate::base::delays).
 #[cfg(CONFIG_BLK_SNAP_DELAYS)]
 pub(crate) fn delays() -> (u32, u32, u32) {
     (

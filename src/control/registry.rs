@@ -53,8 +53,8 @@ use crate::{
     },
     control::sysfs::{
         Shown,
-        Sysfs,
-        EVENTS, //
+        ShownSnapshot,
+        Sysfs, //
     },
     copying::cow::engine::Engine,
     image::io::Clones,
@@ -91,34 +91,6 @@ const REAP: u64 = 0;
 /// The work item that announces events in sysfs and by uevents.
 const ANNOUNCE: u64 = 1;
 
-/// A snapshot and its directory in sysfs.
-struct Entry {
-    snapshot: Arc<Snapshot>,
-    /// Until the snapshot is being destroyed.
-    directory: Option<Shown<Snapshot>>,
-}
-
-impl Entry {
-    /// Announces in sysfs and by uevents which events have come since the last call. May sleep.
-    fn announce(&self) {
-        self.snapshot.health.tell_lost();
-        let (low, corrupted) = self.snapshot.events.take_news();
-        let Some(directory) = &self.directory else {
-            return;
-        };
-        if low || corrupted {
-            directory.notify(EVENTS);
-        }
-        // Lost if memory is short; the events in the queue are not.
-        if low {
-            let _ = directory.changed(c"BLKSNAP_EVENT=low_free_space");
-        }
-        if corrupted {
-            let _ = directory.changed(c"BLKSNAP_EVENT=corrupted");
-        }
-    }
-}
-
 /// All trackers and snapshots.
 #[pin_data]
 pub(crate) struct Registry {
@@ -131,7 +103,7 @@ pub(crate) struct Registry {
     trackers: Mutex<KVec<Shown<Tracking>>>,
     /// In the order in which they were created.
     #[pin]
-    snapshots: Mutex<KVec<Entry>>,
+    snapshots: Mutex<KVec<ShownSnapshot>>,
     #[pin]
     reap: Work<Registry, REAP>,
     #[pin]
@@ -175,7 +147,7 @@ impl Registry {
     /// Finds a snapshot. Fails with `ESRCH`.
     pub(crate) fn snapshot(&self, id: Uuid) -> Result<Arc<Snapshot>> {
         let snapshots = self.snapshots.lock();
-        let mut snapshots = snapshots.iter().map(|entry| &entry.snapshot);
+        let mut snapshots = snapshots.iter().map(|shown| &shown.snapshot);
         snapshots.find(|s| s.id() == id).cloned().ok_or(ESRCH)
     }
 
@@ -184,7 +156,7 @@ impl Registry {
         self.snapshots
             .lock()
             .iter()
-            .try_for_each(|entry| f(&entry.snapshot))
+            .try_for_each(|shown| f(&shown.snapshot))
     }
 
     /// The number of snapshots.
@@ -270,7 +242,7 @@ impl Registry {
         let mut trackers = self.trackers.lock();
         let tracker = if id.major == self.major() {
             let snapshots = self.snapshots.lock();
-            let mut snapshots = snapshots.iter().map(|entry| &entry.snapshot);
+            let mut snapshots = snapshots.iter().map(|shown| &shown.snapshot);
             snapshots.find_map(|snapshot| snapshot.tracker_of_image(id))
         } else {
             self.find_by_id(&mut trackers, id)?
@@ -322,13 +294,9 @@ impl Registry {
         trackers.reserve(added.len(), GFP_KERNEL)?;
         self.snapshots.lock().reserve(1, GFP_KERNEL)?;
         // The last that can fail: from here on there is room for all.
-        let directory = Some(self.sysfs.snapshot(&snapshot)?);
-        snapshot.enter(false);
-        let entry = Entry {
-            snapshot,
-            directory,
-        };
-        drop(self.snapshots.lock().push_within_capacity(entry));
+        let shown = self.sysfs.snapshot(snapshot)?;
+        shown.snapshot.enter(false);
+        drop(self.snapshots.lock().push_within_capacity(shown));
         for tracker in added {
             drop(trackers.push_within_capacity(tracker));
         }
@@ -346,13 +314,13 @@ impl Registry {
             .snapshots
             .lock()
             .iter_mut()
-            .find(|entry| Arc::ptr_eq(&entry.snapshot, &snapshot))
-            .and_then(|entry| entry.directory.take());
-        remove(directory);
+            .find(|shown| Arc::ptr_eq(&shown.snapshot, &snapshot))
+            .and_then(ShownSnapshot::hide);
+        drop(directory);
         snapshot.destroy();
         self.snapshots
             .lock()
-            .retain(|entry| !Arc::ptr_eq(&entry.snapshot, &snapshot));
+            .retain(|shown| !Arc::ptr_eq(&shown.snapshot, &snapshot));
         Ok(())
     }
 
@@ -472,14 +440,10 @@ impl Registry {
         let trackers = {
             let mut trackers = self.trackers.lock();
             let snapshots = core::mem::take(&mut *self.snapshots.lock());
-            for Entry {
-                snapshot,
-                directory,
-            } in snapshots
-            {
-                snapshot.close();
-                remove(directory);
-                snapshot.destroy();
+            for mut shown in snapshots {
+                shown.snapshot.close();
+                drop(shown.hide());
+                shown.snapshot.destroy();
             }
             core::mem::take(&mut *trackers)
         };
@@ -491,14 +455,6 @@ impl Registry {
         // No work of ours may run when the module's code goes.
         self.queue.flush();
         self.engine.flush();
-    }
-}
-
-/// Removes a snapshot's directory, and wakes who polls for events: the queue has ended before, so
-/// that they read an error, even if the file is still there.
-fn remove(directory: Option<Shown<Snapshot>>) {
-    if let Some(directory) = directory {
-        directory.notify(EVENTS);
     }
 }
 
@@ -528,6 +484,9 @@ impl WorkItem<ANNOUNCE> for Registry {
     type Pointer = Arc<Registry>;
 
     fn run(this: Arc<Registry>) {
-        this.snapshots.lock().iter().for_each(Entry::announce);
+        this.snapshots
+            .lock()
+            .iter()
+            .for_each(ShownSnapshot::announce);
     }
 }

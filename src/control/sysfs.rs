@@ -44,7 +44,45 @@ use crate::{
 pub(crate) type Shown<T> = ClassDevice<T, u32>;
 
 /// The file that is polled for events.
-pub(crate) const EVENTS: &CStr = c"events";
+const EVENTS: &CStr = c"events";
+
+/// A snapshot and its directory.
+pub(crate) struct ShownSnapshot {
+    /// The snapshot.
+    pub(crate) snapshot: Arc<Snapshot>,
+    /// Until it is [hidden](Self::hide).
+    directory: Option<Shown<Snapshot>>,
+}
+
+impl ShownSnapshot {
+    /// Announces in sysfs and by uevents which events have come since the last call. May sleep.
+    pub(crate) fn announce(&self) {
+        self.snapshot.health.tell_lost();
+        let (low, corrupted) = self.snapshot.events.take_news();
+        let Some(directory) = &self.directory else {
+            return;
+        };
+        if low || corrupted {
+            directory.notify(EVENTS);
+        }
+        // Lost if memory is short; the events in the queue are not.
+        if low {
+            let _ = directory.changed(c"BLKSNAP_EVENT=low_free_space");
+        }
+        if corrupted {
+            let _ = directory.changed(c"BLKSNAP_EVENT=corrupted");
+        }
+    }
+
+    /// Ends showing the snapshot, of which the queue of events has ended. Wakes who polls for
+    /// these: they read an error, even if the file is still there. The returned directory is
+    /// removed when dropped, which waits for those who read its files.
+    pub(crate) fn hide(&mut self) -> Option<Shown<Snapshot>> {
+        let directory = self.directory.take()?;
+        directory.notify(EVENTS);
+        Some(directory)
+    }
+}
 
 /// The class and what its directories have in them.
 pub(crate) struct Sysfs {
@@ -76,13 +114,17 @@ impl Sysfs {
     }
 
     /// Shows a snapshot.
-    pub(crate) fn snapshot(&self, snapshot: &Arc<Snapshot>) -> Result<Shown<Snapshot>> {
-        Shown::new(
+    pub(crate) fn snapshot(&self, snapshot: Arc<Snapshot>) -> Result<ShownSnapshot> {
+        let directory = Shown::new(
             &self.class,
             fmt!("snapshot-{}", snapshot.id()),
             &self.snapshots,
             snapshot.clone(),
-        )
+        )?;
+        Ok(ShownSnapshot {
+            snapshot,
+            directory: Some(directory),
+        })
     }
 
     /// What images show.

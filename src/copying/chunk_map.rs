@@ -28,8 +28,8 @@
 //!   that; a window that is found then is the one that was published, or a later one. A chunk from
 //!   which nothing could be read becomes `Untouched` again before any write was let through.
 //!
-//! A chunk that is copied although nobody overwrites it yet, see [`ahead`](crate::copying::ahead), has one
-//! bit more in its word until somebody does.
+//! A chunk that is copied although nobody overwrites it yet, see [`ahead`](crate::copying::ahead),
+//! has one bit more in its word until somebody does.
 
 use kernel::{
     alloc::flags::{

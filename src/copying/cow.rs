@@ -41,10 +41,8 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
-            Acquire,
             Atomic,
-            Relaxed,
-            Release, //
+            Relaxed, //
         },
         new_spinlock,
         new_spinlock_irq,
@@ -98,6 +96,7 @@ use flights::Flights;
 mod claim;
 mod ends;
 pub(crate) mod engine;
+mod failure;
 mod flights;
 mod parked;
 mod steps;
@@ -362,66 +361,11 @@ impl Cow {
         Busy::new(&self.inflight)
     }
 
-    /// Whether the image is lost. Acquire, see [`Health::snapshot_has_failed`].
-    #[inline]
-    pub(crate) fn image_has_failed(&self) -> bool {
-        self.health.snapshot_has_failed()
-            || self.device_gone.load(Acquire)
-            || self.medium_has_changed()
-    }
-
-    /// Whether the device was given another medium, or lost its own, since the engine was made.
-    #[inline]
-    fn medium_has_changed(&self) -> bool {
-        self.origin.bdev().disk_id() != self.disk || self.resizes.lost_medium()
-    }
-
-    /// Whether the device has been too small for the chunks before `to` since the engine was made.
-    /// What was read there cannot be trusted then: it may be another's data.
-    pub(crate) fn device_was_too_small(&self, to: u64) -> bool {
-        let end = self.geometry.sector(to).min(self.geometry.sectors);
-        let end = self.origin.bdev().start_sector() + end;
-        self.resizes.was_below(self.shrinks, end)
-    }
-
-    /// Whether nothing is copied any more, and all writes just pass.
-    #[inline]
-    fn passes_writes(&self) -> bool {
-        self.image_has_failed() && !(planted(Fault::StoreAfterFailure) && self.space.has_room())
-    }
-
-    /// The error since which the image is lost, as a positive errno, or 0.
-    pub(crate) fn error(&self) -> i32 {
-        self.health.device_error(self.origin.bdev().id())
-    }
-
     /// How many copies are under way, and how many bytes of memory the map and the copies take.
     pub(crate) fn usage(&self) -> (usize, usize) {
         let inner = self.inner.lock();
         let copies = inner.flights.memory() + inner.idle_bytes;
         (inner.flights.count(), self.map.memory() + copies)
-    }
-
-    /// The device is going: ends the use of its image. Does not sleep.
-    pub(crate) fn device_gone(&self) {
-        self.device_gone.store(true, Release);
-        self.health.fail_device(self.origin.bdev().id(), ENODEV);
-    }
-
-    /// Tells the client if the image is lost because the device was given another medium. Does not
-    /// sleep.
-    pub(crate) fn tell_of_medium(&self) {
-        if self.medium_has_changed() && !self.device_gone.load(Relaxed) {
-            self.device_gone();
-        }
-    }
-
-    /// Ends the use of the snapshot's images because of `err`.
-    fn fail(&self, err: Error) {
-        if self.image_has_failed() {
-            return;
-        }
-        self.health.fail(self.origin.bdev().id(), err);
     }
 
     /// The chunks, from the first to before the last, that have sectors from `sector` to before

@@ -3,8 +3,8 @@
 //! The memory of copies.
 //!
 //! A copy engine makes all its [slots](CopySlot) when the snapshot is taken, and reuses them: so
-//! their number bounds the memory. A copy that begins allocates only a bio and pages, which its slot
-//! keeps afterwards as long as all idle slots together have few. Some slots have pages for one
+//! their number bounds the memory. A copy that begins allocates only a bio and pages, which its
+//! slot keeps afterwards as long as all idle slots together have few. Some slots have pages for one
 //! chunk from the start, so that a copy can begin when memory is short.
 
 use kernel::{

@@ -3,7 +3,7 @@
 //! What a snapshot has to tell its client.
 //!
 //! The client fetches events from the [queue](EventQueue) by a command. News is also announced in
-//! sysfs and by uevents; but that may sleep, and those who push events may not, so all they do is to
+//! sysfs and by uevents; but that may sleep, and those who push events may not, so they only
 //! [ask for it](Announce).
 //!
 //! The queue has room, from the start, for all events that can wait at one time: one request for

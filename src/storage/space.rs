@@ -2,8 +2,8 @@
 
 //! The space of a snapshot's difference storage: where old data is put, and when to ask for more.
 //!
-//! A copy [books](Space::book) its units when it begins, and [allocates](Space::alloc) them when its
-//! data was read. Who needs the data later [locates](Space::locate) it by its first unit. The
+//! A copy [books](Space::book) its units when it begins, and [allocates](Space::alloc) them when
+//! its data was read. Who needs the data later [locates](Space::locate) it by its first unit. The
 //! arithmetic is the [pool](super::pool)'s; here is the lock, and the request for more.
 
 use kernel::{

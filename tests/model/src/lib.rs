@@ -22,9 +22,9 @@
 //! A device is what the argument in `chunk_map` says of it: a read that returns new data is ordered
 //! after the submission of the write.
 //!
-//! Two simplifications: the steps of a copy run in the thread that submits its read, as nothing else
-//! is left for that thread to do, and so does work that is queued, a bio that comes to its disk again
-//! included; and each copy is stored by itself.
+//! Two simplifications: the steps of a copy run in the thread that submits its read, as nothing
+//! else is left for that thread to do, and so does work that is queued, or that serves a bio which
+//! comes to its disk again; and each copy is stored by itself.
 //!
 //! [`kernel::planted`] lists faults. Each must be found, by a scenario that is silent without it.
 
