@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Attributes: files in sysfs that show, one value each, what a driver knows of a device.
+//! Attributes: files in sysfs, each of which shows one value that a driver knows about a device.
 //!
 //! A driver lists the [`Attribute`]s of a type in a static, makes a [`Group`] of them, and hands
 //! that to whatever makes the device: see [`ClassDevice`](crate::device::class::ClassDevice) and
@@ -49,7 +49,7 @@ pub(crate) fn attribute(name: &'static CStr, mode: u16) -> bindings::attribute {
     let mut attribute: bindings::attribute = pin_init::zeroed();
     attribute.name = crate::str::as_char_ptr_in_const_context(name);
     attribute.mode = mode;
-    // It is allocated, and lockdep wants a key that is not.
+    // The attribute is allocated, but lockdep wants a static key.
     #[cfg(CONFIG_DEBUG_LOCK_ALLOC)]
     {
         attribute.key = crate::static_lock_class!().as_ptr();
@@ -77,8 +77,8 @@ pub struct BinaryAttribute<T> {
 }
 
 impl<T> BinaryAttribute<T> {
-    /// A file that only root may read. `read` gets the offset and copies as many bytes as there
-    /// are, which it returns: 0 at the end. It may sleep.
+    /// A file that only root may read. `read` gets the offset and a slice; it fills as much of the
+    /// slice as it can and returns the number of bytes, 0 at the end. It may sleep.
     pub const fn new(name: &'static CStr, read: fn(&T, u64, &mut [u8]) -> Result<usize>) -> Self {
         Self { name, read }
     }

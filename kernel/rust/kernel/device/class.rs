@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Classes, and devices of a class that stand for things which only a driver knows.
+//! Classes, and devices in them that stand for things which only a driver knows.
 //!
 //! A [`Class`] is a directory in `/sys/class`; a [`ClassDevice`] is a directory in it, with the
 //! files of a [`Group`], that can [send uevents](ClassDevice::changed) and
@@ -105,8 +105,7 @@ impl<T> Drop for Class<T> {
 
 /// A device of a class, with files that show something of a `T`. Removed when dropped.
 ///
-/// Dropping it waits for those who read its files: whoever drops it must not hold a lock that
-/// they take.
+/// Dropping it waits for those who are reading its files, so no lock that they take may be held.
 ///
 /// # Invariants
 ///

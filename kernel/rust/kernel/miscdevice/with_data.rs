@@ -2,8 +2,9 @@
 
 //! Misc devices with data of their own.
 //!
-//! With [`MiscDevice`] alone, an open file has no way to the driver's state but through a static.
-//! Here the registration carries an [`Arc`] that all open files share.
+//! With [`MiscDevice`] alone, only a static leads from an open file to the driver's state, and one
+//! that is made when the module is loaded and dropped when it is unloaded takes unsafe code. Here
+//! the registration carries an [`Arc`] that all open files share.
 //!
 //! C header: [`include/linux/miscdevice.h`](srctree/include/linux/miscdevice.h)
 

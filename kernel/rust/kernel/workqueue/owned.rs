@@ -17,7 +17,7 @@ use crate::{
 };
 use core::ptr::NonNull;
 
-/// A workqueue that is destroyed, after its work was done, when dropped.
+/// A workqueue. Dropping it waits until its work is done, then destroys it.
 ///
 /// # Invariants
 ///
@@ -31,7 +31,7 @@ unsafe impl Sync for OwnedQueue {}
 
 impl OwnedQueue {
     /// Creates an unbound workqueue whose work makes progress when memory is short
-    /// (`WQ_MEM_RECLAIM`), as is needed by all that block I/O waits for.
+    /// (`WQ_MEM_RECLAIM`), which all work needs that block I/O waits for.
     pub fn new_mem_reclaim(name: &'static CStr) -> Result<Self> {
         let flags = bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_MEM_RECLAIM;
         // SAFETY: The format takes one string, and the name is one.
@@ -60,11 +60,12 @@ impl OwnedQueue {
         self.queue().enqueue(item)
     }
 
-    /// Enqueues a work item some time later, on a queue that it keeps itself, and that `find` finds
-    /// in it. See [`Queue::enqueue_delayed`].
+    /// Enqueues a work item after a delay, on a queue that the item itself keeps: `find` finds it
+    /// there. See [`Queue::enqueue_delayed`].
     ///
-    /// An item that is about to be enqueued is not waited for when a queue is destroyed: so it must
-    /// not be another's queue. The item must not be the last that keeps the queue when it is run.
+    /// Destroying a queue does not wait for an item whose delay has not passed yet, so the item has
+    /// to keep the queue from being destroyed. But it must not hold the last reference when it
+    /// runs: a queue cannot be destroyed by its own worker.
     pub fn enqueue_delayed<T, const ID: u64>(
         item: Arc<T>,
         find: fn(&T) -> &Self,
@@ -74,13 +75,13 @@ impl OwnedQueue {
         Arc<T>: RawDelayedWorkItem<ID> + Send + 'static,
     {
         let wq = find(&item).0;
-        // SAFETY: Valid by the type invariant of what was found. A function that captures nothing
-        // has found it in the item, where it stays as long as the item is shared, and so for as
-        // long as it is going to be enqueued; or it has found one that is never destroyed.
+        // SAFETY: Valid by the type invariant of what was found. `find` captures nothing, so it has
+        // found the queue in the item, which stays unchanged as long as it is shared, hence until
+        // it is enqueued; or it has found a queue that is never destroyed.
         unsafe { Queue::from_raw(wq.as_ptr()) }.enqueue_delayed(item, delay)
     }
 
-    /// Waits until all work that was queued before has been done. May sleep.
+    /// Waits until all work that was enqueued before is done. May sleep.
     pub fn flush(&self) {
         // SAFETY: Valid by the type invariant.
         unsafe { bindings::__flush_workqueue(self.0.as_ptr()) };
