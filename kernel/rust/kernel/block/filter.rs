@@ -63,10 +63,10 @@ pub trait Filter: Send + Sync + 'static {
 
     /// Decides about a bio that is about to be handed to the driver.
     ///
-    /// The bio has one of the operations in [`OPS`](Self::OPS), overlaps the filtered device and has
-    /// at least one sector; its sectors are relative to the whole disk. The decision is valid for
-    /// this time only: a resubmitted bio, and the remainder of one that is split below, is shown
-    /// again.
+    /// The bio has one of the operations in [`OPS`](Self::OPS), overlaps the filtered device and
+    /// has at least one sector; its sectors are relative to the whole disk. The decision is valid
+    /// for this time only: a resubmitted bio, and the remainder of one that is split below, is
+    /// shown again.
     ///
     /// Called in process context and inside of the queue, hence must not wait for I/O, nor take a
     /// lock that is held across I/O or a queue freeze. Bios submitted here are queued.
