@@ -3,6 +3,7 @@
 //! What all the others use: units, parameters, what a device's capacity was, and what only tests
 //! switch on.
 
+pub(crate) mod clock;
 pub(crate) mod delays;
 pub(crate) mod faults;
 pub(crate) mod params;

@@ -26,11 +26,11 @@ use kernel::{
 
 use crate::{
     base::{
+        clock::real_seconds,
         delays::{
             delay,
             Point, //
-        },
-        units::real_seconds, //
+        }, //
     },
     copying::cow::Cow,
     image::Image,

@@ -1,12 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Units: sectors, chunks and units of difference storage; and seconds.
-
-use kernel::time::{
-    ClockSource,
-    RealTime,
-    NSEC_PER_SEC, //
-};
+//! Units: sectors, chunks and units of difference storage.
 
 /// log2 of the number of bytes in a sector.
 pub(crate) const SECTOR_SHIFT: u32 = kernel::block::SECTOR_SHIFT;
@@ -29,11 +23,6 @@ pub(crate) const COPY_WINDOW: u64 = 256 << 10;
 
 /// log2 of the size of the largest chunk in bytes: what one bio transfers.
 pub(crate) const MAX_CHUNK_SHIFT: u32 = 20;
-
-/// The time of day, in seconds since the beginning of 1970.
-pub(crate) fn real_seconds() -> i64 {
-    RealTime::ktime_get() / NSEC_PER_SEC
-}
 
 /// How a device is divided into chunks.
 #[derive(Clone, Copy, Debug)]

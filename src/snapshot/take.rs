@@ -48,6 +48,7 @@ use kernel::{
 
 use crate::{
     base::{
+        clock::real_seconds,
         delays::{
             delay,
             Point, //
@@ -57,10 +58,7 @@ use crate::{
             Fault, //
         },
         params,
-        units::{
-            real_seconds,
-            Geometry, //
-        }, //
+        units::Geometry, //
     },
     copying::cow::{
         engine::Engine,

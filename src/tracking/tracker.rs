@@ -46,13 +46,13 @@ use kernel::{
 
 use crate::{
     base::{
+        clock::real_seconds,
         delays::{
             delay,
             Point, //
         },
         params,
-        resizes::Resizes,
-        units::real_seconds, //
+        resizes::Resizes, //
     },
     copying::cow::Cow,
     tracking::cbt::Cbt, //
