@@ -20,6 +20,10 @@ const SEVERAL: i32 = 8;
 
 /// What is on a device, in words; `None` if there is nothing that is known.
 pub fn found(path: &Path) -> Result<Option<String>> {
+    // blkid says of what it cannot read what it says of what is empty.
+    File::open(path)
+        .and_then(|mut file| file.read(&mut [0; 4096]))
+        .with_context(|| format!("cannot read {}", path.display()))?;
     let mut blkid = Command::new("blkid");
     blkid.args(["-p", "-o", "export", "--"]).arg(path);
     let output = match blkid.output() {
