@@ -5,7 +5,7 @@ from blksnap import Snapshot, size_of
 from blockio import MIB, Readers, Writers, differs, pattern, read, same, write
 from tap import DEBUG, equal, true
 
-COUNT = 20 if DEBUG else 60
+COUNT = 20 if DEBUG else 40
 
 
 def fidelity(device, storage="/dev/vdb", targets=None, count=COUNT, threads=4, largest=MIB, writers=None):
