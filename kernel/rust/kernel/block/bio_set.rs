@@ -130,19 +130,31 @@ impl_has_work! {
     impl HasWork<Self> for RawSet { self.free }
 }
 
+/// These functions are neither generic nor inlined, so that what they instantiate is in the kernel
+/// crate: the work's function, above all, which may run when the module whose set it was has gone.
 impl RawSet {
-    fn new(reserve: u32, pad: c_uint, flags: u32) -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {
-            // INVARIANT: On success `bioset_init()` has initialised `set`.
-            set <- Opaque::try_ffi_init(move |slot: *mut bindings::bio_set| {
-                // SAFETY: `slot` is valid for writes.
-                unsafe { slot.write(pin_init::zeroed()) };
-                // CAST: Small flags.
-                // SAFETY: `slot` is zeroed, pinned and exclusively ours.
-                to_result(unsafe { bindings::bioset_init(slot, reserve, pad, flags as c_int) })
+    #[inline(never)]
+    fn new(reserve: u32, pad: c_uint, flags: u32) -> Result<Pin<KBox<Self>>> {
+        KBox::pin_init(
+            try_pin_init!(Self {
+                // INVARIANT: On success `bioset_init()` has initialised `set`.
+                set <- Opaque::try_ffi_init(move |slot: *mut bindings::bio_set| {
+                    // SAFETY: `slot` is valid for writes.
+                    unsafe { slot.write(pin_init::zeroed()) };
+                    // CAST: Small flags.
+                    // SAFETY: `slot` is zeroed, pinned and exclusively ours.
+                    to_result(unsafe { bindings::bioset_init(slot, reserve, pad, flags as c_int) })
+                }),
+                free <- new_work!("BioSet::free"),
             }),
-            free <- new_work!("BioSet::free"),
-        })
+            GFP_KERNEL,
+        )
+    }
+
+    /// Has it freed by a worker. For any context.
+    #[inline(never)]
+    fn free_later(this: Pin<KBox<Self>>) {
+        workqueue::system_dfl().enqueue(this);
     }
 }
 
@@ -194,10 +206,7 @@ impl<T: EndIo<N>, const N: usize> BioSet<T, N> {
         let pad = offset_of!(Private<T, N>, bio) as c_uint;
         // INVARIANT: Made with that front pad, and with the cache only for that `wait`.
         Ok(Self {
-            raw: ManuallyDrop::new(KBox::pin_init(
-                RawSet::new(reserve, pad, flags),
-                GFP_KERNEL,
-            )?),
+            raw: ManuallyDrop::new(RawSet::new(reserve, pad, flags)?),
             wait,
             _p: PhantomData,
         })
@@ -222,7 +231,6 @@ impl<T: EndIo<N>, const N: usize> BioSet<T, N> {
 impl<T: EndIo<N>, const N: usize> Drop for BioSet<T, N> {
     fn drop(&mut self) {
         // SAFETY: `self` goes, so `raw` is not used again.
-        let raw = unsafe { ManuallyDrop::take(&mut self.raw) };
-        workqueue::system_dfl().enqueue(raw);
+        RawSet::free_later(unsafe { ManuallyDrop::take(&mut self.raw) });
     }
 }
