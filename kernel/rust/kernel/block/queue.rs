@@ -74,7 +74,7 @@ impl Drop for NoIoScope {
 ///
 /// # Invariants
 ///
-/// It was made by whoever set [`QUICK_FREEZE`], which it clears when dropped.
+/// It was made by whoever set `QUICK_FREEZE`, which it clears when dropped.
 #[must_use]
 pub struct QuickFreeze(KVec<Arc<BdevFile>>);
 
