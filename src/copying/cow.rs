@@ -63,6 +63,7 @@ use crate::{
             planted,
             Fault, //
         },
+        params,
         resizes::Resizes,
         units::Geometry, //
     },
@@ -265,8 +266,8 @@ impl_has_delayed_work! {
 }
 
 impl Cow {
-    /// Makes an engine with `copies` copies, that copies at the most `ratio` times of what is
-    /// overwritten. May sleep.
+    /// Makes an engine for the device `origin`, with as many copies, and as much copying ahead, as
+    /// the parameters say now. May sleep.
     pub(crate) fn new(
         engine: &Arc<Engine>,
         space: &Arc<Space>,
@@ -274,10 +275,8 @@ impl Cow {
         origin: &Arc<BdevFile>,
         resizes: &Arc<Resizes>,
         geometry: Geometry,
-        copies: usize,
-        ratio: u64,
     ) -> Result<Arc<Self>> {
-        let copies = copies.max(RESERVED);
+        let copies = params::chunk_maximum_in_cache().max(RESERVED);
         let mut free = KVec::with_capacity(copies, GFP_KERNEL)?;
         for i in 0..copies {
             let reserve = if i < RESERVED {
@@ -310,7 +309,7 @@ impl Cow {
                     writers: HeldList::new(),
                     images: BioList::new(),
                     excluded: Arc::new(Excluded::new(), GFP_KERNEL)?,
-                    account: Account::new(ratio),
+                    account: Account::new(params::copy_ahead_maximum_ratio()),
                     old: KVec::with_capacity(MAX_OLD, GFP_KERNEL)?,
                     spare: KVec::with_capacity(MAX_OLD, GFP_KERNEL)?,
                 }),

@@ -278,8 +278,6 @@ impl Prepared {
             &device.file,
             device.tracker.resizes(),
             geometry,
-            params::chunk_maximum_in_cache(),
-            params::copy_ahead_maximum_ratio(),
         )?;
         let next = device.tracker.next_map(bdev)?;
         let fresh = next.is_some();
