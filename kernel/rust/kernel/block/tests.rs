@@ -49,7 +49,7 @@ use crate::{
             HrTimerCallbackContext,
             HrTimerPointer,
             HrTimerRestart,
-            RelativeHardMode, //
+            RelativeMode, //
         },
         Delta,
         Monotonic, //
@@ -156,7 +156,8 @@ impl Parts {
     }
 }
 
-/// Makes bios in a hard interrupt, and drops what becomes of them.
+/// Makes bios in an interrupt, and drops what becomes of them. With `PREEMPT_RT` nobody may allocate
+/// in a hard one, and the timer runs in another.
 #[pin_data]
 struct Interrupt {
     #[pin]
@@ -192,7 +193,7 @@ impl HrTimerCallback for Interrupt {
 
 impl_has_hr_timer! {
     impl HasHrTimer<Self> for Interrupt {
-        mode: RelativeHardMode<Monotonic>, field: self.timer
+        mode: RelativeMode<Monotonic>, field: self.timer
     }
 }
 
