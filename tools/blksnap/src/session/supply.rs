@@ -34,8 +34,6 @@ pub(super) enum Supply {
         next: u32,
         /// Bytes in those made so far.
         made: u64,
-        /// Bytes that are of use: more than the devices have is not.
-        most: u64,
     },
     /// One file that was made before the take.
     Reserve {
@@ -72,33 +70,30 @@ impl Supply {
                 });
             }
         };
-        let total = devices.iter().filter_map(|device| device.size()).sum();
         if !captured && !options.reserve {
-            let files = Self::Files {
-                next: 0,
-                made: 0,
-                most: most(total),
-            };
-            return Ok((files, None));
+            return Ok((Self::Files { next: 0, made: 0 }, None));
         }
+        let total = devices.iter().filter_map(|device| device.size()).sum();
         let size = reserve_size(options.limit, total, free_bytes(&dir)?);
         let path = options.place.file(id, 0);
         if size == 0 {
             return Err(Error::Storage {
                 path,
-                reason: too_little(options.limit).unwrap_or_else(|| {
-                    "there is no space left for it (at least 1 MiB is needed)".into()
-                }),
+                reason: "there is no space left for it (at least 1 MiB is needed)".into(),
             });
         }
-        let file = StorageFile::create(&path, size).map_err(|error| {
-            explained(error, &path, &dir, |free| {
-                format!(
-                    "all of its {} MiB is allocated before the take, and {free} MiB are free there: give a smaller \
-                     --limit, or choose another file system by --storage",
-                    size / MIB
-                )
-            })
+        let file = StorageFile::create(&path, size).map_err(|error| match error {
+            Error::File { cause, .. } if Errno::from_io_error(&cause) == Some(Errno::NOSPC) => {
+                Error::Storage {
+                    path: path.clone(),
+                    reason: format!(
+                        "all of its {} MiB is allocated before the take, and there is not as much space left: give a \
+                         smaller limit, or choose another file system",
+                        size / MIB
+                    ),
+                }
+            }
+            error => error,
         })?;
         let file = safe(control, id, file)?;
         let left = Portions::new(file.extents().clone());
@@ -125,35 +120,17 @@ impl Supply {
                     ),
                 }),
             },
-            Self::Files { next, made, most } => {
+            Self::Files { next, made } => {
                 let path = options.place.file(id, *next);
-                let dir = options.place.directory();
-                let limit = options.limit.unwrap_or(u64::MAX).min(*most);
-                let Some(size) = allowance(wanted, *made, Some(limit)) else {
-                    let reason = match options.limit.filter(|&limit| limit <= *most) {
-                        Some(limit) => too_little(Some(limit)).unwrap_or_else(|| {
-                            format!("the limit of {} MiB is reached", limit / MIB)
-                        }),
-                        None => format!(
-                            "{} MiB are given, as much as the devices can need",
-                            *made / MIB
-                        ),
-                    };
-                    return Err(Error::Storage { path, reason });
+                let Some(size) = allowance(wanted, *made, options.limit) else {
+                    let limit = options.limit.unwrap_or(0) / MIB;
+                    return Err(Error::Storage {
+                        path,
+                        reason: format!("the limit of {limit} MiB is reached"),
+                    });
                 };
-                let size = portion(size, free_bytes(&dir)?);
                 *next += 1;
-                let file = StorageFile::create(&path, size).map_err(|error| {
-                    explained(error, &path, &dir, |free| {
-                        format!(
-                            "{} MiB more were needed, {free} MiB are free there, and {} MiB were given before: \
-                             free some space, choose another file system by --storage, or set a --limit",
-                            size.div_ceil(MIB),
-                            *made / MIB
-                        )
-                    })
-                })?;
-                let file = safe(control, id, file)?;
+                let file = safe(control, id, StorageFile::create(&path, size)?)?;
                 *made += size;
                 Ok((file.extents().clone(), Some(file)))
             }
@@ -215,38 +192,6 @@ fn free_bytes(dir: &PathBuf) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Says of a lack of space how much there is; `why` is told the MiB.
-fn explained(error: Error, path: &Path, dir: &PathBuf, why: impl Fn(u64) -> String) -> Error {
-    match error {
-        Error::File { cause, .. } if Errno::from_io_error(&cause) == Some(Errno::NOSPC) => {
-            Error::Storage {
-                path: path.to_owned(),
-                reason: why(free_bytes(dir).unwrap_or(0) / MIB),
-            }
-        }
-        error => error,
-    }
-}
-
-/// What is wrong with a limit that gives nothing.
-fn too_little(limit: Option<u64>) -> Option<String> {
-    let limit = limit.filter(|&limit| limit < MIB)?;
-    Some(format!(
-        "the limit of {limit} bytes is less than 1 MiB, and no less is given"
-    ))
-}
-
-/// The most that devices of so many bytes together can ever need.
-fn most(captured: u64) -> u64 {
-    captured.saturating_add(SLACK)
-}
-
-/// How large a portion is where so much is free: what is wanted, or half of what is free; 1 MiB at
-/// least, to say what is missing.
-fn portion(wanted: u64, free: u64) -> u64 {
-    wanted.min((free / 2 / MIB * MIB).max(MIB))
-}
-
 fn look_at(dir: &Path, source: std::io::Error) -> Error {
     Error::file("look at the place for storage,", dir, source)
 }
@@ -255,7 +200,7 @@ fn look_at(dir: &Path, source: std::io::Error) -> Error {
 /// more than the devices, `captured` bytes together, can ever need. Without a limit a fifth of the
 /// devices, or all of small ones, but no more than half of what is free.
 fn reserve_size(limit: Option<u64>, captured: u64, free: u64) -> u64 {
-    let most = most(captured);
+    let most = captured.saturating_add(SLACK);
     let size = limit.unwrap_or_else(|| {
         let wanted = if captured <= LITTLE {
             most
@@ -294,36 +239,6 @@ mod tests {
         assert_eq!(allowance(16 * MIB, 32 * MIB, Some(32 * MIB)), None);
         assert_eq!(allowance(16 * MIB, 40 * MIB, Some(32 * MIB)), None);
         assert_eq!(allowance(u64::MAX, 0, None), None);
-    }
-
-    #[test]
-    fn a_portion_is_no_larger_than_of_use() {
-        const GIB: u64 = 1 << 30;
-        // 2 GiB are asked for, for a device of 32 MiB.
-        let limit = Some(most(32 * MIB));
-        assert_eq!(allowance(2 * GIB, 0, limit), Some(48 * MIB));
-        assert_eq!(allowance(2 * GIB, 48 * MIB, limit), None);
-        assert_eq!(most(u64::MAX), u64::MAX);
-        assert_eq!(portion(2 * GIB, 100 * GIB), 2 * GIB);
-        assert_eq!(portion(2 * GIB, GIB), GIB / 2);
-        assert_eq!(portion(2 * GIB, MIB), MIB);
-        assert_eq!(portion(2 * GIB, 0), MIB);
-        assert!(too_little(Some(4096)).unwrap().contains("4096 bytes"));
-        assert_eq!(too_little(Some(MIB)), None);
-        assert_eq!(too_little(None), None);
-    }
-
-    #[test]
-    fn a_lack_of_space_is_told_with_numbers() {
-        let dir = PathBuf::from("/");
-        let full = Error::file("allocate", Path::new("/x"), Errno::NOSPC);
-        let told = explained(full, Path::new("/x"), &dir, |free| {
-            format!("{free} MiB are free")
-        });
-        assert!(told.to_string().contains(" MiB are free"), "{told}");
-        let other = Error::file("allocate", Path::new("/x"), Errno::IO);
-        let told = explained(other, Path::new("/x"), &dir, |_| "wrong".into());
-        assert!(!told.to_string().contains("wrong"), "{told}");
     }
 
     #[test]
