@@ -156,8 +156,8 @@ impl Parts {
     }
 }
 
-/// Makes bios in an interrupt, and drops what becomes of them. With `PREEMPT_RT` nobody may allocate
-/// in a hard one, and the timer runs in another.
+/// Makes bios in an interrupt, and drops what becomes of them. With `PREEMPT_RT` nobody may
+/// allocate in a hard one, and the timer runs in another.
 #[pin_data]
 struct Interrupt {
     #[pin]
