@@ -4,7 +4,8 @@
 # counts.) All that is made lies in ~/.cache/blksnap, nothing in the checkout.
 
 DEBUG ?= 0
-variant := $(if $(filter-out 0 n no,$(DEBUG)),debug,release)
+UML ?= 0
+variant := $(if $(filter-out 0 n no,$(UML)),uml,$(if $(filter-out 0 n no,$(DEBUG)),debug,release))
 export KDIR
 # The scripts use all processors themselves, and `deps` comes before what needs it.
 .NOTPARALLEL:
@@ -21,9 +22,10 @@ help:
 ## make coverage             lines of the driver that the tests reach   (TESTS=…; JOBS=n machines at a time)
 ## make vm [CMD='…']         run a command, or a shell, in a virtual machine with the module at hand
 ##         [DEBUG=1] [MEM=4G] [CPUS=2] [DISKS='512M 2G'] [APPEND='kernel parameters'] [LIMIT=seconds]
-##         [SHARE=/directory that the guest may write to]
+##         [SHARE=/directory that the guest may write to]   [UML=1: a process instead of a machine, with
+##         the checks of DEBUG=1; for CMD only]
 ## make bench                measurements   (FULL=1 larger, REPS=n, CPUS=n; ICOUNT=1: instructions instead of time)
-## make kernel [DEBUG=1]     build the test kernel
+## make kernel [DEBUG=1|UML=1]   build the test kernel
 ## make tools                build the blksnap command, libblksnap and the examples (needs cargo and cc)
 ## make tools-static         build it without shared libraries, for an initramfs
 ## make man DIR=…            write the manual pages there
@@ -71,7 +73,7 @@ override APPEND := $(value APPEND)
 export CMD APPEND
 VM = tests/vm
 vm: kernel tools
-	@$(VM) $(if $(filter debug,$(variant)),--debug) $(if $(MEM),--mem $(MEM)) \
+	@$(VM) $(if $(filter-out release,$(variant)),--$(variant)) $(if $(MEM),--mem $(MEM)) \
 		$(if $(CPUS),--cpus $(CPUS)) $(if $(LIMIT),--limit $(LIMIT)) \
 		$(foreach size,$(DISKS),--disk $(size)) $(foreach share,$(SHARE),--share $(share)) \
 		--append "$$APPEND" $(if $(CMD),-- "$$CMD",--interactive)
