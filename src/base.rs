@@ -6,6 +6,6 @@
 pub(crate) mod clock;
 pub(crate) mod delays;
 pub(crate) mod faults;
+pub(crate) mod medium;
 pub(crate) mod params;
-pub(crate) mod resizes;
 pub(crate) mod units;

@@ -38,13 +38,16 @@ DEFINE_STATIC_KEY_DEFERRED_FALSE(blk_filter_enabled, 10 * HZ);
  */
 static DEFINE_SPINLOCK(blk_filter_lock);
 
+/* How high a stack of disks may be for the highest to be told of other data. */
+#define BLK_FILTER_LEVELS	32
+
 /*
  * A partition that got smaller may grow again: what another one writes there
  * meanwhile is shown as well.
  */
 static sector_t blk_filter_sectors(const struct blk_filter *flt)
 {
-	return max(flt->sectors, bdev_nr_sectors(flt->bdev));
+	return max(READ_ONCE(flt->sectors), bdev_nr_sectors(flt->bdev));
 }
 
 /* Whether a filter took the bio. */
@@ -371,6 +374,69 @@ void blk_filter_resize_disk(struct gendisk *disk, sector_t sectors)
 			flt->ops->resized(flt, old, sectors);
 	spin_unlock_irqrestore(&blk_filter_lock, flags);
 }
+
+/*
+ * Called before a partition gets another size, with disk->open_mutex held, which
+ * keeps blk_filter_attach() out.
+ */
+void blk_filter_resize_part(struct block_device *part, sector_t sectors)
+{
+	struct blk_filter_disk *fd = part->bd_disk->filters;
+	struct blk_filter *flt;
+
+	if (!fd)
+		return;
+	spin_lock_irq(&blk_filter_lock);
+	list_for_each_entry(flt, &fd->filters, node)
+		if (flt->bdev == part)
+			WRITE_ONCE(flt->sectors, max(flt->sectors, sectors));
+	spin_unlock_irq(&blk_filter_lock);
+}
+
+static void blk_filter_replace(struct gendisk *disk, int levels)
+{
+	struct blk_filter_disk *fd = READ_ONCE(disk->filters);
+	struct class_dev_iter iter;
+	struct blk_filter *flt;
+	struct device *dev;
+
+	if (fd) {
+		spin_lock_irq(&blk_filter_lock);
+		list_for_each_entry(flt, &fd->filters, node)
+			if (flt->ops->replaced)
+				flt->ops->replaced(flt);
+		spin_unlock_irq(&blk_filter_lock);
+	}
+	if (!levels) {
+		pr_warn_once("%s: too many devices are stacked on it\n",
+			     disk->disk_name);
+		return;
+	}
+	class_dev_iter_init(&iter, &block_class, NULL, &disk_type);
+	while ((dev = class_dev_iter_next(&iter)))
+		if (bd_disk_holds(dev_to_disk(dev), disk))
+			blk_filter_replace(dev_to_disk(dev), levels - 1);
+	class_dev_iter_exit(&iter);
+}
+
+/**
+ * blk_filter_replace_data - tell filters that a disk gets other data
+ * @disk: the disk
+ *
+ * For drivers that let a disk be made of something else, so that what is read
+ * from it is other data that no bio of the disk wrote.  Call it before the first
+ * bio can reach that.  The filters of all disks that are made of this one are
+ * told, too, as far as their drivers say what they are made of
+ * (bd_link_disk_holder()).
+ *
+ * Context: Process context.  Does not wait for I/O, nor for a frozen queue.
+ */
+void blk_filter_replace_data(struct gendisk *disk)
+{
+	if (static_key_enabled(&blk_filter_enabled.key))
+		blk_filter_replace(disk, BLK_FILTER_LEVELS);
+}
+EXPORT_SYMBOL_GPL(blk_filter_replace_data);
 
 /**
  * blk_filter_diskseq - identify the medium of a filtered device

@@ -29,9 +29,20 @@ extern struct device_attribute dev_attr_filters;
 /* blk-filter.c */
 bool __blk_filter_bio(struct bio *bio);
 void blk_filter_resize_disk(struct gendisk *disk, sector_t sectors);
+void blk_filter_resize_part(struct block_device *part, sector_t sectors);
 void blk_filter_del_disk(struct gendisk *disk);
 void blk_filter_del_part(struct block_device *part);
 void blk_filter_release_disk(struct gendisk *disk);
+
+/* holder.c */
+#ifdef CONFIG_BLOCK_HOLDER_DEPRECATED
+bool bd_disk_holds(struct gendisk *disk, struct gendisk *slave);
+#else
+static inline bool bd_disk_holds(struct gendisk *disk, struct gendisk *slave)
+{
+	return false;
+}
+#endif
 
 /* blk-write-gate.c */
 struct blk_write_gate *blk_write_gate_alloc(void);
@@ -73,6 +84,11 @@ static inline void blk_filter_bio_endio(struct bio *bio)
 }
 #else /* CONFIG_BLK_FILTER */
 static inline void blk_filter_resize_disk(struct gendisk *disk,
+					  sector_t sectors)
+{
+}
+
+static inline void blk_filter_resize_part(struct block_device *part,
 					  sector_t sectors)
 {
 }

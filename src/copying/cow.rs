@@ -63,6 +63,7 @@ use crate::{
             planted,
             Fault, //
         },
+        medium::Medium,
         params,
         resizes::Resizes,
         units::Geometry, //
@@ -218,9 +219,9 @@ pub(crate) struct Cow {
     origin: Arc<BdevFile>,
     /// The disk that `origin` is, or is on.
     disk: DiskId,
-    /// How its capacity has changed.
-    resizes: Arc<Resizes>,
-    /// [`Resizes::shrinks`] when the engine was made.
+    /// What became of its data without a bio.
+    medium: Arc<Medium>,
+    /// [`Medium::shrinks`] when the engine was made.
     shrinks: u32,
     geometry: Geometry,
     map: ChunkMap,
@@ -273,7 +274,7 @@ impl Cow {
         space: &Arc<Space>,
         health: &Arc<Health>,
         origin: &Arc<BdevFile>,
-        resizes: &Arc<Resizes>,
+        medium: &Arc<Medium>,
         geometry: Geometry,
     ) -> Result<Arc<Self>> {
         let copies = params::chunk_maximum_in_cache().max(RESERVED);
@@ -294,8 +295,8 @@ impl Cow {
                 health: health.clone(),
                 origin: origin.clone(),
                 disk: origin.bdev().disk_id(),
-                resizes: resizes.clone(),
-                shrinks: resizes.shrinks(),
+                medium: medium.clone(),
+                shrinks: medium.shrinks(),
                 geometry,
                 map: ChunkMap::new(geometry.chunks())?,
                 inner <- new_spinlock!(Inner {

@@ -276,7 +276,7 @@ impl Prepared {
             &snapshot.space,
             &snapshot.health,
             &device.file,
-            device.tracker.resizes(),
+            device.tracker.medium(),
             geometry,
         )?;
         let next = device.tracker.next_map(bdev)?;

@@ -51,8 +51,8 @@ use crate::{
             delay,
             Point, //
         },
+        medium::Medium, //
         params,
-        resizes::Resizes, //
     },
     copying::cow::Cow,
     tracking::cbt::Cbt, //
@@ -104,7 +104,7 @@ pub(crate) struct Tracker {
     /// When that was, in seconds since 1970.
     since: i64,
     device_gone: Atomic<bool>,
-    resizes: Arc<Resizes>,
+    medium: Arc<Medium>,
     /// The snapshot that the device is in. A leaf.
     #[pin]
     membership: SpinLock<Option<Membership>>,
@@ -121,8 +121,8 @@ impl Tracker {
         watcher: Arc<dyn Watch>,
     ) -> Result<impl PinInit<Self, Error>> {
         let bdev = file.bdev();
-        let resizes = Arc::new(Resizes::new(), GFP_KERNEL)?;
-        let cbt = Arc::new(new_map(bdev, &resizes)?, GFP_KERNEL)?;
+        let medium = Arc::new(Medium::new(), GFP_KERNEL)?;
+        let cbt = Arc::new(new_map(bdev, &medium)?, GFP_KERNEL)?;
         let name = CString::try_from_fmt(fmt!("{}", bdev))?;
         let (id, disk, start) = (bdev.id(), bdev.disk_id(), bdev.start_sector());
         let hooked = Hooked {
@@ -139,7 +139,7 @@ impl Tracker {
             name,
             since: real_seconds(),
             device_gone: Atomic::new(false),
-            resizes,
+            medium,
             membership <- new_spinlock!(None),
             cow <- new_spinlock!(None),
             watcher,
@@ -173,12 +173,12 @@ impl Tracker {
 
     /// Whether the device was removed, or has lost its medium.
     pub(crate) fn device_is_gone(&self) -> bool {
-        self.device_gone.load(Relaxed) || self.resizes.lost_medium()
+        self.device_gone.load(Relaxed) || self.medium.is_lost()
     }
 
-    /// How the capacity of its device has changed since tracking began.
-    pub(crate) fn resizes(&self) -> &Arc<Resizes> {
-        &self.resizes
+    /// What became of its device's data without a bio since tracking began.
+    pub(crate) fn medium(&self) -> &Arc<Medium> {
+        &self.medium
     }
 
     /// The disk that the device is, or is a partition of.
@@ -203,14 +203,14 @@ impl Tracker {
     }
 
     /// An empty map to go on with at the next take, if the present one cannot: because the device
-    /// has another size now, or has been smaller, or because its numbers are used up.
+    /// has another size now, was smaller or got other data, or because its numbers are used up.
     pub(crate) fn next_map(&self, bdev: &BlockDevice) -> Result<Option<Arc<Cbt>>> {
         let cbt = self.cbt();
-        let same_size = cbt.sectors() == bdev.sectors() && cbt.shrinks() == self.resizes.shrinks();
+        let same_size = cbt.sectors() == bdev.sectors() && cbt.shrinks() == self.medium.shrinks();
         if same_size && cbt.can_switch() {
             return Ok(None);
         }
-        Ok(Some(Arc::new(new_map(bdev, &self.resizes)?, GFP_KERNEL)?))
+        Ok(Some(Arc::new(new_map(bdev, &self.medium)?, GFP_KERNEL)?))
     }
 
     /// Ends the interval: goes on with `map` or, if there is none, with the next number; and lets
@@ -252,9 +252,9 @@ impl Tracker {
 }
 
 /// An empty map for a device.
-fn new_map(bdev: &BlockDevice, resizes: &Resizes) -> Result<Cbt> {
+fn new_map(bdev: &BlockDevice, medium: &Medium) -> Result<Cbt> {
     // Before the size, which may change beside us.
-    let shrinks = resizes.shrinks();
+    let shrinks = medium.shrinks();
     let map = Cbt::new(
         bdev.sectors(),
         params::tracking_block_minimum_shift(),
@@ -286,7 +286,11 @@ impl Filter for Tracker {
     }
 
     fn resized(&self, old: u64, new: u64) {
-        self.resizes.changes(old, new);
+        self.medium.resized(old, new);
+    }
+
+    fn replaced(&self) {
+        self.medium.replaced();
     }
 
     fn gone(&self) {

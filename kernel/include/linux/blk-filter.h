@@ -53,6 +53,12 @@ struct module;
  *	context, with a spinlock of the filters held: the callback may use
  *	atomics, locks that are safe in hard interrupts, and queue work; it
  *	must not call any blk_filter function.
+ * @replaced: The disk is about to get other data, without a bio: another table of
+ *	device mapper, another offset of a loop device, and the same of a disk
+ *	that this one is made of.  For a filter on a partition, too.  Nothing
+ *	that was known of the data holds any more.  Optional.
+ *
+ *	Called before that data can be read, in the same context as @resized.
  * @gone: The device is being removed.  The last bios may still be shown until
  *	the filter is taken off right after, and after that pass unseen; held
  *	bios must be resubmitted as usual.  Called once, in process context,
@@ -68,6 +74,7 @@ struct blk_filter_operations {
 	u64 op_mask;
 	bool (*submit_bio)(struct blk_filter *flt, struct bio *bio);
 	void (*resized)(struct blk_filter *flt, sector_t old, sector_t new);
+	void (*replaced)(struct blk_filter *flt);
 	void (*gone)(struct blk_filter *flt);
 };
 
@@ -75,7 +82,7 @@ struct blk_filter_operations {
  * struct blk_filter - a filter attached to one block device
  * @ops: the filter's operations
  * @bdev: the device, NULL when not attached or when the device has gone
- * @sectors: its size when the filter was attached
+ * @sectors: the largest size that it has had since the filter was attached
  * @node: entry in the disk's list of filters
  * @held: number of bios the filter holds
  * @wait: woken when @held drops to zero
@@ -95,12 +102,17 @@ struct blk_filter {
 int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev,
 		      const struct blk_filter_operations *ops);
 void blk_filter_detach(struct blk_filter *flt);
+void blk_filter_replace_data(struct gendisk *disk);
 u64 blk_filter_diskseq(struct blk_filter *flt);
 void blk_filter_hold(struct blk_filter *flt, struct bio *bio);
 void blk_filter_resubmit(struct blk_filter *flt, struct bio *bio);
 
 int blk_write_gate_close(struct block_device *bdev, unsigned long timeout);
 void blk_write_gate_open(struct block_device *bdev);
+#else /* CONFIG_BLK_FILTER */
+static inline void blk_filter_replace_data(struct gendisk *disk)
+{
+}
 #endif /* CONFIG_BLK_FILTER */
 
 #endif /* _LINUX_BLK_FILTER_H */

@@ -3,8 +3,8 @@
 //! When the image of a device is lost, and what that means for writes.
 //!
 //! The image is lost with the whole snapshot, see [`health`](crate::storage::health); or alone,
-//! when the device goes, or is given another medium. From then on nothing is copied, and writes
-//! pass.
+//! when the device goes, or is given another medium or other data. From then on nothing is copied,
+//! and writes pass.
 
 use kernel::{
     prelude::*,
@@ -32,10 +32,13 @@ impl Cow {
             || self.medium_has_changed()
     }
 
-    /// Whether the device was given another medium, or lost its own, since the engine was made.
+    /// Whether the device was given another medium or other data, or lost its own, since the engine
+    /// was made.
     #[inline]
     fn medium_has_changed(&self) -> bool {
-        self.origin.bdev().disk_id() != self.disk || self.resizes.lost_medium()
+        self.origin.bdev().disk_id() != self.disk
+            || self.medium.is_lost()
+            || self.medium.was_below(self.shrinks, 1)
     }
 
     /// Whether the device has been too small for the chunks before `to` since the engine was made.
@@ -43,7 +46,7 @@ impl Cow {
     pub(crate) fn device_was_too_small(&self, to: u64) -> bool {
         let end = self.geometry.sector(to).min(self.geometry.sectors);
         let end = self.origin.bdev().start_sector() + end;
-        self.resizes.was_below(self.shrinks, end)
+        self.medium.was_below(self.shrinks, end)
     }
 
     /// Whether nothing is copied any more, and all writes just pass.

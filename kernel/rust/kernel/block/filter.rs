@@ -83,6 +83,12 @@ pub trait Filter: Send + Sync + 'static {
         let _ = (old, new);
     }
 
+    /// The disk is about to get other data without a bio, because it, or a disk that it is made
+    /// of, is made of something else now. Nothing that was known of the data holds any more.
+    ///
+    /// Called before that data can be read, in the same context as [`resized`](Self::resized).
+    fn replaced(&self) {}
+
     /// The device is being removed. The last bios may still come, and some may pass unseen.
     ///
     /// Called in process context with the mutex of the disk's filters held and, for a partition,
@@ -316,6 +322,7 @@ impl<T: Filter> Registration<T> {
         op_mask: T::OPS.0,
         submit_bio: Some(Self::submit_bio_callback),
         resized: Some(Self::resized_callback),
+        replaced: Some(Self::replaced_callback),
         gone: Some(Self::gone_callback),
     };
     const VTABLE: &'static bindings::blk_filter_operations = &Self::OPERATIONS;
@@ -416,6 +423,15 @@ impl<T: Filter> Registration<T> {
         // SAFETY: `filter` is the first field of a `Registration<T>`, which is `repr(C)`.
         let this = unsafe { &*filter.cast::<Self>() };
         this.data.resized(old, new);
+    }
+
+    /// # Safety
+    ///
+    /// Only called by the block layer, with a filter that was attached by `new()`.
+    unsafe extern "C" fn replaced_callback(filter: *mut bindings::blk_filter) {
+        // SAFETY: `filter` is the first field of a `Registration<T>`, which is `repr(C)`.
+        let this = unsafe { &*filter.cast::<Self>() };
+        this.data.replaced();
     }
 
     /// # Safety
