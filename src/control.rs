@@ -32,6 +32,7 @@ use crate::{
 };
 
 pub(crate) mod abi;
+mod feeding;
 pub(crate) mod registry;
 pub(crate) mod sysfs;
 

@@ -213,6 +213,24 @@ impl Snapshot {
         result
     }
 
+    /// Whether something that `other` stores is copied first for an image of this snapshot.
+    pub(crate) fn copies_stores_of(&self, other: &Snapshot) -> Result<bool> {
+        let mut result = Ok(false);
+        self.for_each_captured(|device, captured| {
+            if matches!(result, Ok(false)) {
+                result = other
+                    .space
+                    .ranges_on(device.file.bdev().disk_id())
+                    .map(|ranges| {
+                        common(&device.file, &captured.cow, ranges.iter().copied()).any(
+                            |(start, sectors)| !captured.cow.is_excluded(start, start + sectors),
+                        )
+                    });
+            }
+        });
+        result
+    }
+
     /// Begins the end of the snapshot: its images give errors, its queue of events ends, and
     /// nothing is written to the storage any more. Does not sleep.
     pub(crate) fn close(&self) {
@@ -259,6 +277,22 @@ impl Snapshot {
     }
 }
 
+/// What the captured device `origin` has of ranges of its disk; each as first sector and number of
+/// sectors.
+fn common(
+    origin: &BdevFile,
+    cow: &Cow,
+    ranges: impl Iterator<Item = (u64, u64)>,
+) -> impl Iterator<Item = (u64, u64)> {
+    let from = origin.bdev().start_sector();
+    let to = from + cow.geometry().sectors;
+    ranges.filter_map(move |(sector, sectors)| {
+        let first = sector.max(from);
+        let end = (sector + sectors).min(to);
+        (first < end).then(|| (first - from, end - first))
+    })
+}
+
 /// Excludes what the captured device `origin` has of ranges of its disk, given as first sector and
 /// number of sectors.
 pub(crate) fn exclude(
@@ -266,18 +300,12 @@ pub(crate) fn exclude(
     cow: &Cow,
     ranges: impl Iterator<Item = (u64, u64)>,
 ) -> Result {
-    let from = origin.bdev().start_sector();
-    let to = from + cow.geometry().sectors;
-    let mut common = KVVec::new();
-    for (sector, sectors) in ranges {
-        let first = sector.max(from);
-        let end = (sector + sectors).min(to);
-        if first < end {
-            common.push((first - from, end - first), GFP_KERNEL)?;
-        }
+    let mut excluded = KVVec::new();
+    for range in common(origin, cow, ranges) {
+        excluded.push(range, GFP_KERNEL)?;
     }
-    if common.is_empty() {
+    if excluded.is_empty() {
         return Ok(());
     }
-    cow.exclude(&common)
+    cow.exclude(&excluded)
 }

@@ -22,6 +22,10 @@ pub(crate) enum Fault {
     NoDrain = 6,
     /// The short chunk at the end of a device is not copied.
     LoseTail = 7,
+    /// The client is told that the last device was lost while something is being stored.
+    ToldTooEarly = 8,
+    /// Storage is excluded from being copied in all snapshots, not just where it must be.
+    ExcludeForAll = 9,
 }
 
 /// Whether to do this wrong.

@@ -42,8 +42,11 @@ BLKSNAP_PARAM(free_diff_buffer_pool_size, 0, INT_MAX,
 BLKSNAP_PARAM(diff_storage_minimum, 8, INT_MAX,
 	      "The portion asked for by a low free space event, in sectors, 8 or more");
 
+BLKSNAP_PARAM(diff_storage_timeout, 0, 86400,
+	      "Seconds that writes wait for storage that does not answer, 0 for ever");
+
 #ifdef CONFIG_BLK_SNAP_FAULTS
-BLKSNAP_PARAM(fault, 0, 7,
+BLKSNAP_PARAM(fault, 0, 9,
 	      "What to do wrong, see faults.rs; 0 for nothing");
 #endif
 

@@ -11,6 +11,7 @@ extern unsigned int blksnap_chunk_maximum_in_cache;
 extern unsigned int blksnap_copy_ahead_maximum_ratio;
 extern unsigned int blksnap_free_diff_buffer_pool_size;
 extern unsigned int blksnap_diff_storage_minimum;
+extern unsigned int blksnap_diff_storage_timeout;
 extern unsigned int blksnap_fault;
 extern unsigned int blksnap_delay_us;
 extern unsigned int blksnap_delay_points;

@@ -55,6 +55,7 @@ param!(
     "blksnap_diff_storage_minimum",
     2097152
 );
+param!(DIFF_STORAGE_TIMEOUT, "blksnap_diff_storage_timeout", 60);
 #[cfg(CONFIG_BLK_SNAP_FAULTS)]
 param!(FAULT, "blksnap_fault", 0);
 #[cfg(CONFIG_BLK_SNAP_DELAYS)]
@@ -97,6 +98,11 @@ pub(crate) fn copy_ahead_maximum_ratio() -> u64 {
 /// The portion that a low free space event asks for, in sectors, 8 or more.
 pub(crate) fn diff_storage_minimum() -> u64 {
     u64::from(DIFF_STORAGE_MINIMUM.load(Relaxed))
+}
+
+/// How long writes may wait for storage that does not answer, in seconds; 0 for ever.
+pub(crate) fn diff_storage_timeout() -> i64 {
+    i64::from(DIFF_STORAGE_TIMEOUT.load(Relaxed))
 }
 
 /// What to do wrong, see [`faults`](crate::base::faults); 0 for nothing.

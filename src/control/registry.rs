@@ -51,12 +51,12 @@ use crate::{
         params,
         units::SECTOR_SHIFT, //
     },
+    control::feeding::feeds,
     control::sysfs::{
         Shown,
         ShownSnapshot,
         Sysfs, //
     },
-    copying::cow::engine::Engine,
     image::io::Clones,
     snapshot::{
         self,
@@ -94,7 +94,6 @@ const ANNOUNCE: u64 = 1;
 /// All trackers and snapshots.
 #[pin_data]
 pub(crate) struct Registry {
-    engine: Arc<Engine>,
     clones: Arc<Clones>,
     /// The images' major number.
     major: Arc<Major>,
@@ -108,7 +107,6 @@ pub(crate) struct Registry {
     reap: Work<Registry, REAP>,
     #[pin]
     announce: Work<Registry, ANNOUNCE>,
-    /// Not the engine's queue, which is flushed with `trackers` held: `reap` takes that.
     queue: OwnedQueue,
     sysfs: Sysfs,
 }
@@ -125,7 +123,6 @@ impl Registry {
         let sysfs = Sysfs::new(major.number())?;
         Arc::pin_init(
             try_pin_init!(Self {
-                engine: Engine::new()?,
                 clones: Clones::new()?,
                 major,
                 trackers <- new_mutex!(KVec::new()),
@@ -149,6 +146,16 @@ impl Registry {
         let snapshots = self.snapshots.lock();
         let mut snapshots = snapshots.iter().map(|shown| &shown.snapshot);
         snapshots.find(|s| s.id() == id).cloned().ok_or(ESRCH)
+    }
+
+    /// All snapshots, in the order in which they were created.
+    fn snapshots(&self) -> Result<KVec<Arc<Snapshot>>> {
+        let snapshots = self.snapshots.lock();
+        let mut all = KVec::with_capacity(snapshots.len(), GFP_KERNEL)?;
+        for shown in &*snapshots {
+            all.push(shown.snapshot.clone(), GFP_KERNEL)?;
+        }
+        Ok(all)
     }
 
     /// Calls `f` with all snapshots, in the order in which they were created.
@@ -377,7 +384,12 @@ impl Registry {
         self.for_each_snapshot(|other| other.space.check_overlap(&file, &disjoint))?;
         let room = snapshot.space.with_room(ranges.len())?;
         // Before anything is stored there.
-        self.for_each_snapshot(|captured| captured.exclude(&file, ranges))?;
+        let snapshots = self.snapshots()?;
+        for captured in &snapshots {
+            if feeds(&snapshots, captured, &snapshot)? {
+                captured.exclude(&file, ranges)?;
+            }
+        }
         delay(Point::Excluded);
         if all {
             snapshot.keep_claim(writable.clone())?;
@@ -392,15 +404,17 @@ impl Registry {
         let snapshot = self.snapshot(id)?;
         let minors = self.free_minors(snapshot.devices.len())?;
         let common = take::Common {
-            engine: &self.engine,
             clones: &self.clones,
             major: &self.major,
             group: self.sysfs.images(),
         };
         let result = take::take(&snapshot, &common, &minors, |device, cow| {
             let disk = device.file.bdev().disk_id();
-            self.for_each_snapshot(|other| {
+            snapshots.iter().try_for_each(|other| {
                 let ranges = other.space.ranges_on(disk)?;
+                if ranges.is_empty() || !feeds(&snapshots, &snapshot, other)? {
+                    return Ok(());
+                }
                 snapshot::exclude(&device.file, cow, ranges.iter().copied())
             })
         });
@@ -454,7 +468,6 @@ impl Registry {
         drop(trackers);
         // No work of ours may run when the module's code goes.
         self.queue.flush();
-        self.engine.flush();
     }
 }
 

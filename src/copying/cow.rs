@@ -65,7 +65,6 @@ use crate::{
         },
         medium::Medium,
         params,
-        resizes::Resizes,
         units::Geometry, //
     },
     copying::{
@@ -92,15 +91,15 @@ use crate::{
 };
 
 use ends::Ended;
-use engine::Engine;
 use flights::Flights;
+use resources::Resources;
 
 mod claim;
 mod ends;
-pub(crate) mod engine;
 mod failure;
 mod flights;
 mod parked;
+mod resources;
 mod steps;
 mod store;
 mod writes;
@@ -213,7 +212,7 @@ impl Inner {
 /// The copy engine of one captured device.
 #[pin_data]
 pub(crate) struct Cow {
-    engine: Arc<Engine>,
+    resources: Resources,
     space: Arc<Space>,
     health: Arc<Health>,
     origin: Arc<BdevFile>,
@@ -270,7 +269,6 @@ impl Cow {
     /// Makes an engine for the device `origin`, with as many copies, and as much copying ahead, as
     /// the parameters say now. May sleep.
     pub(crate) fn new(
-        engine: &Arc<Engine>,
         space: &Arc<Space>,
         health: &Arc<Health>,
         origin: &Arc<BdevFile>,
@@ -290,7 +288,7 @@ impl Cow {
         let idle_bytes = free.iter().map(Memory::len).sum();
         Arc::pin_init(
             try_pin_init!(Self {
-                engine: engine.clone(),
+                resources: Resources::new()?,
                 space: space.clone(),
                 health: health.clone(),
                 origin: origin.clone(),
@@ -387,12 +385,14 @@ impl Cow {
 
     /// Queues work items. One that is queued already has not begun to look.
     fn kick(self: &Arc<Self>, kick: Kick) {
-        let queue = &self.engine.queue;
         if kick.writers {
-            let _ = queue.enqueue::<_, WRITERS>(self.clone());
+            let _ = self
+                .resources
+                .letting_go
+                .enqueue::<_, WRITERS>(self.clone());
         }
         if kick.store {
-            let _ = queue.enqueue::<_, STORE>(self.clone());
+            let _ = self.resources.storing.enqueue::<_, STORE>(self.clone());
         }
     }
 
@@ -418,7 +418,7 @@ impl Cow {
 
     /// Whether all sectors from `sector` to before `end`, of those that the device has, are
     /// excluded.
-    fn is_excluded(&self, sector: u64, end: u64) -> bool {
+    pub(crate) fn is_excluded(&self, sector: u64, end: u64) -> bool {
         let end = end.min(self.geometry.sectors);
         self.has_excluded.load(Relaxed) && self.inner.lock().excluded.covers(sector, end)
     }
@@ -443,7 +443,7 @@ impl Cow {
         // not there, which gives them an error.
         this.free_old();
         this.serve_writers();
-        this.engine.flush();
+        this.resources.flush();
         this.free_old();
     }
 }

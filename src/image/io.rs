@@ -126,7 +126,7 @@ impl EndIo for CloneIo {
 
 /// Where the next part of an image bio goes.
 enum Target {
-    /// Nowhere: no meaning.
+    /// Nowhere: it is storage, and reads as zeroes.
     Nothing,
     /// To the original, if these chunks stay untouched.
     Original(u64, u64),
@@ -201,10 +201,12 @@ impl ImageIo {
         let cow = &self.cow;
         let stored;
         let (file, sector, untouched) = match target {
+            Target::Nothing if write => {
+                bio.end(Err(EIO));
+                return None;
+            }
             Target::Nothing => {
-                if !write {
-                    bio.zero_fill();
-                }
+                bio.zero_fill();
                 bio.end(Ok(()));
                 return None;
             }

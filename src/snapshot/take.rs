@@ -60,10 +60,7 @@ use crate::{
         params,
         units::Geometry, //
     },
-    copying::cow::{
-        engine::Engine,
-        Cow, //
-    },
+    copying::cow::Cow,
     image::{
         io::{
             Clones,
@@ -244,8 +241,6 @@ fn stop_in_some_order(
 
 /// What all snapshots use.
 pub(crate) struct Common<'a> {
-    /// For copying.
-    pub(crate) engine: &'a Arc<Engine>,
     /// For the I/O of images.
     pub(crate) clones: &'a Arc<Clones>,
     /// The images' major number.
@@ -272,7 +267,6 @@ impl Prepared {
         let min_shift = params::chunk_minimum_shift().max(block_shift);
         let geometry = Geometry::new(bdev.sectors(), min_shift, params::chunk_maximum_count());
         let cow = Cow::new(
-            common.engine,
             &snapshot.space,
             &snapshot.health,
             &device.file,
@@ -301,9 +295,7 @@ impl Prepared {
     }
 }
 
-/// Takes `snapshot`. The images get the minor numbers `minors`, of which there are as many as
-/// devices. `exclude` is called with each device's engine before the
-/// instant.
+/// Takes `snapshot`. `exclude` is called with each device's engine before the instant.
 ///
 /// Calls must not overlap in time. Fails with `EALREADY` if it was taken, `ENODEV` if it has no
 /// devices, `EFAULT` if it has no storage, `ETIMEDOUT` if a device does not come to rest or the

@@ -3,10 +3,10 @@
 //! The health of a snapshot: whether its images are still good and, if not, whether the client was
 //! told.
 //!
-//! The whole snapshot fails when old data is lost; a single device fails when it is removed. A
-//! failure is final, and the first error counts. The client gets one event for each device. After a
-//! failure of the whole snapshot it gets them only when no write to the storage is in flight, as
-//! they tell it that the storage is its own again.
+//! The whole snapshot fails when old data is lost; a single device fails when it is removed, and
+//! the whole snapshot with the last one. A failure is final, and the first error counts. The client
+//! gets one event for each device. The last of them tells it that the storage is its own again: so
+//! those of a failure of the whole snapshot come only when no write to the storage is in flight.
 
 use kernel::{
     alloc::flags::GFP_KERNEL,
@@ -132,6 +132,11 @@ impl Health {
         for device in &self.devices {
             let _ = device.error.cmpxchg(0, -err.to_errno(), Full);
         }
+        self.failed();
+    }
+
+    /// To be called by who has set the error: there will be no more writes to the storage.
+    fn failed(&self) {
         if self.writes.fetch_sub(1, Full) == 1 {
             self.tell_lost();
         }
@@ -166,13 +171,22 @@ impl Health {
         }
     }
 
-    /// Declares the image of one device lost, because of `err`; the others go on. Does not sleep.
+    /// Declares the image of one device lost, because of `err`; the others go on, if there are any.
+    /// Does not sleep.
     pub(crate) fn fail_device(&self, id: DevId, err: Error) {
-        if let Some(device) = self.devices.iter().find(|device| device.id == id) {
-            pr_err!("snapshot {}: device {} is lost ({:?})\n", self.id, id, err);
-            if device.error.cmpxchg(0, -err.to_errno(), Full).is_ok() {
-                self.tell(device);
-            }
+        let Some(device) = self.devices.iter().find(|device| device.id == id) else {
+            return;
+        };
+        if device.error.cmpxchg(0, -err.to_errno(), Full).is_err() {
+            return;
+        }
+        pr_err!("snapshot {}: device {} is lost ({:?})\n", self.id, id, err);
+        // Of those that are lost at once, the last one at least sees that all are.
+        let good = |device: &DeviceHealth| device.error.load(Acquire) == 0;
+        if self.devices.iter().any(good) || planted(Fault::ToldTooEarly) {
+            self.tell(device);
+        } else if self.set_error(err) {
+            self.failed();
         }
     }
 

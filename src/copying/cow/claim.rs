@@ -152,7 +152,7 @@ impl Cow {
             let _ = inner.old.push_within_capacity(old);
         }
         if inner.old.len() >= MAX_OLD / 2 {
-            let _ = self.engine.queue.enqueue::<_, REAP>(self.clone());
+            let _ = self.resources.storing.enqueue::<_, REAP>(self.clone());
         }
         Ok((bio, index, run.end))
     }

@@ -104,7 +104,7 @@ impl ReadIo {
 
 impl EndIo for ReadIo {
     fn set(&self) -> &BioSet<Self> {
-        &self.cow.engine.reads
+        &self.cow.resources.reads
     }
 
     fn end_io(self, _cloned: Option<OwnedBio>, result: Result) {
@@ -147,7 +147,7 @@ impl StoreIo {
 
 impl EndIo<BATCH> for StoreIo {
     fn set(&self) -> &BioSet<Self, BATCH> {
-        &self.cow.engine.stores
+        &self.cow.resources.stores
     }
 
     fn end_io(self, _cloned: Option<OwnedBio>, result: Result) {
@@ -181,7 +181,10 @@ impl Cow {
         ended.work_pending = true;
         drop(ended);
         if kick {
-            let _ = self.engine.queue.enqueue::<_, WRITERS>(self.clone());
+            let _ = self
+                .resources
+                .letting_go
+                .enqueue::<_, WRITERS>(self.clone());
         }
     }
 
@@ -202,7 +205,7 @@ impl Cow {
         ended.work_pending |= kick;
         drop(ended);
         if kick {
-            let _ = self.engine.queue.enqueue::<_, STORE>(self.clone());
+            let _ = self.resources.storing.enqueue::<_, STORE>(self.clone());
         }
     }
 

@@ -11,7 +11,12 @@ use kernel::{
         },
         filter::HeldList, //
     },
-    prelude::*, //
+    prelude::*,
+    time::{
+        Delta,
+        Instant,
+        Monotonic, //
+    }, //
 };
 
 use core::ops::Range;
@@ -41,8 +46,8 @@ pub(super) struct Flight {
     pub(super) units: u64,
     /// The first of them, once there is a place.
     pub(super) unit: Option<u32>,
-    /// The old data is in memory.
-    in_memory: bool,
+    /// Since when the old data is in memory.
+    in_memory: Option<Instant<Monotonic>>,
     /// Writes that wait until it is.
     pub(super) writers: HeldList,
     /// Parts of image bios that wait until it was stored.
@@ -67,7 +72,7 @@ impl Flight {
             memory,
             units,
             unit: None,
-            in_memory: false,
+            in_memory: None,
             writers: HeldList::new(),
             images: BioList::new(),
             number: 0,
@@ -191,7 +196,7 @@ impl Flights {
     /// The flight that began last of those that are still being read and have chunks from `from`
     /// to before `to`.
     pub(super) fn last_reading(&self, from: u64, to: u64) -> Option<usize> {
-        let reading = |flight: &&Flight| !flight.in_memory && flight.overlaps(from, to);
+        let reading = |flight: &&Flight| flight.in_memory.is_none() && flight.overlaps(from, to);
         let all = self.slots.iter().flatten().filter(reading);
         let last = all.max_by_key(|flight| flight.number)?;
         Some(last.memory.slot.index())
@@ -215,12 +220,19 @@ impl Flights {
         let Some(flight) = self.slots.get_mut(index).and_then(Option::as_mut) else {
             return HeldList::new();
         };
-        self.in_memory += usize::from(!flight.in_memory);
-        flight.in_memory = true;
+        self.in_memory += usize::from(flight.in_memory.is_none());
+        flight.in_memory = Some(Instant::now());
         // There is room for all.
         let _ = self.unstored.push_within_capacity(index);
         self.unstored_units += flight.units;
         flight.writers.take()
+    }
+
+    /// For how long the oldest copy has been in memory, and not been stored.
+    pub(super) fn oldest_in_memory(&self) -> Delta {
+        let all = self.slots.iter().flatten();
+        let ages = all.filter_map(|flight| Some(flight.in_memory?.elapsed()));
+        ages.max().unwrap_or(Delta::ZERO)
     }
 
     /// Whether there is something to be stored.
@@ -274,7 +286,7 @@ impl Flights {
     pub(super) fn end(&mut self, index: usize) -> Option<Flight> {
         let flight = self.slots.get_mut(index)?.take()?;
         self.count -= 1;
-        self.in_memory -= usize::from(flight.in_memory);
+        self.in_memory -= usize::from(flight.in_memory.is_some());
         self.with_parked_bios -= usize::from(!flight.images.is_empty());
         Some(flight)
     }

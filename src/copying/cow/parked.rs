@@ -77,7 +77,7 @@ impl Cow {
             return;
         }
         self.requeued.lock().append(bios);
-        let _ = self.engine.requeue.enqueue::<_, REQUEUE>(self.clone());
+        let _ = self.resources.images.enqueue::<_, REQUEUE>(self.clone());
     }
 }
 

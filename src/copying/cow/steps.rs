@@ -11,7 +11,10 @@ use kernel::{
         atomic::Relaxed,
         Arc, //
     },
-    time::msecs_to_jiffies,
+    time::{
+        msecs_to_jiffies,
+        Delta, //
+    },
     workqueue::{
         owned::OwnedQueue,
         WorkItem, //
@@ -34,9 +37,12 @@ use super::{
     WRITERS, //
 };
 use crate::{
-    base::delays::{
-        delay,
-        Point, //
+    base::{
+        delays::{
+            delay,
+            Point, //
+        },
+        params, //
     },
     copying::{
         chunk_map::Place,
@@ -121,7 +127,7 @@ impl Cow {
     }
 
     fn queue(&self) -> &OwnedQueue {
-        &self.engine.queue
+        &self.resources.storing
     }
 
     /// Has [`STORE`] run after [`TICK_MS`], for what was read and for the ends of stores.
@@ -131,6 +137,12 @@ impl Cow {
             let delay = msecs_to_jiffies(TICK_MS);
             let _ = OwnedQueue::enqueue_delayed::<_, TICK>(self.clone(), Self::queue, delay);
         }
+    }
+
+    /// Whether the storage has not answered for so long that writes shall not wait for it.
+    fn storage_hangs(&self, inner: &Inner) -> bool {
+        let limit = params::diff_storage_timeout();
+        limit != 0 && inner.flights.oldest_in_memory() > Delta::from_secs(limit)
     }
 
     /// A flight has ended, good or bad. Does not sleep if no writes wait for it, or if
@@ -233,7 +245,16 @@ impl WorkItem<TICK> for Cow {
         let mut inner = this.inner.lock();
         inner.flush = true;
         let busy = inner.tick.take();
+        // As the work item that stores may hang itself. After a failure there is nothing to watch.
+        if inner.flights.in_memory() != 0 && !this.image_has_failed() {
+            this.arm_tick(&mut inner);
+        }
+        let hangs = !inner.writers.is_empty() && this.storage_hangs(&inner);
         drop(inner);
+        if hangs {
+            this.fail(ETIMEDOUT);
+            this.kick(Kick::WRITERS);
+        }
         this.kick(Kick::STORE);
         drop(busy);
     }
