@@ -40,9 +40,9 @@ pub(crate) struct Image {
     io: Arc<ImageIo>,
     /// The original's map, once the instant has come.
     cbt: SetOnce<Arc<Cbt>>,
-    /// What came before. A leaf; not taken in interrupts.
+    /// What came before; `None` if it will not come. A leaf; not taken in interrupts.
     #[pin]
-    early: SpinLock<BioList>,
+    early: SpinLock<Option<BioList>>,
 }
 
 impl Image {
@@ -52,7 +52,7 @@ impl Image {
             pin_init!(Self {
                 io: io.clone(),
                 cbt: SetOnce::new(),
-                early <- new_spinlock!(BioList::new()),
+                early <- new_spinlock!(Some(BioList::new())),
             }),
             GFP_KERNEL,
         )
@@ -73,10 +73,20 @@ impl Image {
         let mut bios = {
             let mut early = self.early.lock();
             self.cbt.populate(cbt);
-            early.take()
+            early.take().unwrap_or_default()
         };
         while let Some(bio) = bios.pop() {
             self.serve(bio);
+        }
+    }
+
+    /// The take has failed: what came and comes gets an error. To be called before the disk is
+    /// removed, which waits for it.
+    pub(crate) fn give_up(&self) {
+        let early = self.early.lock().take();
+        let mut bios = early.unwrap_or_default();
+        while let Some(bio) = bios.pop() {
+            bio.end(Err(EIO));
         }
     }
 
@@ -93,11 +103,17 @@ impl Image {
 
     fn wait(&self, bio: OwnedBio) {
         let mut early = self.early.lock();
-        if self.cbt.as_ref().is_none() {
-            return early.push(bio);
+        if self.cbt.as_ref().is_some() {
+            drop(early);
+            return self.serve(bio);
         }
-        drop(early);
-        self.serve(bio);
+        match &mut *early {
+            Some(early) => early.push(bio),
+            None => {
+                drop(early);
+                bio.end(Err(EIO));
+            }
+        }
     }
 }
 

@@ -402,13 +402,13 @@ impl Registry {
     pub(crate) fn take(&self, id: Uuid) -> Result {
         let _serial = self.trackers.lock();
         let snapshot = self.snapshot(id)?;
-        let minors = self.free_minors(snapshot.devices.len())?;
         let common = take::Common {
             clones: &self.clones,
             major: &self.major,
             group: self.sysfs.images(),
         };
-        let result = take::take(&snapshot, &common, &minors, |device, cow| {
+        let snapshots = self.snapshots()?;
+        let result = take::take(&snapshot, &common, |device, cow| {
             let disk = device.file.bdev().disk_id();
             snapshots.iter().try_for_each(|other| {
                 let ranges = other.space.ranges_on(disk)?;
@@ -424,29 +424,6 @@ impl Registry {
             }
         }
         result
-    }
-
-    /// The lowest free minor numbers for images.
-    fn free_minors(&self, count: usize) -> Result<KVec<u32>> {
-        let mut used = KVec::new();
-        self.for_each_snapshot(|snapshot| {
-            let mut result = Ok(());
-            snapshot.for_each_captured(|_, captured| {
-                if let Err(err) = used.push(captured.image.id().minor, GFP_KERNEL) {
-                    result = Err(err.into());
-                }
-            });
-            result
-        })?;
-        let mut minors = KVec::with_capacity(count, GFP_KERNEL)?;
-        let mut minor = 0;
-        while minors.len() < count {
-            if !used.contains(&minor) {
-                minors.push(minor, GFP_KERNEL)?;
-            }
-            minor += 1;
-        }
-        Ok(minors)
     }
 
     /// Destroys all snapshots and ends all tracking, for the module to be unloaded.

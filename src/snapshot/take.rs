@@ -43,7 +43,8 @@ use kernel::{
         msecs_to_jiffies,
         Instant,
         Monotonic, //
-    }, //
+    },
+    types::ScopeGuard, //
 };
 
 use crate::{
@@ -257,7 +258,7 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new(device: &Device, snapshot: &Snapshot, common: &Common<'_>, minor: u32) -> Result<Self> {
+    fn new(device: &Device, snapshot: &Snapshot, common: &Common<'_>) -> Result<Self> {
         let bdev = device.file.bdev();
         if bdev.sectors() == 0 {
             return Err(ENXIO);
@@ -277,13 +278,12 @@ impl Prepared {
         let fresh = next.is_some();
         let options = Options {
             major: common.major,
-            minor,
             sectors: bdev.sectors(),
             like: Some(bdev),
             group: common.group,
         };
         let image = Image::new(&ImageIo::new(&cow, common.clones)?)?;
-        let image = BioDisk::new(fmt!("blksnap-image{minor}"), options, image)?;
+        let image = BioDisk::new(c"blksnap-image", options, image)?;
         Ok(Self {
             captured: Captured {
                 cow,
@@ -303,7 +303,6 @@ impl Prepared {
 pub(crate) fn take(
     snapshot: &Snapshot,
     common: &Common<'_>,
-    minors: &[u32],
     exclude: impl Fn(&Device, &Cow) -> Result,
 ) -> Result {
     match &*snapshot.state.lock() {
@@ -320,13 +319,21 @@ pub(crate) fn take(
         return Err(EFAULT);
     }
 
-    let mut prepared = KVec::with_capacity(count, GFP_KERNEL)?;
-    for (device, &minor) in devices.iter().zip(minors) {
-        let this = Prepared::new(device, snapshot, common, minor)?;
-        delay(Point::Prepared);
-        exclude(device, &this.captured.cow)?;
-        device.tracker.set_cow(Some(this.captured.cow.clone()));
+    // On failure the disks are removed, which waits for what is sent to them.
+    let give_up = |prepared: KVec<(&Device, Prepared)>| {
+        for (_, this) in &prepared {
+            this.captured.image.data().give_up();
+        }
+    };
+    let mut prepared = ScopeGuard::new_with_data(KVec::with_capacity(count, GFP_KERNEL)?, give_up);
+    for device in devices {
+        let this = Prepared::new(device, snapshot, common)?;
+        let cow = this.captured.cow.clone();
+        // There is room: nothing is dropped here.
         prepared.push((device, this), GFP_KERNEL)?;
+        delay(Point::Prepared);
+        exclude(device, &cow)?;
+        device.tracker.set_cow(Some(cow));
     }
     let mut captured = KVec::with_capacity(count, GFP_KERNEL)?;
     let mut old = KVec::with_capacity(count, GFP_KERNEL)?;
@@ -335,7 +342,7 @@ pub(crate) fn take(
     // it, as a rule, and can come to rest only as long as the other one runs.
     let seq = |device: &Device| device.file.bdev().disk_id().seq();
     let mut order: KVec<&(&Device, Prepared)> = KVec::with_capacity(count, GFP_KERNEL)?;
-    for item in &prepared {
+    for item in prepared.iter() {
         let older = |other: &&(&Device, Prepared)| seq(other.0) < seq(item.0);
         let at = order.iter().position(older).unwrap_or(order.len());
         order.insert_within_capacity(at, item).map_err(|_| ENOMEM)?;
@@ -383,7 +390,7 @@ pub(crate) fn take(
     drop(old);
 
     delay(Point::LetGo);
-    for (device, this) in prepared {
+    for (device, this) in prepared.dismiss() {
         let this = this.captured;
         device.tracker.set_map(this.cbt.clone());
         this.mark_excluded();

@@ -20,31 +20,68 @@ use crate::{
         from_err_ptr,
         to_result, //
     },
-    fmt::{
-        self,
-        Write, //
-    },
+    fmt::Write,
     module::this_module,
     prelude::*,
     static_lock_class,
     str::NullTerminatedFormatter,
     sync::{
+        new_mutex,
         Arc,
-        ArcBorrow, //
+        ArcBorrow,
+        Mutex, //
     },
     sysfs::Group,
     types::ScopeGuard, //
 };
 use core::ptr::NonNull;
 
+/// A disk that has a minor number.
+///
+/// # Invariants
+///
+/// Owns a reference on `disk`, of which `part0` is the whole.
+struct Numbered {
+    minor: u32,
+    disk: NonNull<bindings::gendisk>,
+    part0: *mut bindings::block_device,
+    /// It is being added, or was; and not removed.
+    live: bool,
+}
+
+// SAFETY: References on a disk may be given back by any thread.
+unsafe impl Send for Numbered {}
+
+impl Numbered {
+    /// Whether somebody may still find it by its number: it was not removed, or is open, as it is
+    /// as long as a file system on it is mounted.
+    fn is_used(&self) -> bool {
+        // SAFETY: We have a reference. The counter is only changed by atomic operations.
+        let openers = unsafe { (&raw const (*self.part0).bd_openers.counter).read_volatile() };
+        // Nobody can open a disk that was removed: it stays 0.
+        self.live || openers != 0
+    }
+}
+
+impl Drop for Numbered {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::put_disk(self.disk.as_ptr()) };
+    }
+}
+
 /// A major number for block devices, given back when dropped. Its disks keep it.
 ///
 /// # Invariants
 ///
 /// `number` is registered under `name`.
+#[pin_data(PinnedDrop)]
 pub struct Major {
     number: c_uint,
     name: &'static CStr,
+    /// The disks that have its minor numbers, in their order. A leaf.
+    #[pin]
+    disks: Mutex<KVec<Numbered>>,
 }
 
 impl Major {
@@ -55,22 +92,70 @@ impl Major {
         let ret = unsafe { bindings::__register_blkdev(0, name_ptr, None) };
         to_result(ret.min(0))?;
         // INVARIANT: Just registered.
-        let this = Self {
+        let this = pin_init!(Self {
             // CAST: Positive, as there was no error.
             number: ret as c_uint,
             name,
-        };
-        Ok(Arc::new(this, GFP_KERNEL)?)
+            disks <- new_mutex!(KVec::new()),
+        });
+        Arc::pin_init(this, GFP_KERNEL).inspect_err(|_| {
+            // SAFETY: Registered above, and nobody has it.
+            unsafe { bindings::unregister_blkdev(ret as c_uint, name_ptr) }
+        })
     }
 
     /// The number.
     pub fn number(&self) -> u32 {
         self.number
     }
+
+    /// Gives `disk` the lowest minor number that is free, until it was removed and the last of its
+    /// users has closed it. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// The caller has a reference on `disk`.
+    unsafe fn give_number(&self, disk: NonNull<bindings::gendisk>) -> Result<u32> {
+        let mut disks = self.disks.lock();
+        disks.retain(|numbered| numbered.is_used());
+        let taken = |minor: &u32| {
+            disks
+                .get(*minor as usize)
+                .is_some_and(|n| n.minor == *minor)
+        };
+        // They are in order: those before the first gap are where their number says.
+        let minor = (0..disks.len() as u32).find(|minor| !taken(minor));
+        let minor = minor.unwrap_or(disks.len() as u32);
+        disks.reserve(1, GFP_KERNEL)?;
+        // SAFETY: As the caller says.
+        let part0 = unsafe { (*disk.as_ptr()).part0 };
+        // SAFETY: It lives as long as the disk.
+        unsafe { bindings::get_device(&raw mut (*part0).bd_device) };
+        // INVARIANT: We have just got a reference.
+        let numbered = Numbered {
+            minor,
+            disk,
+            part0,
+            live: true,
+        };
+        disks
+            .insert_within_capacity(minor as usize, numbered)
+            .map_err(|_| ENOMEM)?;
+        Ok(minor)
+    }
+
+    /// The disk with that number is not there any more, for who would open it.
+    fn removed(&self, disk: NonNull<bindings::gendisk>) {
+        let mut disks = self.disks.lock();
+        if let Some(numbered) = disks.iter_mut().find(|numbered| numbered.disk == disk) {
+            numbered.live = false;
+        }
+    }
 }
 
-impl Drop for Major {
-    fn drop(&mut self) {
+#[pinned_drop]
+impl PinnedDrop for Major {
+    fn drop(self: Pin<&mut Self>) {
         let name = crate::str::as_char_ptr_in_const_context(self.name);
         // SAFETY: Registered by the type invariant.
         unsafe { bindings::unregister_blkdev(self.number, name) };
@@ -90,8 +175,6 @@ pub trait Operations: Send + Sync + Sized + 'static {
 pub struct Options<'a, T: 'static> {
     /// Whose major number the disk has.
     pub major: &'a Arc<Major>,
-    /// The minor number.
-    pub minor: u32,
     /// The number of sectors of 512 bytes.
     pub sectors: u64,
     /// The device whose block sizes and alignment the disk takes over, if any.
@@ -109,7 +192,7 @@ pub struct BioDisk<T: Operations> {
     disk: NonNull<bindings::gendisk>,
     data: Arc<T>,
     id: DevId,
-    _major: Arc<Major>,
+    major: Arc<Major>,
     _group: Arc<Group<T>>,
 }
 
@@ -119,8 +202,9 @@ unsafe impl<T: Operations> Send for BioDisk<T> {}
 unsafe impl<T: Operations> Sync for BioDisk<T> {}
 
 impl<T: Operations> BioDisk<T> {
-    /// Adds a disk, without partitions, served by `data`. May sleep.
-    pub fn new(name: fmt::Arguments<'_>, options: Options<'_, T>, data: Arc<T>) -> Result<Self> {
+    /// Adds a disk, without partitions, served by `data`. It has the lowest minor number that is
+    /// free, and `name` with that number behind it. May sleep.
+    pub fn new(name: &CStr, options: Options<'_, T>, data: Arc<T>) -> Result<Self> {
         let mut limits: bindings::queue_limits = pin_init::zeroed();
         // SAFETY: A plain data structure.
         unsafe { bindings::blk_set_stacking_limits(&mut limits) };
@@ -161,16 +245,21 @@ impl<T: Operations> BioDisk<T> {
             unsafe { bindings::put_disk(disk) }
         });
 
+        let disk = NonNull::new(disk).ok_or(ENOMEM)?;
+        // SAFETY: We have a reference.
+        let minor = unsafe { options.major.give_number(disk) }?;
+        let number = ScopeGuard::new(|| options.major.removed(disk));
+        let disk = disk.as_ptr();
         // SAFETY: The disk is ours alone until it was added.
         let raw = unsafe { &mut *disk };
         raw.major = options.major.number as c_int;
-        raw.first_minor = options.minor as c_int;
+        raw.first_minor = minor as c_int;
         raw.minors = 1;
         raw.flags |= bindings::GENHD_FL_NO_PART as c_int;
         raw.fops = Self::VTABLE;
         raw.private_data = Arc::as_ptr(&data).cast_mut().cast();
         let mut writer = NullTerminatedFormatter::new(&mut raw.disk_name).ok_or(EINVAL)?;
-        writer.write_fmt(name)?;
+        writer.write_fmt(fmt!("{name}{minor}"))?;
         // SAFETY: The disk is ours.
         unsafe { bindings::set_capacity(disk, options.sectors) };
         // SAFETY: The disk is ours, and nobody else uses its device's driver data.
@@ -184,6 +273,7 @@ impl<T: Operations> BioDisk<T> {
                 options.group.as_raw().cast_mut(),
             )
         })?;
+        number.dismiss();
         cleanup.dismiss();
         // INVARIANT: Just added.
         Ok(Self {
@@ -192,9 +282,9 @@ impl<T: Operations> BioDisk<T> {
             data,
             id: DevId {
                 major: options.major.number,
-                minor: options.minor,
+                minor,
             },
-            _major: options.major.clone(),
+            major: options.major.clone(),
             _group: options.group.clone(),
         })
     }
@@ -235,6 +325,7 @@ impl<T: Operations> Drop for BioDisk<T> {
     fn drop(&mut self) {
         // SAFETY: Added by the type invariant. No `submit_bio` runs when this returns.
         unsafe { bindings::del_gendisk(self.disk.as_ptr()) };
+        self.major.removed(self.disk);
         // SAFETY: We give up our reference. Users that have the disk open keep it, without `data`.
         unsafe { bindings::put_disk(self.disk.as_ptr()) };
     }

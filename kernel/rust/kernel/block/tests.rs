@@ -77,13 +77,12 @@ impl ZeroDisk {
     fn new(major: &Arc<Major>) -> Result<Self> {
         let options = Options {
             major,
-            minor: 0,
             sectors: 2048,
             like: None,
             group: &Group::new(None, &[], &[])?,
         };
         let data = Arc::new(Zeroes, GFP_KERNEL)?;
-        let disk = BioDisk::new(fmt!("kunit-zeroes"), options, data)?;
+        let disk = BioDisk::new(c"kunit-zeroes", options, data)?;
         Ok(Self {
             file: BdevFile::open(disk.id())?,
             _disk: disk,
