@@ -118,12 +118,20 @@ pub fn open(devices: &[DevId], args: &args::StorageArgs, default: &Path) -> Resu
         reserve: args.reserve,
     };
     let place = options.place.directory();
-    let session = Session::create(devices, options)?;
+    let session = Session::create(devices, options.clone())?;
     if let Some(reserved) = session.reserved_bytes() {
         output::remark(format!(
             "difference storage: {} reserved in {}",
             Size(reserved),
             place.display()
+        ));
+    }
+    if let Some(errno) = session.changeable_storage() {
+        output::remark(format!(
+            "difference storage: its files in {} cannot be made immutable ({errno}): do not change, defragment, move or \
+             remove {}*.storage while the snapshot is held",
+            place.display(),
+            options.place.with("blksnap-").display()
         ));
     }
     Ok(session)

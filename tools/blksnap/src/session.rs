@@ -24,6 +24,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::control::{Control, Image};
 use crate::error::{Error, Result};
 use crate::id::{DevId, SnapshotId};
+use crate::owner::{self, Claim};
 use crate::state::{self, ImageState, SnapshotState};
 use crate::storage::{Place, remove_stale};
 use crate::units::ByteSet;
@@ -104,7 +105,8 @@ pub struct Taken {
 /// a device that is built on a captured one (a logical volume, a loop device on a file).
 ///
 /// The files are removed only after the snapshot has been destroyed: the module may write to their
-/// blocks until then. A process that is killed leaves both behind, and the next session with the
+/// blocks until then. So they are immutable meanwhile, where that is possible. A process that is killed
+/// leaves both behind, and the next session with the
 /// same place removes both, whatever its devices are: the files of a session that lives are locked,
 /// and these are not. ([`remove_stale`] does only that.) A process that forks without exec(2) keeps
 /// the locks as long as the child lives.
@@ -128,6 +130,8 @@ pub struct Session {
     images: Vec<Image>,
     taken: Option<Taken>,
     destroyed: bool,
+    /// Tells others that this process lives.
+    _claim: Option<Claim>,
 }
 
 impl Session {
@@ -138,6 +142,7 @@ impl Session {
     pub fn create(devices: &[DevId], options: SessionOptions) -> Result<Self> {
         let control = Control::open()?;
         remove_stale(&options.place, &control)?;
+        owner::forget_ended(&control)?;
         let feeder_control = Control::open()?;
         let shared = Arc::new(Shared::new()?);
         let id = control.snapshot_create(devices)?;
@@ -150,6 +155,7 @@ impl Session {
             images: Vec::new(),
             taken: None,
             destroyed: false,
+            _claim: Claim::new(id, &options.place),
         };
         let mut feeder = Feeder::new(feeder_control, id, devices, options, shared)?;
         feeder.first_portion()?;
@@ -261,6 +267,12 @@ impl Session {
     /// is added to them.
     pub fn reserved_bytes(&self) -> Option<u64> {
         self.shared.reserved()
+    }
+
+    /// Why difference files can be changed, moved and removed by others; `None` if all were made
+    /// immutable (see [`storage`](crate::storage)).
+    pub fn changeable_storage(&self) -> Option<Errno> {
+        self.shared.changeable()
     }
 
     /// What the module shows of the snapshot.

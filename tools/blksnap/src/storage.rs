@@ -4,7 +4,8 @@
 //!
 //! The module writes to ranges of block devices and knows no files. So a file is given its space
 //! with fallocate(2), made durable, and its extents are asked for with FIEMAP. From then on the
-//! file must not be changed, moved or removed until the snapshot has been destroyed.
+//! file must not be changed, moved or removed until the snapshot has been destroyed: so it is made
+//! immutable (`chattr +i`) where that is possible.
 //!
 //! # Storage on a captured device
 //!
@@ -20,6 +21,7 @@
 
 mod extents;
 mod files;
+mod fixed;
 mod portions;
 
 pub use extents::{Extents, extents_of};

@@ -112,9 +112,21 @@ impl Storage<'_> {
     }
 
     /// Removes the files, of a snapshot that has ended.
-    fn remove(self) -> Result<()> {
-        let results: Vec<_> = self.files.into_iter().map(StorageFile::remove).collect();
+    fn remove(mut self) -> Result<()> {
+        let files = std::mem::take(&mut self.files);
+        let results: Vec<_> = files.into_iter().map(StorageFile::remove).collect();
         Ok(results.into_iter().collect::<blksnap::Result<()>>()?)
+    }
+}
+
+impl Drop for Storage<'_> {
+    /// Files that stay are removed by scripts with `rm`, as those of the older tool were.
+    fn drop(&mut self) {
+        for file in &self.files {
+            if let Err(error) = file.make_changeable() {
+                eprintln!("blksnap: {error}");
+            }
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use blksnap::state::{ImageState, SnapshotState, TrackerState};
-use blksnap::{CbtInfo, Control, DevId, Image, SnapshotId};
+use blksnap::{CbtInfo, Control, DevId, Image, Owner, SnapshotId};
 use rustix::io::Errno;
 use serde::Serialize;
 use uuid::Uuid;
@@ -59,6 +59,8 @@ pub struct Snapshot {
     pub memory: Option<u64>,
     /// Events that nobody has fetched.
     pub events: Option<u64>,
+    /// Who made it, if that is known.
+    pub owner: Option<Holder>,
     pub devices: Vec<Captured>,
 }
 
@@ -78,6 +80,16 @@ pub struct Storage {
     pub used: Option<u64>,
     /// All that was asked for so far.
     pub requested: Option<u64>,
+}
+
+/// The process that made a snapshot.
+#[derive(Debug, Serialize)]
+pub struct Holder {
+    pub pid: u32,
+    /// Whether it still lives: if not, nobody ends the snapshot, or gives it storage.
+    pub alive: bool,
+    /// What the paths of its difference files begin with.
+    pub storage: PathBuf,
 }
 
 /// A device of a snapshot, and its image, which is there from the take on.
@@ -165,11 +177,22 @@ impl Snapshot {
             reads_retried: state.number("reads_retried"),
             memory: state.number("memory"),
             events: state.number("events"),
+            owner: Owner::of(id).map(Holder::from),
             devices: match images {
                 Some(images) => images.iter().map(Captured::from).collect(),
                 None => state.originals().map(Captured::from).collect(),
             },
         })
+    }
+}
+
+impl From<Owner> for Holder {
+    fn from(owner: Owner) -> Self {
+        Self {
+            pid: owner.pid,
+            alive: owner.alive,
+            storage: owner.storage,
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::read::{Captured, Failure, Phase, Snapshot, Status, Tracker};
+use super::read::{Captured, Failure, Holder, Phase, Snapshot, Status, Tracker};
 use crate::size::Size;
 
 /// All of it, as it is at a time.
@@ -66,6 +66,9 @@ fn paragraph(snapshot: &Snapshot, now: SystemTime) -> Vec<String> {
     if let Some(error) = &snapshot.error {
         lines.extend(failure(error));
     }
+    if let Some(owner) = snapshot.owner.as_ref().filter(|owner| !owner.alive) {
+        lines.extend(orphan(snapshot, owner));
+    }
     let storage = &snapshot.storage;
     if let (Some(used), Some(size)) = (storage.used, storage.size) {
         let mut line = format!("  storage: {} used of {}", Size(used), Size(size));
@@ -114,6 +117,22 @@ fn place(device: &Captured) -> Vec<String> {
         None => "no image yet".into(),
     };
     vec![image, format!("of {}", device.device.display())]
+}
+
+/// What it means that the process of a snapshot has ended, and what to do.
+fn orphan(snapshot: &Snapshot, owner: &Holder) -> [String; 2] {
+    let storage = owner.storage.display();
+    [
+        format!(
+            "  owner gone: process {} has ended, and nobody gives it storage",
+            owner.pid
+        ),
+        format!(
+            "  to do: blksnap snapshot_destroy -i {}; its files {storage}blksnap-{0}-* (immutable: chattr -i) are \
+             removed by the next blksnap with --storage {storage}, which also ends the snapshot",
+            snapshot.id
+        ),
+    ]
 }
 
 /// What an error means, and what to do.
@@ -237,6 +256,11 @@ mod tests {
             reads_retried: Some(0),
             memory: Some(4096),
             events: Some(0),
+            owner: Some(Holder {
+                pid: 77,
+                alive: false,
+                storage: "/mnt/".into(),
+            }),
             devices: vec![Captured {
                 device: "/dev/vda".into(),
                 number: "254:0".into(),
@@ -260,6 +284,10 @@ DEVICE    NUMBER  SIZE      BLOCK     TRACKED     LAST  SNAPSHOT
 snapshot 00000000-0000-0000-0000-000000000000: CORRUPTED, taken 10 s ago
   error 28: full
   to do: take it again
+  owner gone: process 77 has ended, and nobody gives it storage
+  to do: blksnap snapshot_destroy -i 00000000-0000-0000-0000-000000000000; its files \
+/mnt/blksnap-00000000-0000-0000-0000-000000000000-* (immutable: chattr -i) are removed by the next blksnap with \
+--storage /mnt/, which also ends the snapshot
   storage: 16.0 MiB used of 16.0 MiB; waits for 16.0 MiB more
   copied: 15.0 MiB of old data, 1 write held, 0 copies in flight, 4.00 KiB of memory
   /dev/blksnap-image0  of /dev/vda

@@ -80,6 +80,12 @@ impl Shared {
         lock(&self.storage).given.len()
     }
 
+    /// Why files could not be made immutable; of the last one that could not.
+    pub(super) fn changeable(&self) -> Option<Errno> {
+        let storage = lock(&self.storage);
+        storage.files.iter().rev().find_map(StorageFile::changeable)
+    }
+
     pub(super) fn storage_on(&self, device: DevId) -> ByteSet {
         let storage = lock(&self.storage);
         let mut set = ByteSet::default();

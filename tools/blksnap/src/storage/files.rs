@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, OFlags, flock, li
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use super::{Extents, extents_of};
+use super::{Extents, extents_of, fixed};
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
@@ -48,6 +48,11 @@ impl Place {
         path.into()
     }
 
+    /// What all paths begin with.
+    pub fn prefix(&self) -> &Path {
+        Path::new(&self.0)
+    }
+
     /// The directory that the files are made in.
     pub fn directory(&self) -> PathBuf {
         self.split().0
@@ -73,14 +78,17 @@ impl Place {
 /// [`StorageFile::remove`].
 ///
 /// It is locked (flock(2)) as long as this value lives: a file that is not has lost the process
-/// that made it, which is how [`remove_stale`] knows it.
+/// that made it, which is how [`remove_stale`] knows it. It is immutable until it is removed, where
+/// that is possible: the module writes to its blocks, and they must stay its own.
 #[derive(Debug)]
 pub struct StorageFile {
     /// Kept open, for the lock, and so that a file removed by somebody else while the snapshot is
     /// held keeps its space.
-    _file: File,
+    file: File,
     path: PathBuf,
     extents: Extents,
+    /// Why it could not be made immutable.
+    changeable: Option<Errno>,
 }
 
 impl StorageFile {
@@ -100,10 +108,13 @@ impl StorageFile {
         // Not by its name in /proc, which an initramfs may not have.
         linkat(&file, "", CWD, path, AtFlags::EMPTY_PATH)
             .map_err(failed("create the storage file"))?;
+        // Only now: an immutable file cannot get a name.
+        let changeable = fixed::set(&file, true).err();
         Ok(Self {
-            _file: file,
+            file,
             path: path.to_owned(),
             extents,
+            changeable,
         })
     }
 
@@ -117,8 +128,24 @@ impl StorageFile {
         &self.extents
     }
 
+    /// Why the file can be changed, moved and removed by others; `None` if it was made immutable.
+    pub fn changeable(&self) -> Option<Errno> {
+        self.changeable
+    }
+
+    /// Lets others change the file, for when it has to stay and nobody will be there to
+    /// [remove](Self::remove) it. It is up to them not to do so while the snapshot is held.
+    pub fn make_changeable(&self) -> Result<()> {
+        if self.changeable.is_some() {
+            return Ok(());
+        }
+        fixed::set(&self.file, false)
+            .map_err(|errno| Error::file("undo `chattr +i` of", &self.path, errno))
+    }
+
     /// Removes the file. The snapshot must no longer use it.
     pub fn remove(self) -> Result<()> {
+        self.make_changeable()?;
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::file("remove the storage file", &self.path, error))
@@ -158,8 +185,13 @@ pub fn remove_stale(place: &Place, control: &Control) -> Result<Vec<PathBuf>> {
     for (id, files) in stale(place) {
         // The module may write to the files until then.
         control.snapshot_end(id)?;
-        let paths = files.into_iter().map(|(path, _lock)| path);
-        removed.extend(paths.filter(|path| fs::remove_file(path).is_ok()));
+        for (path, file) in files {
+            // Whether this was needed, and has worked, is seen by removing it.
+            let _ = fixed::set(&file, false);
+            if fs::remove_file(&path).is_ok() {
+                removed.push(path);
+            }
+        }
     }
     Ok(removed)
 }
@@ -262,6 +294,24 @@ mod tests {
         assert!(stale(&place).is_empty());
         drop((found, lock));
         assert_eq!(stale(&place).len(), 2);
+    }
+
+    #[test]
+    fn a_file_is_immutable_until_it_is_removed() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = dir.path().join("x");
+        let Ok(file) = StorageFile::create(&path, 1 << 20) else {
+            eprintln!("no place for difference storage here");
+            return;
+        };
+        if let Some(errno) = file.changeable() {
+            eprintln!("not allowed here: {errno}");
+        } else {
+            assert!(fs::remove_file(&path).is_err());
+            assert!(OpenOptions::new().write(true).open(&path).is_err());
+        }
+        file.remove().unwrap();
+        assert!(!path.exists());
     }
 
     #[test]
