@@ -110,6 +110,7 @@ pub use event::{Event, EventKind};
 pub use id::{DevId, GenerationId, SnapshotId};
 pub use owner::Owner;
 pub use session::{Changes, Session, SessionEvent, SessionOptions, Taken};
+pub use topology::Relation;
 pub use units::{ByteSet, SectorRange, Sectors};
 pub use watch::EventWatch;
 

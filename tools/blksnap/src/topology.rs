@@ -9,9 +9,9 @@ use std::os::unix::fs::MetadataExt;
 use crate::id::DevId;
 use crate::units::Sectors;
 
-/// How the device that difference storage is on stands to devices that are captured.
+/// How a device, such as that of difference storage, stands to devices that are captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Relation {
+pub enum Relation {
     /// They have nothing in common.
     Separate,
     /// It has blocks in common with this one.
@@ -22,7 +22,7 @@ pub(crate) enum Relation {
 
 impl Relation {
     /// As it is now.
-    pub(crate) fn of(storage: DevId, captured: &[DevId]) -> Self {
+    pub fn of(storage: DevId, captured: &[DevId]) -> Self {
         let common = |device| {
             let mut captured = captured.iter().copied();
             captured.find(|&other| share_blocks(device, other))

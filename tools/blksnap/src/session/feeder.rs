@@ -10,11 +10,12 @@ use rustix::io::Errno;
 
 use super::SessionOptions;
 use super::health::{Health, SessionEvent};
-use super::supply::Supply;
+use super::supply::{Given, Supply};
 use crate::control::Control;
 use crate::error::Result;
 use crate::event::EventKind;
 use crate::id::{DevId, SnapshotId};
+use crate::state::SnapshotState;
 use crate::storage::{Extents, StorageFile};
 use crate::units::ByteSet;
 
@@ -118,6 +119,8 @@ pub(super) struct Feeder {
     id: SnapshotId,
     options: SessionOptions,
     supply: Supply,
+    /// Bytes that the module was promised and has not got.
+    owed: u64,
     shared: Arc<Shared>,
 }
 
@@ -141,6 +144,7 @@ impl Feeder {
             id,
             options,
             supply,
+            owed: 0,
             shared,
         })
     }
@@ -160,7 +164,10 @@ impl Feeder {
         while !self.shared.stop.load(Ordering::Relaxed) {
             let event = match self.control.wait_event(self.id, WAIT) {
                 Ok(Some(event)) => event,
-                Ok(None) => continue,
+                Ok(None) => {
+                    self.settle();
+                    continue;
+                }
                 Err(error) => match error.errno() {
                     Some(Errno::INTR) => continue,
                     // Destroyed.
@@ -198,13 +205,39 @@ impl Feeder {
         }
     }
 
-    /// Appends as much as is asked for, or a portion if that is more; less at the limit.
+    /// Gives more of what is owed when half of what there is has been used.
+    fn settle(&mut self) {
+        let owed = self.owed;
+        let used = SnapshotState::read(self.id).filled_bytes();
+        if owed == 0 || used.is_some_and(|used| used < self.shared.storage_bytes() / 2) {
+            return;
+        }
+        // If it fails, that is told once, and not tried again before the module asks again.
+        self.owed = 0;
+        if let Err(error) = self.give(owed) {
+            self.trouble(error.to_string());
+        }
+    }
+
+    /// Appends as much as is asked for, or a portion if that is more; less at the limit, and less at
+    /// a time where little is free.
     fn append(&mut self, requested: u64) -> Result<()> {
-        let wanted = requested.max(self.options.portion);
+        self.give(requested.max(self.options.portion))
+    }
+
+    fn give(&mut self, wanted: u64) -> Result<()> {
         let next = self
             .supply
             .next(&self.control, self.id, wanted, &self.options);
-        let (extents, file) = next?;
+        let Some(Given {
+            extents,
+            file,
+            owed,
+        }) = next?
+        else {
+            return Ok(());
+        };
+        self.owed = owed;
         // Locked until the module has it: whoever asks where storage is finds it marked as changed.
         let mut storage = lock(&self.shared.storage);
         storage.files.extend(file);

@@ -34,6 +34,8 @@ pub(super) enum Supply {
         next: u32,
         /// Bytes in those made so far.
         made: u64,
+        /// Bytes that are of use: more than the devices have is not.
+        most: u64,
     },
     /// One file that was made before the take.
     Reserve {
@@ -41,6 +43,8 @@ pub(super) enum Supply {
         left: Portions,
         /// Bytes there were.
         size: u64,
+        /// Bytes that are of use.
+        most: u64,
     },
 }
 
@@ -70,47 +74,62 @@ impl Supply {
                 });
             }
         };
-        if !captured && !options.reserve {
-            return Ok((Self::Files { next: 0, made: 0 }, None));
-        }
         let total = devices.iter().filter_map(|device| device.size()).sum();
+        if !captured && !options.reserve {
+            let files = Self::Files {
+                next: 0,
+                made: 0,
+                most: most(total),
+            };
+            return Ok((files, None));
+        }
         let size = reserve_size(options.limit, total, free_bytes(&dir)?);
         let path = options.place.file(id, 0);
         if size == 0 {
             return Err(Error::Storage {
                 path,
-                reason: "there is no space left for it (at least 1 MiB is needed)".into(),
+                reason: too_little(options.limit).unwrap_or_else(|| {
+                    "there is no space left for it (at least 1 MiB is needed)".into()
+                }),
             });
         }
-        let file = StorageFile::create(&path, size).map_err(|error| match error {
-            Error::File { cause, .. } if Errno::from_io_error(&cause) == Some(Errno::NOSPC) => {
-                Error::Storage {
-                    path: path.clone(),
-                    reason: format!(
-                        "all of its {} MiB is allocated before the take, and there is not as much space left: give a \
-                         smaller limit, or choose another file system",
-                        size / MIB
-                    ),
-                }
-            }
-            error => error,
+        let file = StorageFile::create(&path, size).map_err(|error| {
+            explained(error, &path, &dir, |free| {
+                format!(
+                    "all of its {} MiB is allocated before the take, and {free} MiB are free there: give a smaller \
+                     --limit, or choose another file system by --storage",
+                    size / MIB
+                )
+            })
         })?;
         let file = safe(control, id, file)?;
         let left = Portions::new(file.extents().clone());
-        Ok((Self::Reserve { left, size }, Some(file)))
+        Ok((
+            Self::Reserve {
+                left,
+                size,
+                most: most(total),
+            },
+            Some(file),
+        ))
     }
 
-    /// Gives storage of about the size wanted, and the file if one was made for it.
+    /// Gives storage of about the size wanted; `None` if more than was given is of no use.
     pub(super) fn next(
         &mut self,
         control: &Control,
         id: SnapshotId,
         wanted: u64,
         options: &SessionOptions,
-    ) -> Result<(Extents, Option<StorageFile>)> {
+    ) -> Result<Option<Given>> {
         match self {
-            Self::Reserve { left, size } => match left.next(wanted) {
-                Some(extents) => Ok((extents, None)),
+            Self::Reserve { left, size, most } => match left.next(wanted) {
+                Some(extents) => Ok(Some(Given {
+                    extents,
+                    file: None,
+                    owed: 0,
+                })),
+                None if *size >= *most / MIB * MIB => Ok(None),
                 None => Err(Error::Storage {
                     path: options.place.file(id, 0),
                     reason: format!(
@@ -120,22 +139,51 @@ impl Supply {
                     ),
                 }),
             },
-            Self::Files { next, made } => {
+            Self::Files { next, made, most } => {
                 let path = options.place.file(id, *next);
-                let Some(size) = allowance(wanted, *made, options.limit) else {
-                    let limit = options.limit.unwrap_or(0) / MIB;
-                    return Err(Error::Storage {
-                        path,
-                        reason: format!("the limit of {limit} MiB is reached"),
-                    });
+                let dir = options.place.directory();
+                let limit = options.limit.filter(|limit| limit < most);
+                let Some(wanted) = allowance(wanted, *made, Some(limit.unwrap_or(*most))) else {
+                    let Some(limit) = limit else {
+                        return Ok(None);
+                    };
+                    let reason = too_little(Some(limit))
+                        .unwrap_or_else(|| format!("the limit of {} MiB is reached", limit / MIB));
+                    return Err(Error::Storage { path, reason });
                 };
+                let size = portion(wanted, free_bytes(&dir)?);
                 *next += 1;
-                let file = safe(control, id, StorageFile::create(&path, size)?)?;
+                let file = StorageFile::create(&path, size).map_err(|error| {
+                    explained(error, &path, &dir, |free| {
+                        format!(
+                            "{} MiB more are needed, and {free} MiB are free there ({} MiB were given before): free \
+                             some space, choose another file system by --storage, or set a --limit",
+                            wanted / MIB,
+                            *made / MIB
+                        )
+                    })
+                })?;
+                let file = safe(control, id, file)?;
                 *made += size;
-                Ok((file.extents().clone(), Some(file)))
+                Ok(Some(Given {
+                    extents: file.extents().clone(),
+                    file: Some(file),
+                    owed: wanted - size,
+                }))
             }
         }
     }
+}
+
+/// A portion of storage.
+pub(super) struct Given {
+    /// Where it is.
+    pub(super) extents: Extents,
+    /// The file that was made for it.
+    pub(super) file: Option<StorageFile>,
+    /// Bytes that were asked for and are not given yet, as little is free. The module does not ask
+    /// again before it has all, so they follow when what there is fills up.
+    pub(super) owed: u64,
 }
 
 /// Removes a file, and fails, if another snapshot had captured its device when it was made: its
@@ -192,6 +240,38 @@ fn free_bytes(dir: &PathBuf) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// Says of a lack of space how much there is; `why` is told the MiB.
+fn explained(error: Error, path: &Path, dir: &PathBuf, why: impl Fn(u64) -> String) -> Error {
+    match error {
+        Error::File { cause, .. } if Errno::from_io_error(&cause) == Some(Errno::NOSPC) => {
+            Error::Storage {
+                path: path.to_owned(),
+                reason: why(free_bytes(dir).unwrap_or(0) / MIB),
+            }
+        }
+        error => error,
+    }
+}
+
+/// What is wrong with a limit that gives nothing.
+fn too_little(limit: Option<u64>) -> Option<String> {
+    let limit = limit.filter(|&limit| limit < MIB)?;
+    Some(format!(
+        "the limit of {limit} bytes is less than 1 MiB, and no less is given"
+    ))
+}
+
+/// The most that devices of so many bytes together can ever need.
+fn most(captured: u64) -> u64 {
+    captured.saturating_add(SLACK)
+}
+
+/// How large a portion is where so much is free: what is wanted, or half of what is free; 1 MiB at
+/// least, to say what is missing.
+fn portion(wanted: u64, free: u64) -> u64 {
+    wanted.min((free / 2 / MIB * MIB).max(MIB))
+}
+
 fn look_at(dir: &Path, source: std::io::Error) -> Error {
     Error::file("look at the place for storage,", dir, source)
 }
@@ -200,7 +280,7 @@ fn look_at(dir: &Path, source: std::io::Error) -> Error {
 /// more than the devices, `captured` bytes together, can ever need. Without a limit a fifth of the
 /// devices, or all of small ones, but no more than half of what is free.
 fn reserve_size(limit: Option<u64>, captured: u64, free: u64) -> u64 {
-    let most = captured.saturating_add(SLACK);
+    let most = most(captured);
     let size = limit.unwrap_or_else(|| {
         let wanted = if captured <= LITTLE {
             most
@@ -239,6 +319,36 @@ mod tests {
         assert_eq!(allowance(16 * MIB, 32 * MIB, Some(32 * MIB)), None);
         assert_eq!(allowance(16 * MIB, 40 * MIB, Some(32 * MIB)), None);
         assert_eq!(allowance(u64::MAX, 0, None), None);
+    }
+
+    #[test]
+    fn a_portion_is_no_larger_than_of_use() {
+        const GIB: u64 = 1 << 30;
+        // 2 GiB are asked for, for a device of 32 MiB.
+        let limit = Some(most(32 * MIB));
+        assert_eq!(allowance(2 * GIB, 0, limit), Some(48 * MIB));
+        assert_eq!(allowance(2 * GIB, 48 * MIB, limit), None);
+        assert_eq!(most(u64::MAX), u64::MAX);
+        assert_eq!(portion(2 * GIB, 100 * GIB), 2 * GIB);
+        assert_eq!(portion(2 * GIB, GIB), GIB / 2);
+        assert_eq!(portion(2 * GIB, MIB), MIB);
+        assert_eq!(portion(2 * GIB, 0), MIB);
+        assert!(too_little(Some(4096)).unwrap().contains("4096 bytes"));
+        assert_eq!(too_little(Some(MIB)), None);
+        assert_eq!(too_little(None), None);
+    }
+
+    #[test]
+    fn a_lack_of_space_is_told_with_numbers() {
+        let dir = PathBuf::from("/");
+        let full = Error::file("allocate", Path::new("/x"), Errno::NOSPC);
+        let told = explained(full, Path::new("/x"), &dir, |free| {
+            format!("{free} MiB are free")
+        });
+        assert!(told.to_string().contains(" MiB are free"), "{told}");
+        let other = Error::file("allocate", Path::new("/x"), Errno::IO);
+        let told = explained(other, Path::new("/x"), &dir, |_| "wrong".into());
+        assert!(!told.to_string().contains("wrong"), "{told}");
     }
 
     #[test]

@@ -18,6 +18,9 @@ use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::id::SnapshotId;
 
+/// What is allocated of a file to see how it lies.
+const FIRST: u64 = 1 << 20;
+
 /// What the names of our files end in.
 const SUFFIX: &str = ".storage";
 
@@ -102,8 +105,23 @@ impl StorageFile {
         let file = unnamed(path)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(failed("lock the storage file"))?;
-        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, size)
-            .map_err(failed("allocate space for the storage file"))?;
+        let allocate = |size| {
+            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, size).map_err(|errno| match errno {
+                Errno::OPNOTSUPP => Error::Storage {
+                    path: path.to_owned(),
+                    reason: "its file system cannot allocate space for a file, as ext4 and xfs can (ext2 and ext3 \
+                             cannot)"
+                        .into(),
+                },
+                errno => failed("allocate space for the storage file")(errno),
+            })
+        };
+        // A little tells whether the file system is of use: not all of it is filled for nothing.
+        if size > FIRST {
+            allocate(FIRST)?;
+            extents_of(&file, path)?;
+        }
+        allocate(size)?;
         let extents = extents_of(&file, path)?;
         // Not by its name in /proc, which an initramfs may not have.
         linkat(&file, "", CWD, path, AtFlags::EMPTY_PATH)
