@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
+use crate::above;
 use crate::format::Format;
 use crate::size::Size;
 pub use legacy::{Legacy, PlaceArgs};
@@ -63,6 +64,12 @@ pub enum Command {
         /// The shell
         shell: Shell,
     },
+    /// Thaw file systems if the process that has frozen them dies
+    #[command(hide = true, name = above::watchdog::COMMAND)]
+    ThawIfAlone {
+        /// The file systems
+        paths: Vec<PathBuf>,
+    },
     /// Write the manual pages
     #[command(hide = true)]
     Man {
@@ -98,6 +105,10 @@ pub struct StorageArgs {
     /// if another snapshot may capture that file system meanwhile
     #[arg(long)]
     pub reserve: bool,
+    /// After the snapshot, trim the file systems on the devices, as fstrim does: what is freed while
+    /// it is held is not discarded by itself
+    #[arg(long)]
+    pub trim: bool,
 }
 
 /// Why storage is reserved on a captured file system.
@@ -105,7 +116,8 @@ const STORAGE_HELP: &str = "\
     Difference storage on a captured device: a file system may give a file that grows after the take blocks of files that \
     were deleted since, and as storage these blocks would be lost for the image. So there, one file of the limit is \
     allocated before the take, and given to the module piece by piece; nothing is added to it. Elsewhere, files are made \
-    as they are needed.";
+    as they are needed. All are immutable (chattr +i) until the snapshot is destroyed.\n\n\
+    File systems above a device (on its partitions, LVM, LUKS, md) are frozen for the take; what could not be is named.";
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:\n  \

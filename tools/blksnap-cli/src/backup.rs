@@ -26,6 +26,8 @@ use anyhow::{Context, Result, bail};
 use blksnap::{CbtInfo, DevId, Session};
 
 use crate::INCOMPLETE;
+use crate::above;
+use crate::apart;
 use crate::args;
 use crate::format::Format;
 use crate::hold;
@@ -34,6 +36,7 @@ use crate::names;
 use crate::output;
 use crate::repository::{Draft, Repository};
 use crate::signals::Signals;
+use crate::trim;
 use job::Job;
 use plan::{Base, Plan};
 use record::Recorder;
@@ -67,8 +70,9 @@ pub fn run(args: &args::Backup) -> Result<ExitCode> {
         same_devices(&last, &devices, repository.path())?;
     }
     let ids: Vec<DevId> = devices.iter().map(|device| device.id).collect();
+    apart::remark_backups(repository.path(), &ids);
     let mut session = hold::open(&ids, &args.storage, repository.path())?;
-    let taken = session.take()?;
+    let taken = above::take(&mut session, &ids, &signals)?;
     signals.check()?;
     hold::after_take(args.exec_after_take.as_deref(), &session, &signals)?;
 
@@ -122,6 +126,9 @@ pub fn run(args: &args::Backup) -> Result<ExitCode> {
         seconds: start.elapsed().as_secs_f64(),
     };
     session.destroy()?;
+    if args.storage.trim {
+        trim::trim(&ids);
+    }
     if args.json {
         output::print_json(&report)?;
     } else {

@@ -19,12 +19,15 @@ use blksnap::{DevId, Image, Session, SessionOptions, Taken};
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::above;
+use crate::apart;
 use crate::args;
 use crate::child::{self, Outcome};
 use crate::names;
 use crate::output;
 use crate::signals::Signals;
 use crate::size::Size;
+use crate::trim;
 
 /// How often the snapshot and the signals are looked at.
 const PERIOD: Duration = Duration::from_millis(20);
@@ -35,16 +38,23 @@ pub fn run(args: &args::Snapshot) -> Result<ExitCode> {
     let devices = names::devices(&args.devices)?;
     let mut session = open(&devices, &args.storage, Path::new("."))?;
     signals.check()?;
-    let taken = session.take()?;
+    let taken = above::take(&mut session, &devices, &signals)?;
     let Some((program, rest)) = args.command.split_first() else {
         describe(&session, taken, args.json)?;
-        return hold(session, &signals);
+        let code = hold(session, &signals);
+        if args.storage.trim {
+            trim::trim(&devices);
+        }
+        return code;
     };
     let mut command = Command::new(program);
     command.args(rest);
     let outcome = run_command(command, &session, &signals)?;
     let lost = session.check();
     session.destroy()?;
+    if args.storage.trim {
+        trim::trim(&devices);
+    }
     lost?;
     Ok(outcome.exit_code())
 }
@@ -126,6 +136,7 @@ pub fn open(devices: &[DevId], args: &args::StorageArgs, default: &Path) -> Resu
             place.display()
         ));
     }
+    apart::remark_storage(&place, devices);
     if let Some(errno) = session.changeable_storage() {
         output::remark(format!(
             "difference storage: its files in {} cannot be made immutable ({errno}): do not change, defragment, move or \

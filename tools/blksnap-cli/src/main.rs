@@ -7,6 +7,8 @@
 //! is dropped, so errors and signals leave nothing behind. Exit codes: 0 done, 1 failed or wrongly
 //! used, 3 done but for what is named, 128 + N ended by signal N; `snapshot … -- COMMAND` gives the code of the command.
 
+mod above;
+mod apart;
 mod args;
 mod backup;
 mod buffer;
@@ -38,6 +40,7 @@ mod size;
 mod status;
 #[cfg(test)]
 mod testing;
+mod trim;
 mod verify;
 
 use std::process::ExitCode;
@@ -84,6 +87,7 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Snapshot(args) => return hold::run(&args),
         Command::Status(args) => return status::run(&args),
         Command::Completions { shell } => pages::completions(shell)?,
+        Command::ThawIfAlone { paths } => above::watchdog::run(&paths)?,
         Command::Man { directory } => pages::manual(&directory)?,
         Command::Legacy(command) => legacy::run(command)?,
     }

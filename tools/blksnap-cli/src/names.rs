@@ -200,6 +200,41 @@ fn sole_device(mount: &Mount) -> Result<DevId> {
     Ok(mount.device)
 }
 
+/// The devices that the file system of a directory is on; none if it is on none, or cannot be looked
+/// at.
+pub fn devices_under(directory: &Path) -> Vec<DevId> {
+    let Ok(meta) = directory.metadata() else {
+        return Vec::new();
+    };
+    let number = DevId::from_raw(meta.dev());
+    if number.major != 0 {
+        return vec![number];
+    }
+    // A subvolume of btrfs has a number of its own.
+    let (Ok(path), Ok(table)) = (directory.canonicalize(), mounts::table()) else {
+        return Vec::new();
+    };
+    let around = table.iter();
+    let around = around
+        .filter(|mount| path.starts_with(&mount.point))
+        .max_by_key(|mount| mount.point.as_os_str().len());
+    around.map(devices_of).unwrap_or_default()
+}
+
+/// The devices of a mounted file system.
+pub fn devices_of(mount: &Mount) -> Vec<DevId> {
+    if mount.kind != "btrfs" {
+        let one = (mount.device.major != 0).then_some(mount.device);
+        return one.into_iter().collect();
+    }
+    let Some(first) = at(Path::new(&mount.source)) else {
+        return Vec::new();
+    };
+    let all = btrfs_devices(Path::new("/sys/fs/btrfs"), first);
+    let all = all.into_iter().flatten();
+    all.filter_map(|name| device(name).ok()).collect()
+}
+
 /// The kernel's names of all devices of the btrfs that one is a device of, by what the kernel shows
 /// in a directory.
 fn btrfs_devices(shown: &Path, one: DevId) -> Option<Vec<String>> {

@@ -21,6 +21,7 @@ use super::job::Job;
 use super::plan::Plan;
 use super::record::Recorder;
 use super::{Given, catch_up, explain, new_entry, plan};
+use crate::above;
 use crate::args;
 use crate::format::Format;
 use crate::format::rbd_diff::Stream;
@@ -29,6 +30,7 @@ use crate::output;
 use crate::private;
 use crate::repository::{name_of, sync_dir};
 use crate::signals::Signals;
+use crate::trim;
 
 /// What [`State::format`] says.
 const FORMAT: &str = "blksnap-state";
@@ -69,7 +71,7 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
     let old = State::read(args.state.as_deref(), args.full)?;
 
     let mut session = hold::open(&[device.id], &args.storage, Path::new("."))?;
-    let taken = session.take()?;
+    let taken = above::take(&mut session, &[device.id], signals)?;
     signals.check()?;
     hold::after_take(args.exec_after_take.as_deref(), &session, signals)?;
     let info = session.control().tracker(device.id)?;
@@ -125,6 +127,9 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
         .write(path)?;
     }
     session.destroy()?;
+    if args.storage.trim {
+        trim::trim(&[device.id]);
+    }
     output::remark(report.to_string());
     Ok(())
 }
