@@ -13,6 +13,7 @@ use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 use super::signature;
+use crate::buffer::{self, Buffer};
 use crate::device::{is_block_device, size_of};
 use crate::direct::Direct;
 use crate::format::raw::clear;
@@ -21,6 +22,9 @@ use crate::mounts::user_of;
 use crate::names;
 use crate::private;
 use crate::size::Size;
+
+/// What is read at a time to see whether it is zero: if it is not, the rest need not be read.
+const PEEK: u64 = 256 << 10;
 
 /// Where somebody wants a device to be restored to.
 pub struct Place {
@@ -163,15 +167,48 @@ impl OpenTarget {
         self.file.write(offset, bytes)
     }
 
-    /// Makes a range read as zeros. A new file does so already.
+    /// Makes a range, no larger than a [`Buffer`], read as zeros, and takes no space of a thin volume
+    /// for that. A new file does so already.
+    ///
+    /// Best is to deallocate, where the device makes zeros of that. Elsewhere, what reads as zeros is
+    /// left alone: so a thin volume stays thin, though it can only write zeros like any other data.
     pub fn zero(&self, range: Range<u64>) -> Result<()> {
         if self.created.is_some() {
             return Ok(());
         }
-        let start = range.start;
+        let failed = format!(
+            "cannot clear {} at byte {}",
+            self.path().display(),
+            range.start
+        );
+        let length = range.end - range.start;
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(self.file.file(), punch, range.start, length) {
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {}
+            done => return done.context(failed),
+        }
+        if self.is_zero(range.clone())? {
+            return Ok(());
+        }
         let how = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        clear(self.file.file(), how, range)
-            .with_context(|| format!("cannot clear {} at byte {start}", self.path().display()))
+        clear(self.file.file(), how, range).context(failed)
+    }
+
+    /// Whether a range reads as zeros now.
+    fn is_zero(&self, range: Range<u64>) -> Result<bool> {
+        let mut buffer = Buffer::new();
+        let mut at = range.start;
+        while at < range.end {
+            // No more than is in the buffer.
+            let length = (range.end - at).min(PEEK) as usize;
+            let bytes = &mut buffer.bytes_mut()[..length];
+            self.file.read(at, bytes)?;
+            if !buffer::is_zero(bytes) {
+                return Ok(false);
+            }
+            at += length as u64;
+        }
+        Ok(true)
     }
 
     /// Says of an error what it means for the target.
