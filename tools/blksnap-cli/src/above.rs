@@ -59,7 +59,14 @@ pub fn take(session: &mut Session, devices: &[DevId], signals: &Signals) -> Resu
             Ok(file)
         });
         match opened {
-            Ok(file) => open.push((above, file)),
+            Ok(file) => match above.below(devices) {
+                None => open.push((above, file)),
+                // The module could not write back what is in the cache of that one.
+                Some(upper) => remarks.push(format!(
+                    "{above} was written back before the take, but not frozen: {} is on it, and captured",
+                    upper.path().display()
+                )),
+            },
             Err(error) => remarks.push(format!(
                 "{above} cannot be frozen or written back: {error:#}"
             )),
@@ -143,6 +150,13 @@ impl Above {
             (number == self.number || self.number.major == 0).then_some(file)
         });
         found.context("another one is mounted over it, or it cannot be opened")
+    }
+
+    /// A device that is built on it.
+    fn below(&self, devices: &[DevId]) -> Option<DevId> {
+        let relation = |device| Relation::of(device, &self.devices);
+        let mut devices = devices.iter().copied();
+        devices.find(|&device| matches!(relation(device), Relation::Above(_)))
     }
 
     /// Whether it is built on a device of the other.

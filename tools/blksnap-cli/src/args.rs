@@ -25,7 +25,7 @@ pub use legacy::{Legacy, PlaceArgs};
     blksnap backup /dev/vda /dev/vdb --to /backup\n  \
     blksnap restore /backup --to vda=/dev/vdc\n  \
     blksnap prune /backup --keep 14\n  \
-    blksnap snapshot /home -- unshare -m sh -c 'mount -o ro,noload $BLKSNAP_IMAGE /mnt && restic backup /mnt'\n  \
+    blksnap snapshot /home -- unshare -m sh -c 'mount -o ro,norecovery $BLKSNAP_IMAGE /mnt && restic backup /mnt'\n  \
     blksnap status --watch\n\n\
     A device is named by its path, or a link to it; the kernel's name (vda1); its number (254:1); UUID=, LABEL=, \
     PARTUUID= or PARTLABEL= as in fstab; or where it is mounted (/home), if that file system is on this device only.\n\n\
@@ -275,9 +275,10 @@ pub struct Prune {
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = format!("Examples:\n  \
-    blksnap snapshot /dev/vda --storage /var/tmp -- unshare -m sh -c 'mount -o ro,noload $BLKSNAP_IMAGE /mnt && tar cf /backup/vda.tar /mnt'\n  \
+    blksnap snapshot /dev/vda --storage /var/tmp -- unshare -m sh -c 'mount -o ro,norecovery $BLKSNAP_IMAGE /mnt && tar cf /backup/vda.tar /mnt'\n  \
     blksnap snapshot vda1 vdb -- sh -c 'for image in $BLKSNAP_IMAGES; do dd if=$image bs=1M | md5sum; done'\n  \
     blksnap snapshot /home --limit 20G\n\n\
+    (norecovery leaves the journal as it is; xfs needs ro,norecovery,nouuid as long as the original is mounted.)\n\n\
     The command finds the paths of the images in BLKSNAP_IMAGES and those of the devices in BLKSNAP_DEVICES (in the \
     order given), the image of each device in BLKSNAP_IMAGE_<NAME>, such as BLKSNAP_IMAGE_VDA1, and in BLKSNAP_IMAGE if \
     there is one; the snapshot in BLKSNAP_ID. Without a command, the snapshot is held until a signal comes.\n\n\

@@ -30,6 +30,7 @@ use crate::above;
 use crate::apart;
 use crate::args;
 use crate::format::Format;
+use crate::hardware::Hardware;
 use crate::hold;
 use crate::manifest::{Device, Kind, Manifest};
 use crate::names;
@@ -129,10 +130,16 @@ pub fn run(args: &args::Backup) -> Result<ExitCode> {
     if args.storage.trim {
         trim::trim(&ids);
     }
-    if args.json {
-        output::print_json(&report)?;
-    } else {
-        output::print(report.to_string().trim_end())?;
+    let printed = match args.json {
+        true => output::print_json(&report),
+        false => output::print(report.to_string().trim_end()),
+    };
+    // Who reads the exit code wants to know whether there is a backup.
+    if let Err(error) = printed {
+        output::remark(format!(
+            "the backup {} was made, but: {error:#}",
+            report.backup
+        ));
     }
     Ok(match lost {
         true => ExitCode::from(INCOMPLETE),
@@ -218,6 +225,7 @@ fn new_entry(device: &Given, info: &CbtInfo, plan: &Plan, format: Format) -> Dev
         name: device.name.clone(),
         path: device.path.clone(),
         stable: names::stable(device.id),
+        hardware: Hardware::of(device.id),
         size: info.capacity,
         generation: info.generation.0,
         number: info.number,

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use blksnap::storage::Place;
 use blksnap::{DevId, Image, Session, SessionOptions, Taken};
 use serde::Serialize;
@@ -34,6 +34,11 @@ const PERIOD: Duration = Duration::from_millis(20);
 
 /// Holds a snapshot while the command runs, or until a signal comes.
 pub fn run(args: &args::Snapshot) -> Result<ExitCode> {
+    // As of `-- $COMMAND` with an empty variable: nobody wants to wait for ever then.
+    ensure!(
+        !args.command.is_empty() || !std::env::args_os().any(|arg| arg == "--"),
+        "there is no command after `--`; without `--`, the snapshot is held until a signal comes"
+    );
     let signals = Signals::catch()?;
     let devices = names::devices(&args.devices)?;
     let mut session = open(&devices, &args.storage, Path::new("."))?;
@@ -121,6 +126,14 @@ fn hold(session: Session, signals: &Signals) -> Result<ExitCode> {
 
 /// Creates a snapshot that gets its storage as the options say, and says what was reserved for it.
 pub fn open(devices: &[DevId], args: &args::StorageArgs, default: &Path) -> Result<Session> {
+    for device in devices {
+        let size = std::fs::read_to_string(device.sysfs().join("size"));
+        ensure!(
+            !size.is_ok_and(|size| size.trim() == "0"),
+            "{}: there is nothing to capture: it has no size, as a loop device without a file or an empty drive",
+            device.describe()
+        );
+    }
     let options = SessionOptions {
         place: Place::new(args.storage.as_deref().unwrap_or(default)),
         portion: args.portion.0,

@@ -20,6 +20,7 @@ mod device;
 mod direct;
 mod extents;
 mod format;
+mod hardware;
 mod hold;
 mod init;
 mod legacy;

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::format::Format;
+use crate::hardware::{self, Hardware};
 use crate::private;
 
 /// The name of the file.
@@ -38,6 +39,9 @@ pub struct Manifest {
     pub base: Option<String>,
     /// The snapshot.
     pub snapshot: Uuid,
+    /// The machine it was made on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// The time of day before and after the take, in nanoseconds since 1970.
     pub taken_unix_ns: [u64; 2],
     /// The devices.
@@ -74,6 +78,9 @@ pub struct Device {
     /// Other paths of it then, which did not depend on the order in which disks are found.
     #[serde(default)]
     pub stable: Vec<String>,
+    /// What is printed on the disk.
+    #[serde(flatten)]
+    pub hardware: Hardware,
     /// Bytes.
     pub size: u64,
     /// The generation of change tracking. In the base, the device with the same one is this one.
@@ -141,6 +148,7 @@ impl Manifest {
             id,
             base: None,
             snapshot,
+            host: hardware::host(),
             taken_unix_ns,
             devices,
         }
@@ -286,6 +294,7 @@ pub mod tests {
             name: name.into(),
             path: Path::new("/dev").join(name),
             stable: Vec::new(),
+            hardware: Hardware::default(),
             size: 4096,
             generation: Uuid::from_u128(2),
             number: 3,

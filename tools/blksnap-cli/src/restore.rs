@@ -161,6 +161,10 @@ pub fn restore(
             })
             .and_then(|()| target.finish())
             .map_err(|error| target.in_part(error))?;
+        target
+            .misplaced_header(device.size)
+            .iter()
+            .for_each(output::remark);
         reports.push(Report {
             backup: manifest.id.clone(),
             name: device.name.clone(),

@@ -98,7 +98,7 @@ impl Control {
         };
         // SAFETY: The number is that of this structure, which holds no pointer.
         unsafe { sys::call(&self.file, sys::TRACKER_REMOVE, &mut raw) }
-            .map_err(|errno| failed(Command::TrackerRemove, device, errno))?;
+            .map_err(|errno| failed(Command::TrackerRemove, device.describe(), errno))?;
         Ok(())
     }
 
@@ -139,7 +139,7 @@ impl Control {
         // SAFETY: The number is that of this structure, whose pointer is good for at least `length`
         // bytes.
         let count = unsafe { sys::call(&self.file, sys::TRACKER_READ_CBT_MAP, &mut raw) }
-            .map_err(|errno| failed(Command::TrackerReadCbtMap, device, errno))?;
+            .map_err(|errno| failed(Command::TrackerReadCbtMap, device.describe(), errno))?;
         Ok((count as usize).min(buffer.len()))
     }
 
@@ -152,7 +152,11 @@ impl Control {
             let end = bytes.len().min(filled + (1 << 20));
             let count = self.read_cbt_map(info.device, filled as u32, &mut bytes[filled..end])?;
             if count == 0 {
-                return Err(failed(Command::TrackerReadCbtMap, info.device, Errno::IO));
+                return Err(failed(
+                    Command::TrackerReadCbtMap,
+                    info.device.describe(),
+                    Errno::IO,
+                ));
             }
             filled += count;
         }
@@ -170,7 +174,7 @@ impl Control {
         };
         // SAFETY: The number is that of this structure, whose pointer is good for `count` ranges.
         unsafe { sys::call(&self.file, sys::TRACKER_MARK_DIRTY_BLOCKS, &mut raw) }
-            .map_err(|errno| failed(Command::TrackerMarkDirtyBlocks, device, errno))?;
+            .map_err(|errno| failed(Command::TrackerMarkDirtyBlocks, device.describe(), errno))?;
         Ok(())
     }
 
@@ -184,7 +188,7 @@ impl Control {
         };
         // SAFETY: The number is that of this structure, whose pointer is good for `count` ids.
         unsafe { sys::call(&self.file, sys::SNAPSHOT_CREATE, &mut raw) }.map_err(|errno| {
-            let names: Vec<_> = devices.iter().map(|id| describe(*id)).collect();
+            let names: Vec<_> = devices.iter().map(|id| id.describe()).collect();
             failed(Command::SnapshotCreate, names.join(", "), errno)
         })?;
         Ok(SnapshotId::from_raw(raw.id))
@@ -226,7 +230,7 @@ impl Control {
         // SAFETY: The number is that of this structure, whose pointer is good for `count` ranges.
         unsafe { sys::call(&self.file, sys::SNAPSHOT_APPEND_STORAGE, &mut raw) }.map_err(
             |errno| {
-                let subject = format!("{id} on {}", describe(device));
+                let subject = format!("{id} on {}", device.describe());
                 failed(Command::SnapshotAppendStorage, subject, errno)
             },
         )?;
@@ -307,14 +311,6 @@ impl Control {
 impl AsFd for Control {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
-    }
-}
-
-/// A device as people know it, and its number.
-fn describe(device: DevId) -> String {
-    match device.kernel_name() {
-        Some(name) => format!("/dev/{} ({device})", name.replace('!', "/")),
-        None => device.to_string(),
     }
 }
 

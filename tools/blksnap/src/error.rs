@@ -64,7 +64,8 @@ pub enum Error {
     Gone(SnapshotId),
     /// The snapshot no longer shows the instant it was taken at.
     #[error(
-        "the snapshot of {device} is lost: {}{}",
+        "the snapshot of {} is lost: {}{}",
+        device.describe(),
         corruption(*errno),
         trouble.as_ref().map(|text| format!(" ({text})")).unwrap_or_default()
     )]

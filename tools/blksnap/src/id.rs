@@ -68,6 +68,14 @@ impl DevId {
         }
     }
 
+    /// For messages: the path, and the number.
+    pub fn describe(self) -> String {
+        match self.kernel_name() {
+            Some(_) => format!("{} ({self})", self.path().display()),
+            None => self.to_string(),
+        }
+    }
+
     /// Where this device lies if it is a partition: the disk, and the first byte on it.
     pub fn partition_of(self) -> Option<(Self, u64)> {
         let dir = self.sysfs();

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use super::{Reader, Writer};
 use crate::direct::Direct;
 use crate::private;
+use crate::size::Size;
 
 /// Writes a file.
 pub struct RawWriter {
@@ -36,7 +37,7 @@ impl RawWriter {
             file.set_len(size)?;
             Ok::<_, std::io::Error>(file)
         };
-        let file = make().with_context(|| format!("cannot create {}", path.display()))?;
+        let file = make().with_context(|| too_large(path, size))?;
         Ok(Self {
             file: Arc::new(Direct::of(file, path, &mut options)?),
             fresh: 0,
@@ -89,6 +90,19 @@ impl Writer for RawWriter {
     fn finish(&mut self) -> Result<()> {
         self.file.sync()
     }
+}
+
+/// What to say of a file that cannot be made.
+fn too_large(path: &Path, size: u64) -> String {
+    let path = path.display();
+    // ext4 has no files of more than 16 TiB, and those of other formats are smaller than the device.
+    if size >= 16 << 40 {
+        return format!(
+            "cannot create {path} of {}: if the file system has no files so large, as ext4, use --format qcow2",
+            Size(size)
+        );
+    }
+    format!("cannot create {path}")
 }
 
 /// Makes a range of a file or device read as zeros: by a flag of fallocate, or by writing where

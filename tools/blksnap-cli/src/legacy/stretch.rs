@@ -48,6 +48,7 @@ pub fn run(control: &Control, id: SnapshotId, prefix: &Path, limit_mib: Option<u
                 Ok(lines) => lines.iter().try_for_each(print)?,
             },
             EventKind::Corrupted { device, errno } => {
+                let device = device.describe();
                 eprintln!("blksnap: {id}: the snapshot of {device} is lost: {errno}");
             }
         }

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use blksnap::DevId;
@@ -136,6 +137,7 @@ impl Target {
         let mut options = File::options();
         Ok(OpenTarget {
             file: Direct::of(file, &path, options.read(true).write(true))?,
+            written: AtomicBool::new(false),
             created,
         })
     }
@@ -153,6 +155,8 @@ fn is_among_devices(path: &Path) -> bool {
 /// A target that is written to. A file that was made for it is removed if it does not become whole.
 pub struct OpenTarget {
     file: Direct,
+    /// Whether anything was written, or begun to be.
+    written: AtomicBool,
     created: Option<Created>,
 }
 
@@ -164,6 +168,7 @@ impl OpenTarget {
 
     /// Writes data to its place.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.written.store(true, Ordering::Relaxed);
         self.file.write(offset, bytes)
     }
 
@@ -182,6 +187,7 @@ impl OpenTarget {
             range.start
         );
         let length = range.end - range.start;
+        self.written.store(true, Ordering::Relaxed);
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match rustix::fs::fallocate(self.file.file(), punch, range.start, length) {
             Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {}
@@ -214,12 +220,35 @@ impl OpenTarget {
     /// Says of an error what it means for the target.
     pub fn in_part(&self, error: anyhow::Error) -> anyhow::Error {
         match self.created {
-            Some(_) => error,
-            None => error.context(format!(
+            None if self.written.load(Ordering::Relaxed) => error.context(format!(
                 "{} may have been written in part, and has to be restored again, with --force",
                 self.path().display()
             )),
+            _ => error,
         }
+    }
+
+    /// What to do if the target is a device that is larger than what was restored to it, and has a GPT:
+    /// the second header is not at the end then.
+    pub fn misplaced_header(&self, size: u64) -> Option<String> {
+        let larger = size_of(self.file.file(), self.path()).ok()? > size;
+        if !larger || self.created.is_some() {
+            return None;
+        }
+        let mut bytes = Buffer::new();
+        let bytes = &mut bytes.bytes_mut()[..8192];
+        self.file.read(0, bytes).ok()?;
+        // In the second block, of whichever size.
+        let has_gpt = [512, 4096]
+            .iter()
+            .any(|&at| bytes[at..].starts_with(b"EFI PART"));
+        has_gpt.then(|| {
+            let path = self.path().display();
+            format!(
+                "{path} is larger than the disk that was backed up, and has a GPT: its second header is not at the \
+                 end; `sgdisk -e {path}` moves it there"
+            )
+        })
     }
 
     /// Waits until all is on disk. A file is kept from now on.

@@ -41,7 +41,7 @@ impl fmt::Display for SessionEvent {
         match self {
             Self::Trouble(why) => write!(f, "no more storage: {why}"),
             Self::Corrupted { device, errno } => {
-                write!(f, "the snapshot of {device} is lost: {errno}")
+                write!(f, "the snapshot of {} is lost: {errno}", device.describe())
             }
             Self::Gone => f.write_str("the snapshot was destroyed by somebody else"),
         }
