@@ -5,13 +5,19 @@
 mod mark;
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::args;
+use crate::buffer::{self, Buffer};
 use crate::chain::{self, Chain, Layer, no_work};
+use crate::extents::Extent;
+use crate::format::Format;
 use crate::manifest::Manifest;
 use crate::output;
 use crate::progress::Progress;
@@ -162,7 +168,59 @@ fn check_data(layer: &Layer, report: &mut Report, signals: &Signals) -> Result<(
         Ok(())
     })?;
     progress.finish();
+    // A raw file may be used as an image, so what is no data must be zeros.
+    if layer.device.file_format == Format::Raw {
+        for extent in layer.extents.zeros() {
+            signals.check()?;
+            let what = match first_not_zero(layer, extent) {
+                Ok(None) => continue,
+                Ok(Some(at)) => format!(
+                    "{} is damaged: there is data at byte {at}, where all was zero",
+                    layer.file().display()
+                ),
+                Err(error) => format!("{error:#}"),
+            };
+            report.damage.push(Damage {
+                backup: id.clone().into(),
+                device: Some(layer.device.name.clone()),
+                start: Some(extent.start),
+                length: Some(extent.length),
+                what,
+            });
+        }
+    }
     Ok(())
+}
+
+/// Where about in a raw file something else than zeros is in a range that should have none. Holes are
+/// not read.
+fn first_not_zero(layer: &Layer, extent: &Extent) -> Result<Option<u64>> {
+    let path = layer.file();
+    let failed = || format!("cannot read {}", path.display());
+    let file = File::open(&path).with_context(failed)?;
+    let mut reader = layer.reader()?;
+    let mut buffer = Buffer::new();
+    let end = extent.start + extent.length;
+    let mut at = extent.start;
+    while at < end {
+        at = match seek(&file, SeekFrom::Data(at)) {
+            Ok(data) => data.max(at),
+            // No data follows.
+            Err(Errno::NXIO) => return Ok(None),
+            // It cannot tell: all is read.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
+            Err(errno) => return Err(errno).with_context(failed),
+        };
+        let length = end.saturating_sub(at).min(buffer::SIZE as u64);
+        // No more than is in the buffer.
+        let bytes = &mut buffer.bytes_mut()[..length as usize];
+        reader.read(at, bytes)?;
+        if !buffer::is_zero(bytes) {
+            return Ok(Some(at));
+        }
+        at += length;
+    }
+    Ok(None)
 }
 
 impl Report {
@@ -179,9 +237,30 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
-    use crate::format::Format;
     use crate::testing::Store;
+
+    #[test]
+    fn data_where_all_was_zero_is_found() {
+        let store = Store::new(9 << 20);
+        let mut data = vec![3; 9 << 20];
+        data[2 << 20..7 << 20].fill(0);
+        let full = store.full(&data);
+        let signals = Signals::catch().unwrap();
+        assert!(verify(store.path(), &signals).unwrap().damage.is_empty());
+        let path = store.path().join(&full).join("vda.raw");
+        let raw = File::options().write(true).open(&path).unwrap();
+        // Zeros that are no hole are fine.
+        raw.write_all_at(&[0; 4096], 3 << 20).unwrap();
+        assert!(verify(store.path(), &signals).unwrap().damage.is_empty());
+        raw.write_all_at(&[0, 1], 6 << 20).unwrap();
+        let report = verify(store.path(), &signals).unwrap();
+        assert_eq!(report.damage.len(), 1);
+        assert!(report.damage[0].what.contains("where all was zero"));
+        assert_eq!(report.damage[0].start, Some(2 << 20));
+    }
 
     #[test]
     fn a_file_that_cannot_be_opened_is_damage() {
