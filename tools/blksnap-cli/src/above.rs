@@ -5,7 +5,8 @@
 //!
 //! The module freezes what is mounted from the captured device. Of what is above, it knows nothing: a
 //! file that was closed just before the take may be in the page cache only. So these file systems are
-//! written back, and frozen (`FIFREEZE`) for the time of the take:
+//! written back, and frozen (`FIFREEZE`) for the time of the take. (Those on partitions of a captured
+//! disk the module freezes as well: freezing twice does no harm, and who cannot be frozen is named.)
 //!
 //! ```text
 //! write all back → start the watchdog → freeze, the uppermost first → take → thaw, in reverse
