@@ -126,8 +126,9 @@ impl Cow {
         }
     }
 
-    fn queue(&self) -> &OwnedQueue {
-        &self.resources.storing
+    /// The queue of [`TICK`]: it watches the storage, so it must not wait behind who waits for it.
+    fn tick_queue(&self) -> &OwnedQueue {
+        &self.resources.letting_go
     }
 
     /// Has [`STORE`] run after [`TICK_MS`], for what was read and for the ends of stores.
@@ -135,7 +136,7 @@ impl Cow {
         if inner.tick.is_none() {
             inner.tick = Some(self.busy());
             let delay = msecs_to_jiffies(TICK_MS);
-            let _ = OwnedQueue::enqueue_delayed::<_, TICK>(self.clone(), Self::queue, delay);
+            let _ = OwnedQueue::enqueue_delayed::<_, TICK>(self.clone(), Self::tick_queue, delay);
         }
     }
 

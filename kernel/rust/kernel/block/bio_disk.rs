@@ -79,7 +79,8 @@ impl Drop for Numbered {
 pub struct Major {
     number: c_uint,
     name: &'static CStr,
-    /// The disks that have its minor numbers, in their order. A leaf.
+    /// The disks that have its minor numbers, in their order. Below it are only the locks that the
+    /// release of a disk takes.
     #[pin]
     disks: Mutex<KVec<Numbered>>,
 }
@@ -124,8 +125,9 @@ impl Major {
                 .is_some_and(|n| n.minor == *minor)
         };
         // They are in order: those before the first gap are where their number says.
-        let minor = (0..disks.len() as u32).find(|minor| !taken(minor));
-        let minor = minor.unwrap_or(disks.len() as u32);
+        // CAST: There are not as many disks.
+        let count = disks.len() as u32;
+        let minor = (0..count).find(|minor| !taken(minor)).unwrap_or(count);
         disks.reserve(1, GFP_KERNEL)?;
         // SAFETY: As the caller says.
         let part0 = unsafe { (*disk.as_ptr()).part0 };
@@ -245,11 +247,11 @@ impl<T: Operations> BioDisk<T> {
             unsafe { bindings::put_disk(disk) }
         });
 
-        let disk = NonNull::new(disk).ok_or(ENOMEM)?;
+        // Not an error pointer, and never null.
+        let ours = NonNull::new(disk).ok_or(ENOMEM)?;
         // SAFETY: We have a reference.
-        let minor = unsafe { options.major.give_number(disk) }?;
-        let number = ScopeGuard::new(|| options.major.removed(disk));
-        let disk = disk.as_ptr();
+        let minor = unsafe { options.major.give_number(ours) }?;
+        let number = ScopeGuard::new(|| options.major.removed(ours));
         // SAFETY: The disk is ours alone until it was added.
         let raw = unsafe { &mut *disk };
         raw.major = options.major.number as c_int;
@@ -277,8 +279,7 @@ impl<T: Operations> BioDisk<T> {
         cleanup.dismiss();
         // INVARIANT: Just added.
         Ok(Self {
-            // SAFETY: Not an error pointer, and never null.
-            disk: unsafe { NonNull::new_unchecked(disk) },
+            disk: ours,
             data,
             id: DevId {
                 major: options.major.number,
