@@ -34,6 +34,8 @@ class Disks:
     def served(self, errors):
         """As long as the block runs."""
         ready = self.job / "disks"
+        # Of a boot that did not get far.
+        ready.unlink(missing_ok=True)
         with subprocess.Popen(["qemu-storage-daemon", *self.exports, "--pidfile", ready],
                               stdin=subprocess.DEVNULL, stdout=errors, stderr=errors) as daemon:
             try:
