@@ -8,10 +8,10 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use clap::{Command, CommandFactory};
+use clap::{Arg, ArgAction, Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
-use clap_mangen::roff::{Roff, bold, roman};
+use clap_mangen::roff::{Roff, bold, italic, roman};
 
 use crate::args::Args;
 use crate::output;
@@ -79,7 +79,7 @@ fn one_break(page: &[u8]) -> String {
 fn page(man: &Man, command: &Command, others: &[String], out: &mut Vec<u8>) -> std::io::Result<()> {
     man.render_title(out)?;
     man.render_name_section(out)?;
-    man.render_synopsis_section(out)?;
+    synopsis(command, out)?;
     man.render_description_section(out)?;
     man.render_options_section(out)?;
     if command.has_subcommands() {
@@ -96,6 +96,48 @@ fn page(man: &Man, command: &Command, others: &[String], out: &mut Vec<u8>) -> s
         parts.extend([bold(name), roman("(8)")]);
     }
     roff.text(parts);
+    roff.to_writer(out)
+}
+
+/// How the command is called. Not clap_mangen's own section, which leaves out the options' values.
+fn synopsis(command: &Command, out: &mut dyn Write) -> std::io::Result<()> {
+    let name = command.get_bin_name().unwrap_or(command.get_name());
+    let mut parts = vec![bold(name)];
+    let shown = command.get_arguments().filter(|arg| !arg.is_hide_set());
+    let (positional, options): (Vec<&Arg>, Vec<&Arg>) = shown.partition(|arg| arg.is_positional());
+    for arg in options.into_iter().chain(positional) {
+        let optional = !arg.is_required_set();
+        parts.push(roman(if optional { " [" } else { " " }));
+        if arg.is_last_set() {
+            parts.extend([bold("--"), roman(" ")]);
+        }
+        let long = arg.get_long().map(|name| format!("--{name}"));
+        let name = long.or_else(|| arg.get_short().map(|name| format!("-{name}")));
+        let values = if arg.get_action().takes_values() {
+            arg.get_value_names().unwrap_or_default()
+        } else {
+            &[]
+        };
+        if let Some(name) = &name {
+            parts.push(bold(name));
+        }
+        for (i, value) in values.iter().enumerate() {
+            let space = if name.is_some() || i > 0 { " " } else { "" };
+            parts.extend([roman(space), italic(value.as_str())]);
+        }
+        let many = arg
+            .get_num_args()
+            .is_some_and(|number| number.max_values() > values.len());
+        if many || matches!(arg.get_action(), ArgAction::Append) {
+            parts.push(roman("..."));
+        }
+        parts.push(roman(if optional { "]" } else { "" }));
+    }
+    if command.has_subcommands() {
+        parts.extend([roman(" "), italic("COMMAND")]);
+    }
+    let mut roff = Roff::new();
+    roff.control("SH", ["SYNOPSIS"]).text(parts);
     roff.to_writer(out)
 }
 
@@ -148,7 +190,9 @@ mod tests {
             ".SH EXAMPLES",
             ".SH NOTES",
             ".TH blksnap-snapshot 8 2026-",
-            "blksnap snapshot",
+            "\\fBblksnap snapshot\\fR [",
+            "[\\fB\\-\\-limit\\fR \\fISIZE\\fR] [\\fB\\-\\-reserve\\fR] ",
+            " \\fIDEV\\fR... [\\fB\\-\\-\\fR \\fICOMMAND\\fR...]\n",
             "BLKSNAP_IMAGE",
         ] {
             assert!(page.contains(text), "{text}: {page}");

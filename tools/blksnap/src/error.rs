@@ -181,7 +181,8 @@ fn meaning(command: Command, errno: Errno) -> &'static str {
             Errno::SRCH,
         ) => "there is no such snapshot: ",
         (C::SnapshotAppendStorage, Errno::INVAL) => {
-            "a range is empty, not inside the device, not in its blocks, or given before; none was used: "
+            "a range is empty, not inside the device, not in its blocks, or given before, or the blocks are larger \
+             than those of a captured device (`dmesg` tells); none was used: "
         }
         (C::SnapshotAppendStorage, Errno::ROFS) => "the device is read-only: ",
         (C::SnapshotTake, Errno::ALREADY) => "it was taken before: ",

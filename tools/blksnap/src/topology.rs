@@ -96,6 +96,13 @@ fn below(device: DevId) -> Vec<DevId> {
 }
 
 impl DevId {
+    /// Bytes of a logical block of the device, if it is there.
+    pub(crate) fn block_size(self) -> Option<u64> {
+        let disk = self.partition_of().map_or(self, |(disk, _)| disk);
+        let text = fs::read_to_string(disk.sysfs().join("queue/logical_block_size")).ok()?;
+        text.trim().parse().ok()
+    }
+
     /// Bytes of the device, if it is there.
     pub(crate) fn size(self) -> Option<u64> {
         let text = fs::read_to_string(self.sysfs().join("size")).ok()?;

@@ -48,6 +48,21 @@ pub(super) enum Supply {
     },
 }
 
+/// Why a device cannot be storage of these: what is read from their images, in their blocks, could
+/// not be read from there.
+fn too_large_blocks(storage: DevId, devices: &[DevId]) -> Option<String> {
+    let block = storage.block_size()?;
+    let smaller =
+        |&device: &DevId| Some((device, device.block_size()?)).filter(|one| one.1 < block);
+    let (device, size) = devices.iter().find_map(smaller)?;
+    Some(format!(
+        "the blocks of {}, where it lies, have {block} bytes, and those of {} only {size}: choose a file system on a \
+         device whose blocks are no larger",
+        storage.describe(),
+        device.describe()
+    ))
+}
+
 impl Supply {
     /// Looks at how the place for storage and the devices stand to each other, and allocates all of
     /// it now if it must be; gives the file in this case.
@@ -74,6 +89,9 @@ impl Supply {
                 });
             }
         };
+        if let Some(reason) = too_large_blocks(device, devices) {
+            return Err(Error::Storage { path: dir, reason });
+        }
         let total = devices.iter().filter_map(|device| device.size()).sum();
         if !captured && !options.reserve {
             let files = Self::Files {
