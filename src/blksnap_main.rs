@@ -25,6 +25,7 @@
 //!   finds what it is about, and [`snapshot`] does it; [`snapshot::take`] is the instant.
 
 use kernel::{
+    hibernation,
     miscdevice::{
         with_data::SharedRegistration,
         MiscDeviceOptions, //
@@ -60,6 +61,8 @@ struct Blksnap {
     /// First, so that no command comes any more when the rest goes.
     #[pin]
     control: SharedRegistration<Control>,
+    #[pin]
+    _hibernation: hibernation::Registration<Registry>,
     registry: Arc<Registry>,
 }
 
@@ -70,6 +73,7 @@ impl kernel::InPlaceModule for Blksnap {
             let registry = Registry::new()?;
             let control = Arc::new(Control(registry.clone()), GFP_KERNEL)?;
             Ok(try_pin_init!(Self {
+                _hibernation <- hibernation::Registration::new(registry.clone()),
                 registry,
                 // Last: from here on commands come.
                 control <- SharedRegistration::register(options, control),

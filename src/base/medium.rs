@@ -5,7 +5,8 @@
 //! What lies behind the end that a disk had for a while may be another's data when the disk has
 //! grown again: a map of changes does not hold any more, nor does what is read there for an image.
 //! All of it may be when the disk is made of something else: it got another table of device mapper,
-//! or what it lies on did. And a disk that had no sector at all may have another medium.
+//! or what it lies on did. And a disk that had no sector at all may have another medium. What was
+//! written while the machine hibernated is not known, either.
 //!
 //! The block layer tells of each change before it takes effect, and so before the driver can hand
 //! out other data. Hence a reader first reads the data, and then looks here: if it finds that
@@ -21,9 +22,8 @@ use kernel::{
     }, //
 };
 
-/// How the disk that a tracked device is, or is on, has changed since tracking began. No locks;
-/// [`resized`](Self::resized) and [`replaced`](Self::replaced) may be called in interrupts, but one
-/// at a time.
+/// How the disk that a tracked device is, or is on, has changed since tracking began. No locks, and
+/// for any context.
 pub(crate) struct Medium {
     /// How often the disk got smaller, or other data.
     shrinks: Atomic<u32>,
@@ -58,11 +58,15 @@ impl Medium {
     }
 
     fn forget_from(&self, sectors: u64) {
-        let least = self.least.load(Relaxed).min(sectors);
-        self.least.store(least, Relaxed);
+        let mut least = self.least.load(Relaxed);
+        while sectors < least {
+            match self.least.cmpxchg(least, sectors, Relaxed) {
+                Ok(_) => break,
+                Err(now) => least = now,
+            }
+        }
         // Who sees the new number sees the new minimum.
-        self.shrinks
-            .store(self.shrinks.load(Relaxed).wrapping_add(1), Release);
+        self.shrinks.fetch_add(1, Release);
     }
 
     /// A number that is another one after the disk got smaller, or other data.

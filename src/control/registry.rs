@@ -25,6 +25,7 @@ use kernel::{
         bio_disk::Major,
         filter::Registration, //
     },
+    hibernation::Listener,
     impl_has_work,
     new_work,
     prelude::*,
@@ -459,6 +460,18 @@ impl Announce for Registry {
     fn announce(self: ArcBorrow<'_, Self>) {
         // As above.
         let _ = self.queue.enqueue::<_, ANNOUNCE>(Arc::from(self));
+    }
+}
+
+impl Listener for Registry {
+    fn hibernation(this: ArcBorrow<'_, Self>) {
+        let trackers = this.trackers.lock();
+        if !trackers.is_empty() {
+            pr_info!("hibernation: changes are tracked from the beginning again, and images end\n");
+        }
+        for shown in &*trackers {
+            shown.data().data_replaced();
+        }
     }
 }
 

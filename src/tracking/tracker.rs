@@ -240,6 +240,14 @@ impl Tracker {
         }
     }
 
+    /// The device may have got other data without a bio. Does not sleep, but not for interrupts.
+    pub(crate) fn data_replaced(&self) {
+        self.medium.replaced();
+        if let Some(cow) = &*self.cow.lock() {
+            cow.tell_of_medium();
+        }
+    }
+
     /// Makes the map that was given to [`arm`](Self::arm) known outside of the queue.
     pub(crate) fn set_map(&self, map: Arc<Cbt>) {
         *self.cbt.lock() = map;
