@@ -6,6 +6,7 @@
 pub(crate) mod clock;
 pub(crate) mod delays;
 pub(crate) mod faults;
+pub(crate) mod log;
 pub(crate) mod medium;
 pub(crate) mod params;
 pub(crate) mod units;

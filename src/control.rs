@@ -32,6 +32,7 @@ use crate::{
 };
 
 pub(crate) mod abi;
+mod commands;
 mod feeding;
 pub(crate) mod registry;
 pub(crate) mod sysfs;
@@ -155,22 +156,19 @@ impl Control {
     }
 
     fn tracker_collect(&self, call: Call) -> Result {
-        let infos = self.0.with_trackers(|trackers| -> Result<_> {
-            let mut infos = KVVec::with_capacity(trackers.len(), GFP_KERNEL)?;
-            for shown in trackers {
-                let tracker = shown.data();
-                let cbt = tracker.cbt();
-                let mut info = Struct::new(call.abi, layout::CBT_INFO);
-                info.set_device(0, tracker.id())
-                    .set_u32(1, cbt.block_size())
-                    .set_u64(2, cbt.capacity())
-                    .set_u32(3, cbt.block_count())
-                    .set_uuid(4, cbt.generation())
-                    .set(5, &[cbt.previous()]);
-                infos.push(info, GFP_KERNEL)?;
-            }
-            Ok(infos)
-        })?;
+        let trackers = self.0.trackers()?;
+        let mut infos = KVVec::with_capacity(trackers.len(), GFP_KERNEL)?;
+        for tracker in &trackers {
+            let cbt = tracker.cbt();
+            let mut info = Struct::new(call.abi, layout::CBT_INFO);
+            info.set_device(0, tracker.id())
+                .set_u32(1, cbt.block_size())
+                .set_u64(2, cbt.capacity())
+                .set_u32(3, cbt.block_count())
+                .set_uuid(4, cbt.generation())
+                .set(5, &[cbt.previous()]);
+            infos.push(info, GFP_KERNEL)?;
+        }
         call.write_array(1, &infos, ENOBUFS)
     }
 
@@ -218,12 +216,13 @@ impl Control {
     }
 
     fn snapshot_collect(&self, call: Call) -> Result {
-        let mut ids = KVVec::with_capacity(self.0.snapshot_count(), GFP_KERNEL)?;
-        self.0.for_each_snapshot(|snapshot| {
+        let snapshots = self.0.snapshots()?;
+        let mut ids = KVVec::with_capacity(snapshots.len(), GFP_KERNEL)?;
+        for snapshot in &snapshots {
             let mut id = Struct::new(call.abi, layout::UUID);
             id.set_uuid(0, snapshot.id());
-            Ok(ids.push(id, GFP_KERNEL)?)
-        })?;
+            ids.push(id, GFP_KERNEL)?;
+        }
         call.write_array(1, &ids, ENODATA)
     }
 
@@ -245,10 +244,19 @@ impl Control {
     }
 
     fn wait_event(&self, mut call: Call) -> Result {
-        let snapshot = self.0.snapshot(call.args.uuid(0))?;
-        let event = snapshot.events.wait(call.args.u32(1))?;
+        // Not the snapshot: it may be destroyed meanwhile.
+        let events = self.0.snapshot(call.args.uuid(0))?.events.clone();
+        let event = events.wait(call.args.u32(1))?;
+        let written = Self::write_event(&mut call, event.kind, event.time);
+        if written.is_err() {
+            events.put_back(event);
+        }
+        written
+    }
+
+    fn write_event(call: &mut Call, kind: Kind, time: i64) -> Result {
         let mut data = Struct::new(call.abi, layout::CORRUPTED);
-        let code = match event.kind {
+        let code = match kind {
             Kind::LowFreeSpace(sectors) => {
                 data = Struct::new(call.abi, layout::LOW_FREE_SPACE);
                 data.set_u64(0, sectors);
@@ -261,7 +269,7 @@ impl Control {
             }
         };
         // What is behind the data stays as it was.
-        call.args.set_u32(2, code).set(3, &event.time.to_ne_bytes());
+        call.args.set_u32(2, code).set(3, &time.to_ne_bytes());
         call.args.write(call.address)?;
         data.write(call.address.wrapping_add(call.args.size()))
     }

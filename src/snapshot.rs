@@ -6,6 +6,7 @@ use kernel::{
     block::{
         bdev::{
             BdevFile,
+            BlockDevice,
             DevId, //
         },
         bio_disk::BioDisk,
@@ -30,6 +31,10 @@ use crate::{
         delays::{
             delay,
             Point, //
+        },
+        log::{
+            may_log,
+            Logged, //
         }, //
     },
     copying::cow::Cow,
@@ -53,37 +58,77 @@ use crate::{
 
 pub(crate) mod take;
 
+/// Storage that was refused.
+static REFUSED: Logged = Logged::never();
+
 /// A device of a snapshot.
 pub(crate) struct Device {
     /// Its filter.
     pub(crate) tracker: TrackerRef,
-    /// Keeps it open as long as the snapshot is held.
-    pub(crate) file: Arc<BdevFile>,
 }
 
-/// A device after the instant.
-pub(crate) struct Captured {
-    /// Its copy engine.
+/// What copies a device, and where that is marked.
+pub(crate) struct Engine {
+    /// The copy engine.
     pub(crate) cow: Arc<Cow>,
-    /// Its map.
+    /// The map of the device from the instant on.
     pub(crate) cbt: Arc<Cbt>,
-    /// The disk that shows it.
-    pub(crate) image: BioDisk<Image>,
 }
 
-impl Captured {
+impl Engine {
     /// Marks what is excluded from copying as changed, for this increment and for the next one: it
     /// reads as zeroes as long as the snapshot is held, and only so long.
     fn mark_excluded(&self) {
         let mark = |start, sectors| self.cbt.mark_both(start, sectors);
         self.cow.for_each_excluded(mark);
     }
+
+    /// The part that the device has of ranges of its disk, given as first sector and number of
+    /// sectors; in the same form.
+    fn common(&self, ranges: impl Iterator<Item = (u64, u64)>) -> impl Iterator<Item = (u64, u64)> {
+        let from = self.cow.origin().bdev().start_sector();
+        let to = from + self.cow.geometry().sectors;
+        ranges.filter_map(move |(sector, sectors)| {
+            let first = sector.max(from);
+            let end = (sector + sectors).min(to);
+            (first < end).then(|| (first - from, end - first))
+        })
+    }
+
+    /// Excludes what the device has of ranges of its disk from being copied.
+    fn exclude(&self, ranges: impl Iterator<Item = (u64, u64)>) -> Result {
+        let mut excluded = KVVec::new();
+        for range in self.common(ranges) {
+            excluded.push(range, GFP_KERNEL)?;
+        }
+        if !excluded.is_empty() {
+            self.cow.exclude(&excluded)?;
+            self.mark_excluded();
+        }
+        Ok(())
+    }
+
+    /// The ranges on the device's disk that `space` consists of.
+    fn storage(&self, space: &Space) -> Result<KVVec<(u64, u64)>> {
+        space.ranges_on(self.cow.origin().bdev().disk_id())
+    }
+}
+
+/// A device after the instant.
+pub(crate) struct Captured {
+    /// What copies it.
+    pub(crate) engine: Arc<Engine>,
+    /// The disk that shows it.
+    pub(crate) image: BioDisk<Image>,
 }
 
 /// What has become of a snapshot.
 pub(crate) enum State {
     /// Created, and not taken.
     Created,
+    /// Being taken: storage that is appended now has to be excluded from being copied, if it is on
+    /// one of the devices.
+    Taking(KVec<Arc<Engine>>),
     /// Taken; the devices after the instant, in their order.
     Taken(KVec<Captured>),
     /// Destroyed.
@@ -100,7 +145,8 @@ pub(crate) struct Taken {
 
 /// A snapshot.
 ///
-/// `state` and `taken` are taken below the registry's locks, each by itself.
+/// `commands` is one of the locks that the registry lists. `state`, `files` and `taken` are taken
+/// below them, each by itself.
 #[pin_data]
 pub(crate) struct Snapshot {
     /// Where its copy engines put old data.
@@ -111,6 +157,13 @@ pub(crate) struct Snapshot {
     pub(crate) events: Arc<EventQueue>,
     /// In the order given by the client.
     pub(crate) devices: KVec<Device>,
+    /// Held by commands that take, feed or destroy the snapshot, as long as they wait for its
+    /// devices.
+    #[pin]
+    pub(crate) commands: Mutex<()>,
+    /// Keep the devices open until the snapshot is destroyed, whoever still refers to it.
+    #[pin]
+    files: Mutex<KVec<Arc<BdevFile>>>,
     /// Storage that is claimed until nothing is written to it any more. A leaf.
     #[pin]
     claims: Mutex<KVec<Arc<BdevFile>>>,
@@ -123,23 +176,27 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Makes a snapshot that is not taken; events ask for portions of `portion` sectors, and are
-    /// announced by `announcer`.
+    /// Makes a snapshot that is not taken of `devices`, which are open as `files`; events ask for
+    /// portions of `portion` sectors, and are announced by `announcer`.
     pub(crate) fn new(
         devices: KVec<Device>,
+        files: KVec<Arc<BdevFile>>,
         portion: u64,
         announcer: Arc<dyn Announce>,
     ) -> Result<Arc<Self>> {
         let events = Arc::pin_init(EventQueue::new(devices.len(), announcer), GFP_KERNEL)?;
         let ids = devices.iter().map(|device| device.tracker.id());
         let health = Health::new(Uuid::random(), ids, &events)?;
-        let space = Space::new(portion, &events)?;
+        let blocks = files.iter().map(|file| file.bdev().logical_block_size());
+        let space = Space::new(portion, blocks.min().unwrap_or(0), &events)?;
         Arc::pin_init(
             pin_init!(Self {
                 space,
                 health,
                 events,
                 devices,
+                commands <- new_mutex!(()),
+                files <- new_mutex!(files),
                 claims <- new_mutex!(KVec::new()),
                 state <- new_mutex!(State::Created),
                 created: real_seconds(),
@@ -167,15 +224,60 @@ impl Snapshot {
         }
     }
 
-    /// Keeps the claim to storage until nothing is written to it any more.
-    pub(crate) fn keep_claim(&self, storage: Arc<BdevFile>) -> Result {
-        self.claims.lock().push(storage, GFP_KERNEL)?;
-        Ok(())
+    /// Makes room for [`keep_claim`](Self::keep_claim).
+    pub(crate) fn reserve_claim(&self) -> Result {
+        Ok(self.claims.lock().reserve(1, GFP_KERNEL)?)
+    }
+
+    /// Keeps the claim to storage until nothing is written to it any more. There must be room.
+    pub(crate) fn keep_claim(&self, storage: Arc<BdevFile>) {
+        let _ = self.claims.lock().push_within_capacity(storage);
     }
 
     /// Whether it was taken, and not destroyed.
     pub(crate) fn is_taken(&self) -> bool {
         matches!(&*self.state.lock(), State::Taken(_))
+    }
+
+    /// Whether it was destroyed.
+    pub(crate) fn is_destroyed(&self) -> bool {
+        matches!(&*self.state.lock(), State::Destroyed)
+    }
+
+    /// The open devices, in their order; none of a snapshot that was destroyed.
+    fn files(&self) -> Result<KVec<Arc<BdevFile>>> {
+        let files = self.files.lock();
+        let mut all = KVec::with_capacity(files.len(), GFP_KERNEL)?;
+        for file in &*files {
+            all.push(file.clone(), GFP_KERNEL)?;
+        }
+        Ok(all)
+    }
+
+    /// Fails with `EINVAL`, and says so, if the logical blocks of `storage` are larger than those
+    /// of a device: what is read from its image in such blocks cannot be read from there. Fails
+    /// with `ESRCH` if the snapshot was destroyed.
+    pub(crate) fn check_storage_blocks(&self, storage: &BlockDevice) -> Result {
+        if self.is_destroyed() {
+            return Err(ESRCH);
+        }
+        let block = storage.logical_block_size();
+        for file in &*self.files.lock() {
+            let captured = file.bdev();
+            if captured.logical_block_size() < block {
+                if may_log(&REFUSED) {
+                    pr_warn!(
+                        "device {} cannot be difference storage: its logical blocks have {} bytes, those of {} only {}\n",
+                        storage.id(),
+                        block,
+                        captured.id(),
+                        captured.logical_block_size()
+                    );
+                }
+                return Err(EINVAL);
+            }
+        }
+        Ok(())
     }
 
     /// Calls `f` with each device and what has become of it, if the snapshot was taken.
@@ -184,6 +286,15 @@ impl Snapshot {
             for (device, captured) in self.devices.iter().zip(captured) {
                 f(device, captured);
             }
+        }
+    }
+
+    /// Calls `f` with what copies each device, if the snapshot was taken or is being taken.
+    fn for_each_engine(&self, mut f: impl FnMut(&Engine) -> Result) -> Result {
+        match &*self.state.lock() {
+            State::Created | State::Destroyed => Ok(()),
+            State::Taking(engines) => engines.iter().try_for_each(|engine| f(engine)),
+            State::Taken(captured) => captured.iter().try_for_each(|this| f(&this.engine)),
         }
     }
 
@@ -198,37 +309,52 @@ impl Snapshot {
         found
     }
 
+    /// It is being taken, and will be copied by `engines`.
+    pub(crate) fn begin_take(&self, engines: KVec<Arc<Engine>>) {
+        *self.state.lock() = State::Taking(engines);
+    }
+
+    /// It was not taken.
+    fn give_up_take(&self) {
+        for device in &self.devices {
+            device.tracker.set_cow(None);
+        }
+        let mut state = self.state.lock();
+        if let State::Taking(_) = &*state {
+            let engines = core::mem::replace(&mut *state, State::Created);
+            drop(state);
+            drop(engines);
+        }
+    }
+
     /// Excludes ranges of `file`'s device, given as first sector and number of sectors, from being
     /// copied, where they are on a device of this snapshot.
     pub(crate) fn exclude(&self, file: &BdevFile, ranges: &[(u64, u64)]) -> Result {
         let (disk, start) = (file.bdev().disk_id(), file.bdev().start_sector());
-        let mut result = Ok(());
-        self.for_each_captured(|device, captured| {
-            if result.is_ok() && device.file.bdev().disk_id() == disk {
-                let on_disk = ranges.iter().map(|&(first, count)| (start + first, count));
-                result = exclude(&device.file, &captured.cow, on_disk);
-                captured.mark_excluded();
+        self.for_each_engine(|engine| {
+            if engine.cow.origin().bdev().disk_id() != disk {
+                return Ok(());
             }
-        });
-        result
+            engine.exclude(ranges.iter().map(|&(first, count)| (start + first, count)))
+        })
+    }
+
+    /// Excludes the storage of `other` from being copied, where it is on a device of this snapshot.
+    pub(crate) fn exclude_storage_of(&self, other: &Snapshot) -> Result {
+        self.for_each_engine(|engine| engine.exclude(engine.storage(&other.space)?.iter().copied()))
     }
 
     /// Whether something that `other` stores is copied first for an image of this snapshot.
     pub(crate) fn copies_stores_of(&self, other: &Snapshot) -> Result<bool> {
-        let mut result = Ok(false);
-        self.for_each_captured(|device, captured| {
-            if matches!(result, Ok(false)) {
-                result = other
-                    .space
-                    .ranges_on(device.file.bdev().disk_id())
-                    .map(|ranges| {
-                        common(&device.file, &captured.cow, ranges.iter().copied()).any(
-                            |(start, sectors)| !captured.cow.is_excluded(start, start + sectors),
-                        )
-                    });
-            }
-        });
-        result
+        let mut found = false;
+        self.for_each_engine(|engine| {
+            let storage = engine.storage(&other.space)?;
+            found |= engine
+                .common(storage.iter().copied())
+                .any(|(start, sectors)| !engine.cow.is_excluded(start, start + sectors));
+            Ok(())
+        })?;
+        Ok(found)
     }
 
     /// Begins the end of the snapshot: its images give errors, its queue of events ends, and
@@ -238,8 +364,8 @@ impl Snapshot {
         delay(Point::Closed);
     }
 
-    /// Ends the snapshot, which was [closed](Self::close): no image, and no copying. May sleep for
-    /// long. To be called once.
+    /// Ends the snapshot, which was [closed](Self::close): no image, no copying, and none of its
+    /// devices is open any more. May sleep for long. To be called once.
     pub(crate) fn destroy(&self) {
         for device in &self.devices {
             device.tracker.set_cow(None);
@@ -252,6 +378,9 @@ impl Snapshot {
         // Nothing is written to the storage any more.
         let claims = core::mem::take(&mut *self.claims.lock());
         claims.iter().for_each(|file| file.yield_claim());
+        drop(claims);
+        self.space.close();
+        drop(core::mem::take(&mut *self.files.lock()));
         for device in &self.devices {
             device.tracker.set_membership(None);
         }
@@ -260,52 +389,20 @@ impl Snapshot {
     /// Removes the images of the devices, and lets their writes pass.
     fn release(&self, captured: KVec<Captured>) {
         for (device, captured) in self.devices.iter().zip(captured) {
-            let Captured { cow, cbt, image } = captured;
+            let Captured { engine, image } = captured;
+            let Engine { cow, cbt } = &*engine;
             // Kept until no clone is in flight, whose end may come in an interrupt.
             let io = image.data().io().clone();
             drop(image);
             let hooked = {
                 let scope = NoIoScope::new();
-                let freezing = Freezing::start(&device.file, &scope);
-                device.tracker.disarm(&freezing.complete(), cbt)
+                let freezing = Freezing::start(cow.origin(), &scope);
+                device.tracker.disarm(&freezing.complete(), cbt.clone())
             };
             drop(hooked);
             delay(Point::Disarmed);
-            Cow::shut_down(&cow);
+            Cow::shut_down(cow);
             drop(io);
         }
     }
-}
-
-/// What the captured device `origin` has of ranges of its disk; each as first sector and number of
-/// sectors.
-fn common(
-    origin: &BdevFile,
-    cow: &Cow,
-    ranges: impl Iterator<Item = (u64, u64)>,
-) -> impl Iterator<Item = (u64, u64)> {
-    let from = origin.bdev().start_sector();
-    let to = from + cow.geometry().sectors;
-    ranges.filter_map(move |(sector, sectors)| {
-        let first = sector.max(from);
-        let end = (sector + sectors).min(to);
-        (first < end).then(|| (first - from, end - first))
-    })
-}
-
-/// Excludes what the captured device `origin` has of ranges of its disk, given as first sector and
-/// number of sectors.
-pub(crate) fn exclude(
-    origin: &BdevFile,
-    cow: &Cow,
-    ranges: impl Iterator<Item = (u64, u64)>,
-) -> Result {
-    let mut excluded = KVVec::new();
-    for range in common(origin, cow, ranges) {
-        excluded.push(range, GFP_KERNEL)?;
-    }
-    if excluded.is_empty() {
-        return Ok(());
-    }
-    cow.exclude(&excluded)
 }

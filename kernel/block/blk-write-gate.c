@@ -5,7 +5,8 @@
  * A freeze of a request based queue waits for all I/O in flight.  That of a bio
  * based driver only waits for calls of its ->submit_bio().  So as long as such a
  * disk has a filter, its writes are counted from the hook on, until bio_endio():
- * blk_write_gate_close() makes new ones wait and waits for those let through.
+ * blk_write_gate_close() makes new ones wait, and blk_write_gate_drain() waits for
+ * those let through.
  *
  * To count a write, our completion is put in the place of its submitter's, which
  * bio_endio() takes away again.  That is also the mark by which the remainder of a
@@ -250,27 +251,22 @@ static bool blk_write_gate_wait_uncounted(struct gendisk *disk,
 }
 
 /**
- * blk_write_gate_close - stop the writes of a device and drain them
+ * blk_write_gate_close - stop the writes of a device
  * @bdev: a device that has a filter attached, held open by the caller
- * @timeout: how long to wait for writes in flight, in jiffies
+ * @timeout: how long to wait for those who are in the driver, in jiffies
  *
  * Only bio based disks need this and are affected: on return their new writes
- * wait, and those let through before have been completed by the driver.  For
- * request based ones freezing the queue does the same.
- *
- * Writes from before the first filter was attached are found by the driver's
- * accounting; what that misses is not waited for, see
- * Documentation/block/blk-filter.rst.
+ * wait; blk_write_gate_drain() waits for those let through before.  For request
+ * based ones freezing the queue does both.
  *
  * Context: May sleep; freezes the queue for a moment, within @timeout: who is in
  * the driver may wait for another device that is stopped.
- * Return: 0, or -ETIMEDOUT; then the gate is open again.
+ * Return: 0, or -ETIMEDOUT; then the gate is open.
  */
 int blk_write_gate_close(struct block_device *bdev, unsigned long timeout)
 {
 	struct gendisk *disk = bdev->bd_disk;
 	struct blk_write_gate *gate = bdev_write_gate(bdev);
-	unsigned long deadline = jiffies + timeout;
 	unsigned int memflags;
 	long left;
 
@@ -286,23 +282,39 @@ int blk_write_gate_close(struct block_device *bdev, unsigned long timeout)
 		spin_unlock(&gate->lock);
 	}
 	blk_mq_unfreeze_queue(disk->queue, memflags);
-	if (left <= 0)
-		return -ETIMEDOUT;
+	return left > 0 ? 0 : -ETIMEDOUT;
+}
+EXPORT_SYMBOL_GPL(blk_write_gate_close);
 
-	if (!wait_event_timeout(gate->wait, blk_write_gate_drained(gate), left))
-		goto timed_out;
+/**
+ * blk_write_gate_drain - wait for the writes that a closed gate had let through
+ * @bdev: the device, of which the caller has closed the gate
+ * @timeout: how long to wait, in jiffies
+ *
+ * On return the driver has completed them.  Writes from before the first filter
+ * was attached are found by the driver's accounting; what that misses is not
+ * waited for, see Documentation/block/blk-filter.rst.
+ *
+ * Context: May sleep.
+ * Return: 0, or -ETIMEDOUT; the gate stays closed.
+ */
+int blk_write_gate_drain(struct block_device *bdev, unsigned long timeout)
+{
+	struct blk_write_gate *gate = bdev_write_gate(bdev);
+	unsigned long deadline = jiffies + timeout;
+
+	if (!gate)
+		return 0;
+	if (!wait_event_timeout(gate->wait, blk_write_gate_drained(gate), timeout))
+		return -ETIMEDOUT;
 	if (gate->uncounted) {
-		if (!blk_write_gate_wait_uncounted(disk, deadline))
-			goto timed_out;
+		if (!blk_write_gate_wait_uncounted(bdev->bd_disk, deadline))
+			return -ETIMEDOUT;
 		gate->uncounted = false;
 	}
 	return 0;
-
-timed_out:
-	blk_write_gate_open(bdev);
-	return -ETIMEDOUT;
 }
-EXPORT_SYMBOL_GPL(blk_write_gate_close);
+EXPORT_SYMBOL_GPL(blk_write_gate_drain);
 
 /**
  * blk_write_gate_open - undo blk_write_gate_close()

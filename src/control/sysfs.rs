@@ -219,12 +219,12 @@ static SNAPSHOT: [Attribute<Snapshot>; 16] = [
     }),
     Attribute::new(c"copies_in_flight", |s, out| {
         let mut all = 0;
-        s.for_each_captured(|_, captured| all += captured.cow.usage().0);
+        s.for_each_captured(|_, captured| all += captured.engine.cow.usage().0);
         value(out, all)
     }),
     Attribute::new(c"memory", |s, out| {
         let mut all = 0;
-        s.for_each_captured(|_, captured| all += captured.cow.usage().1);
+        s.for_each_captured(|_, captured| all += captured.engine.cow.usage().1);
         value(out, all)
     }),
     Attribute::new(c"writes_held", |s, out| {

@@ -5,7 +5,7 @@
 //! 1. All that is needed is allocated, the images are added, and the queues are
 //!    [made ready](QuickFreeze) to be frozen at once.
 //! 2. The file systems are frozen, so that their dirty data is on the devices.
-//! 3. The devices are stopped: bio based ones by the [gate](Registration::gate) of their filter,
+//! 3. The devices are stopped: bio based ones by the [gates](Registration::gate) of their filters,
 //!    then all of them by freezing their queues. From then on no write is under way to any of
 //!    them.
 //! 4. The instant: the maps go on to the next interval, and the copy engines are armed. Nothing is
@@ -72,6 +72,7 @@ use crate::{
     snapshot::{
         Captured,
         Device,
+        Engine,
         Snapshot,
         State,
         Taken, //
@@ -120,14 +121,19 @@ fn freeze_in_some_order(files: &mut KVec<Arc<BdevFile>>) -> Result<Guards<FsFree
     while let Some(file) = files.get(frozen.0.len()) {
         let freezing = FsFreezing::start(file)?;
         let at = frozen.0.len();
-        if at != 0 && !freezing.wait(msecs_to_jiffies(TIMEOUT_MS)) {
+        let mut ended = freezing.wait(msecs_to_jiffies(TIMEOUT_MS));
+        if !ended && at != 0 && orders != ORDERS {
             frozen.clear();
-            if orders == ORDERS {
-                let id = file.bdev().id();
-                pr_err!("device {id}: freezing its file system does not come to an end\n");
-                return Err(ETIMEDOUT);
-            }
             orders += 1;
+            ended = freezing.wait(msecs_to_jiffies(TIMEOUT_MS));
+        }
+        if !ended {
+            // Whenever it comes to an end, it is undone.
+            let id = file.bdev().id();
+            pr_err!("device {id}: freezing its file system does not come to an end\n");
+            return Err(ETIMEDOUT);
+        }
+        if frozen.0.len() != at {
             to_front(files, at)?;
         }
         frozen.0.push(freezing.finish()?, GFP_KERNEL)?;
@@ -183,21 +189,29 @@ fn stop(
     let mut gates = Guards(KVec::with_capacity(count, GFP_KERNEL)?);
     let mut frozen = Guards(KVec::with_capacity(count, GFP_KERNEL)?);
     let mut freezing = KVec::with_capacity(count, GFP_KERNEL)?;
-    for (at, (device, _)) in order.iter().enumerate() {
-        if !planted(Fault::NoDrain) {
-            let gate = device.tracker.gate(&device.file, timeout);
-            let gate = gate.map_err(|err| NotStopped::new(at, err))?;
-            gates.0.push(gate, GFP_KERNEL)?;
+    let drain = |at: usize, gate: &WriteGate| {
+        if planted(Fault::NoDrain) {
+            return Ok(());
         }
+        gate.drain(timeout).map_err(|err| NotStopped::new(at, err))
+    };
+    for (at, (device, this)) in order.iter().enumerate() {
+        let gate = device.tracker.gate(this.file(), timeout);
+        let gate = gate.map_err(|err| NotStopped::new(at, err))?;
         if !together {
-            let this = Freezing::start(&device.file, scope).wait(timeout);
+            drain(at, &gate)?;
+            let this = Freezing::start(this.file(), scope).wait(timeout);
             let this = this.map_err(|err| NotStopped::new(at, err))?;
             frozen.0.push(this, GFP_KERNEL)?;
         }
+        gates.0.push(gate, GFP_KERNEL)?;
     }
     if together {
-        for (device, _) in order {
-            freezing.push(Freezing::start(&device.file, scope), GFP_KERNEL)?;
+        for (at, gate) in gates.0.iter().enumerate() {
+            drain(at, gate)?;
+        }
+        for (_, this) in order {
+            freezing.push(Freezing::start(this.file(), scope), GFP_KERNEL)?;
         }
     }
     for (at, freezing) in freezing.into_iter().enumerate() {
@@ -258,8 +272,13 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new(device: &Device, snapshot: &Snapshot, common: &Common<'_>) -> Result<Self> {
-        let bdev = device.file.bdev();
+    fn new(
+        device: &Device,
+        file: &Arc<BdevFile>,
+        snapshot: &Snapshot,
+        common: &Common<'_>,
+    ) -> Result<Self> {
+        let bdev = file.bdev();
         if bdev.sectors() == 0 {
             return Err(ENXIO);
         }
@@ -270,7 +289,7 @@ impl Prepared {
         let cow = Cow::new(
             &snapshot.space,
             &snapshot.health,
-            &device.file,
+            file,
             device.tracker.medium(),
             geometry,
         )?;
@@ -284,18 +303,22 @@ impl Prepared {
         };
         let image = Image::new(&ImageIo::new(&cow, common.clones)?)?;
         let image = BioDisk::new(c"blksnap-image", options, image)?;
+        let cbt = next.unwrap_or_else(|| device.tracker.cbt());
+        let engine = Arc::new(Engine { cow, cbt }, GFP_KERNEL)?;
         Ok(Self {
-            captured: Captured {
-                cow,
-                cbt: next.unwrap_or_else(|| device.tracker.cbt()),
-                image,
-            },
+            captured: Captured { engine, image },
             fresh,
         })
     }
+
+    /// The open device.
+    fn file(&self) -> &Arc<BdevFile> {
+        self.captured.engine.cow.origin()
+    }
 }
 
-/// Takes `snapshot`. `exclude` is called with each device's engine before the instant.
+/// Takes `snapshot`. `begin` is called with the devices' engines before the instant: it excludes
+/// what must not be copied, and calls [`Snapshot::begin_take`].
 ///
 /// Calls must not overlap in time. Fails with `EALREADY` if it was taken, `ENODEV` if it has no
 /// devices, `EFAULT` if it has no storage, `ETIMEDOUT` if a device does not come to rest or the
@@ -303,10 +326,10 @@ impl Prepared {
 pub(crate) fn take(
     snapshot: &Snapshot,
     common: &Common<'_>,
-    exclude: impl Fn(&Device, &Cow) -> Result,
+    begin: impl FnOnce(KVec<Arc<Engine>>) -> Result,
 ) -> Result {
     match &*snapshot.state.lock() {
-        State::Created => {}
+        State::Created | State::Taking(_) => {}
         State::Taken(_) => return Err(EALREADY),
         State::Destroyed => return Err(ESRCH),
     }
@@ -319,6 +342,8 @@ pub(crate) fn take(
         return Err(EFAULT);
     }
 
+    // On failure the last to be done.
+    let undo = ScopeGuard::new(|| snapshot.give_up_take());
     // On failure the disks are removed, which waits for what is sent to them.
     let give_up = |prepared: KVec<(&Device, Prepared)>| {
         for (_, this) in &prepared {
@@ -326,36 +351,38 @@ pub(crate) fn take(
         }
     };
     let mut prepared = ScopeGuard::new_with_data(KVec::with_capacity(count, GFP_KERNEL)?, give_up);
-    for device in devices {
-        let this = Prepared::new(device, snapshot, common)?;
-        let cow = this.captured.cow.clone();
+    let mut engines = KVec::with_capacity(count, GFP_KERNEL)?;
+    for (device, file) in devices.iter().zip(&snapshot.files()?) {
+        let this = Prepared::new(device, file, snapshot, common)?;
+        let engine = this.captured.engine.clone();
         // There is room: nothing is dropped here.
         prepared.push((device, this), GFP_KERNEL)?;
         delay(Point::Prepared);
-        exclude(device, &cow)?;
-        device.tracker.set_cow(Some(cow));
+        device.tracker.set_cow(Some(engine.cow.clone()));
+        engines.push(engine, GFP_KERNEL)?;
     }
+    begin(engines)?;
     let mut captured = KVec::with_capacity(count, GFP_KERNEL)?;
     let mut old = KVec::with_capacity(count, GFP_KERNEL)?;
 
     // Younger disks first: one that is stacked on another, by a file or a table, was made after
     // it, as a rule, and can come to rest only as long as the other one runs.
-    let seq = |device: &Device| device.file.bdev().disk_id().seq();
+    let seq = |this: &Prepared| this.file().bdev().disk_id().seq();
     let mut order: KVec<&(&Device, Prepared)> = KVec::with_capacity(count, GFP_KERNEL)?;
     for item in prepared.iter() {
-        let older = |other: &&(&Device, Prepared)| seq(other.0) < seq(item.0);
+        let older = |other: &&(&Device, Prepared)| seq(&other.1) < seq(&item.1);
         let at = order.iter().position(older).unwrap_or(order.len());
         order.insert_within_capacity(at, item).map_err(|_| ENOMEM)?;
     }
 
     let mut quick = KVec::with_capacity(count, GFP_KERNEL)?;
-    for (device, _) in &order {
-        quick.push(device.file.clone(), GFP_KERNEL)?;
+    for (_, this) in &order {
+        quick.push(this.file().clone(), GFP_KERNEL)?;
     }
     let quick = QuickFreeze::start(quick);
     let mut files = KVec::new();
-    for (device, _) in &order {
-        for file in device.file.with_partitions()? {
+    for (_, this) in &order {
+        for file in this.file().with_partitions()? {
             files.push(file, GFP_KERNEL)?;
         }
     }
@@ -369,7 +396,7 @@ pub(crate) fn take(
     // The instant.
     for ((device, this), frozen) in order.into_iter().zip(&stopped.frozen.0) {
         delay(Point::Stopped);
-        let Captured { cow, cbt, .. } = &this.captured;
+        let Engine { cow, cbt } = &*this.captured.engine;
         match device
             .tracker
             .arm(frozen, cbt.clone(), this.fresh, cow.clone())
@@ -392,14 +419,17 @@ pub(crate) fn take(
     delay(Point::LetGo);
     for (device, this) in prepared.dismiss() {
         let this = this.captured;
-        device.tracker.set_map(this.cbt.clone());
-        this.mark_excluded();
-        this.image.data().set_ready(this.cbt.clone());
+        let cbt = &this.engine.cbt;
+        device.tracker.set_map(cbt.clone());
+        this.engine.mark_excluded();
+        this.image.data().set_ready(cbt.clone());
         // There is room for all.
         drop(captured.push_within_capacity(this));
     }
     *snapshot.taken.lock() = Taken { at, stopped };
-    *snapshot.state.lock() = State::Taken(captured);
+    undo.dismiss();
+    let engines = core::mem::replace(&mut *snapshot.state.lock(), State::Taken(captured));
+    drop(engines);
     snapshot.enter(true);
     pr_info!(
         "snapshot {}: {} device(s) were stopped for {} us\n",

@@ -139,6 +139,20 @@ impl EventQueue {
         self.announce();
     }
 
+    /// Puts an event back that was taken and could not be delivered: it is the oldest one. A newer
+    /// request for storage stands for it.
+    pub(crate) fn put_back(&self, event: Event) {
+        let is_request = |event: &Event| matches!(event.kind, Kind::LowFreeSpace(_));
+        let mut queue = self.queue.lock();
+        if !is_request(&event) || !queue.events.iter().any(is_request) {
+            // There is room, as there was for it before: of each device, and of requests, there is
+            // one event at the most.
+            let _ = queue.events.insert_within_capacity(0, event);
+        }
+        drop(queue);
+        self.changed.notify_all();
+    }
+
     /// The number of events that wait. Fails with `ENODEV` when the queue has ended.
     pub(crate) fn len(&self) -> Result<usize> {
         let queue = self.queue.lock();
@@ -231,6 +245,25 @@ mod tests {
         queue.push(Kind::Corrupted(DEV, ENOSPC));
         assert_eq!(queue.wait(0)?.kind, Kind::LowFreeSpace(9));
         assert_eq!(queue.wait(0)?.kind, Kind::Corrupted(DEV, ENOSPC));
+        assert_eq!(queue.wait(0).map(|e| e.kind), Err(ENOENT));
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_put_back_comes_first() -> Result {
+        let (queue, _) = queue()?;
+        queue.push(Kind::LowFreeSpace(5));
+        queue.push(Kind::Corrupted(DEV, ENOSPC));
+        let (request, loss) = (queue.wait(0)?, queue.wait(0)?);
+        queue.put_back(loss);
+        queue.put_back(request);
+        assert_eq!(queue.len()?, 2);
+        let request = queue.wait(0)?;
+        assert_eq!(request.kind, Kind::LowFreeSpace(5));
+        queue.push(Kind::LowFreeSpace(9));
+        queue.put_back(request);
+        assert_eq!(queue.wait(0)?.kind, Kind::Corrupted(DEV, ENOSPC));
+        assert_eq!(queue.wait(0)?.kind, Kind::LowFreeSpace(9));
         assert_eq!(queue.wait(0).map(|e| e.kind), Err(ENOENT));
         Ok(())
     }

@@ -15,7 +15,8 @@ use kernel::{
 use crate::base::units::{
     MAX_UNIT,
     UNIT_SECTORS,
-    UNIT_SECTORS_SHIFT, //
+    UNIT_SECTORS_SHIFT,
+    UNIT_SHIFT, //
 };
 
 /// A range of sectors on a device.
@@ -45,6 +46,8 @@ pub(crate) struct Extent<D> {
 /// The line of units.
 pub(crate) struct Pool<D> {
     ranges: KVVec<StorageRange<D>>,
+    /// Each range, and all that is allocated, has a multiple of so many units: a power of two.
+    granule: u64,
     /// Units in all ranges.
     capacity: u64,
     /// Units that were allocated.
@@ -52,10 +55,13 @@ pub(crate) struct Pool<D> {
 }
 
 impl<D: Clone> Pool<D> {
-    /// Makes an empty pool.
-    pub(crate) const fn new() -> Self {
+    /// Makes an empty pool for what has whole blocks of `block` bytes, a power of two: also where
+    /// it begins in the middle of what was stored, and on another range, it begins in a whole block
+    /// of that range.
+    pub(crate) fn new(block: u32) -> Self {
         Self {
             ranges: KVVec::new(),
+            granule: u64::from(block >> UNIT_SHIFT).max(1),
             capacity: 0,
             filled: 0,
         }
@@ -86,8 +92,8 @@ impl<D: Clone> Pool<D> {
         )?)
     }
 
-    /// Appends ranges given as first sector and number of sectors; what is less than a unit at the
-    /// end of one is not used.
+    /// Appends ranges given as first sector and number of sectors; what is less than a unit, or
+    /// less than a block, at the end of one is not used.
     ///
     /// `room` comes from [`with_room`](Self::with_room), so that nothing is allocated here. Fails,
     /// and changes nothing, with `ENOMEM` if that is too small, and with `ENOSPC` if the line gets
@@ -105,6 +111,7 @@ impl<D: Clone> Pool<D> {
         }
         for &(sector, sectors) in ranges {
             let units = sectors >> UNIT_SECTORS_SHIFT;
+            let units = units & !(self.granule - 1);
             if units == 0 {
                 continue;
             }
@@ -234,7 +241,7 @@ mod tests {
     use super::*;
 
     fn pool(ranges: &[(u64, u64)]) -> Result<Pool<u8>> {
-        let mut pool = Pool::new();
+        let mut pool = Pool::new(512);
         append(&mut pool, 0, ranges)?;
         Ok(pool)
     }
@@ -255,6 +262,18 @@ mod tests {
         let pool = pool(&[(100, 23), (200, 7), (300, 8)])?;
         assert_eq!(pool.capacity(), 3);
         assert_eq!(pool.len(), 2);
+        Ok(())
+    }
+
+    #[test]
+    fn large_blocks_are_not_cut() -> Result {
+        let mut pool = Pool::new(16 << 10);
+        append(&mut pool, 0, &[(0, 7 * 8), (64, 3 * 8), (128, 4 * 8)])?;
+        append(&mut pool, 1, &[(32, 4 * 8)])?;
+        assert_eq!((pool.len(), pool.capacity()), (3, 12));
+        assert_eq!(at(&pool, 0, 0, 999), Some((0, 0, 32)));
+        assert_eq!(at(&pool, 4, 0, 999), Some((0, 128, 32)));
+        assert_eq!(at(&pool, 8, 0, 999), Some((1, 32, 32)));
         Ok(())
     }
 

@@ -79,12 +79,13 @@ pub(crate) struct Space {
 }
 
 impl Space {
-    /// Makes an empty space, and asks for the first portion of `portion` sectors. May sleep.
-    pub(crate) fn new(portion: u64, events: &Arc<EventQueue>) -> Result<Arc<Self>> {
+    /// Makes an empty space for devices of which the smallest logical blocks have `block` bytes,
+    /// and asks for the first portion of `portion` sectors. May sleep.
+    pub(crate) fn new(portion: u64, block: u32, events: &Arc<EventQueue>) -> Result<Arc<Self>> {
         let this = Arc::pin_init(
             pin_init!(Self {
                 accounted <- new_spinlock!(Accounted {
-                    pool: Pool::new(),
+                    pool: Pool::new(block),
                     low: LowSpace::new(portion),
                 }),
                 events: events.clone(),
@@ -208,6 +209,13 @@ impl Space {
         sectors: u64,
     ) -> Option<Extent<Arc<BdevFile>>> {
         self.accounted.lock().pool.locate(unit, skip, sectors)
+    }
+
+    /// Forgets all ranges, now that nothing is read or written there any more. May sleep.
+    pub(crate) fn close(&self) {
+        let pool = core::mem::replace(&mut self.accounted.lock().pool, Pool::new(0));
+        // Without the lock, as this closes devices.
+        drop(pool);
     }
 
     /// How much there is of what.

@@ -108,6 +108,7 @@ void blk_filter_hold(struct blk_filter *flt, struct bio *bio);
 void blk_filter_resubmit(struct blk_filter *flt, struct bio *bio);
 
 int blk_write_gate_close(struct block_device *bdev, unsigned long timeout);
+int blk_write_gate_drain(struct block_device *bdev, unsigned long timeout);
 void blk_write_gate_open(struct block_device *bdev);
 #else /* CONFIG_BLK_FILTER */
 static inline void blk_filter_replace_data(struct gendisk *disk)

@@ -372,8 +372,8 @@ impl<T: Filter> Registration<T> {
         unsafe { bindings::blk_filter_detach(self.filter.get()) };
     }
 
-    /// Stops the writes of the filtered device, opened as `file`, and waits for those in flight.
-    /// May sleep.
+    /// Stops the writes of the filtered device, opened as `file`; those in flight are
+    /// [drained](WriteGate::drain). May sleep.
     ///
     /// Fails with `ETIMEDOUT`, or with `ENODEV` if `file` is another device or the device has
     /// gone.
@@ -452,7 +452,7 @@ impl<T: Filter> Deref for Registration<T> {
     }
 }
 
-/// Writes of a bio based device are stopped and drained. Undone when dropped.
+/// New writes of a bio based device are stopped. Undone when dropped.
 ///
 /// Freezing the queue does not wait for the I/O of a bio based driver, see
 /// `blk_write_gate_close()`. No effect on request based devices, where it does.
@@ -462,6 +462,18 @@ impl<T: Filter> Deref for Registration<T> {
 /// The gate of the device was closed by us, and not opened again.
 #[must_use]
 pub struct WriteGate(Arc<BdevFile>);
+
+impl WriteGate {
+    /// Waits for the writes that were let through before the gate was closed. May sleep.
+    ///
+    /// Fails with `ETIMEDOUT`.
+    pub fn drain(&self, timeout: Jiffies) -> Result {
+        // SAFETY: The device is open, and the gate closed by the type invariant.
+        to_result(unsafe {
+            bindings::blk_write_gate_drain(self.0.bdev().as_raw(), timeout as c_ulong)
+        })
+    }
+}
 
 impl Drop for WriteGate {
     fn drop(&mut self) {

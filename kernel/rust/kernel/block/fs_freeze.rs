@@ -3,9 +3,9 @@
 //! Freezing the file systems on block devices.
 //!
 //! Freezing a file system writes its dirty data. That may take long, and never ends if the data has
-//! to go to another file system that is frozen already, such as to a file behind a loop device. So
-//! a worker does it, and whoever asked for it [watches](FsFreezing::wait) whether it gets on, and
-//! can thaw the other one.
+//! to go to another file system that is frozen already, such as to a file behind a loop device, or
+//! if the device hangs. So a worker does it, and whoever asked for it [watches](FsFreezing::wait)
+//! whether it gets on, and can thaw the other one, or leave it to the worker.
 
 use super::bdev::BdevFile;
 use crate::{
@@ -50,19 +50,31 @@ impl Drop for FsFreeze {
     }
 }
 
+/// How far the worker is.
+enum State {
+    /// It freezes.
+    Freezing,
+    /// It has ended.
+    Ended(Result<FsFreeze>),
+    /// Nobody waits for it, or somebody has its result.
+    Left,
+}
+
 /// What the worker shares with whoever waits for it.
 #[pin_data]
 struct Shared {
+    /// After the state.
     #[pin]
     ended: Completion,
-    /// Set before it has ended. Whoever holds this lock takes no other one.
+    /// Whoever holds this lock takes no other one.
     #[pin]
-    result: Mutex<Option<Result<FsFreeze>>>,
+    state: Mutex<State>,
 }
 
 /// A file system that is being frozen.
 ///
-/// Dropping it waits until that has ended, and thaws.
+/// Dropping it waits for nothing: the worker thaws the file system when it was frozen, and keeps
+/// the device open until then.
 #[must_use]
 pub struct FsFreezing {
     file: Arc<BdevFile>,
@@ -76,7 +88,7 @@ impl FsFreezing {
     pub fn start(file: &Arc<BdevFile>) -> Result<Self> {
         let init = pin_init!(Shared {
             ended <- Completion::new(),
-            result <- new_mutex!(None),
+            state <- new_mutex!(State::Freezing),
         });
         let shared = Arc::pin_init(init, GFP_KERNEL)?;
         let this = Self {
@@ -85,17 +97,19 @@ impl FsFreezing {
         };
         let file = file.clone();
         let freeze = move || {
-            let result = FsFreeze::new(&file);
-            *shared.result.lock() = Some(result);
-            // Before the waiter goes on, so that the device is not closed here, later than there.
+            let mut ended = State::Ended(FsFreeze::new(&file));
+            let mut state = shared.state.lock();
+            if let State::Freezing = *state {
+                core::mem::swap(&mut *state, &mut ended);
+            }
+            drop(state);
+            // Without the lock, as it may thaw. And before the waiter goes on, so that the device
+            // is not closed here, later than there.
+            drop(ended);
             drop(file);
             shared.ended.complete_all();
         };
-        if let Err(err) = workqueue::system_dfl().try_spawn(GFP_KERNEL, freeze) {
-            // Nobody else will.
-            this.shared.ended.complete_all();
-            return Err(err.into());
-        }
+        workqueue::system_dfl().try_spawn(GFP_KERNEL, freeze)?;
         Ok(this)
     }
 
@@ -120,8 +134,15 @@ impl FsFreezing {
     /// of writing back.
     pub fn finish(self) -> Result<FsFreeze> {
         self.shared.ended.wait_for_completion();
-        let result = self.shared.result.lock().take();
-        result.unwrap_or(Err(EIO))
+        match self.leave() {
+            State::Ended(result) => result,
+            State::Freezing | State::Left => Err(EIO),
+        }
+    }
+
+    /// From now on nobody waits.
+    fn leave(&self) -> State {
+        core::mem::replace(&mut *self.shared.state.lock(), State::Left)
     }
 
     /// How many writes the device has completed; it counts them unless that was switched off.
@@ -133,9 +154,7 @@ impl FsFreezing {
 
 impl Drop for FsFreezing {
     fn drop(&mut self) {
-        self.shared.ended.wait_for_completion();
-        // Here, as the worker may hold `shared` for a moment longer.
-        let result = self.shared.result.lock().take();
-        drop(result);
+        // Here, as the worker may hold `shared` for a moment longer; and without the lock.
+        drop(self.leave());
     }
 }
