@@ -378,6 +378,21 @@ impl ChunkMap {
         }
     }
 
+    /// The end, at the most `to`, of the run of chunks from `from` on that may be overwritten.
+    pub(crate) fn safe_until(&self, from: u64, to: u64) -> u64 {
+        let mut next = from;
+        let _ = self.scan(from, to, |chunks, words| {
+            for (chunk, word) in words {
+                if chunk != next || !Place::from_word(word.load(Acquire)).is_safe() {
+                    return Some(());
+                }
+                next = chunk + 1;
+            }
+            (next != chunks.end).then_some(())
+        });
+        next
+    }
+
     /// Notes that the chunks from `from` to before `to` are overwritten. Returns how many of them
     /// had been copied ahead and not overwritten since.
     pub(crate) fn take_ahead(&self, from: u64, to: u64) -> u64 {
@@ -561,6 +576,16 @@ mod tests {
         assert_eq!(map.overwrite(START, START + 3), Overwrite::No);
         assert_eq!(map.overwrite(START + 3, START + 4), Overwrite::Yes);
         assert_eq!(map.overwrite(START + 3, START + 5), Overwrite::No);
+        for (from, to, end) in [
+            (0, 9, 2),
+            (0, 1, 1),
+            (2, 9, 2),
+            (3, 4, 4),
+            (3, 9, 4),
+            (5, 5, 5),
+        ] {
+            assert_eq!(map.safe_until(START + from, START + to), START + end);
+        }
         assert_eq!(map.get(START + 1), Stored(7));
         Ok(())
     }

@@ -41,8 +41,9 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
+            Acquire,
             Atomic,
-            Relaxed, //
+            Release, //
         },
         new_spinlock,
         new_spinlock_irq,
@@ -90,6 +91,8 @@ use crate::{
     }, //
 };
 
+use core::ops::Range;
+
 use ends::Ended;
 use flights::Flights;
 use resources::Resources;
@@ -128,6 +131,10 @@ const TICK: u64 = 4;
 /// How long what was read waits for more to be stored with it, in milliseconds.
 const TICK_MS: Msecs = 10;
 
+/// A write of more chunks is so large that those which are safe are not looked at each time that it
+/// comes.
+const LARGE: u64 = 1 << 12;
+
 /// The bytes of memory that copies which do nothing keep, all together, beside the reserve.
 const IDLE_BYTES: usize = 4 << 20;
 
@@ -152,6 +159,8 @@ struct Inner {
     images: BioList,
     excluded: Arc<Excluded>,
     account: Account,
+    /// Chunks of a large write that were found to be safe, as they stay from then on.
+    safe: Range<u64>,
     /// Windows of the map that were replaced and are to be freed.
     old: KVec<OldWindow>,
     /// Room for the next ones, while those are being freed.
@@ -181,6 +190,21 @@ impl Kick {
 }
 
 impl Inner {
+    /// Where to begin to look for chunks from `from` to before `to` that are not safe: of a
+    /// [large](LARGE) write, behind those that are known to be.
+    fn skip_safe(&mut self, map: &ChunkMap, from: u64, to: u64) -> u64 {
+        if to - from <= LARGE {
+            return from;
+        }
+        if !self.safe.contains(&from) {
+            self.safe = from..from;
+        }
+        if self.safe.end < to {
+            self.safe.end = map.safe_until(self.safe.end, to);
+        }
+        self.safe.end.min(to)
+    }
+
     /// Whether chunks can be claimed: whether there is room for the windows of the map that are
     /// replaced then.
     fn has_room_for_old(&self) -> bool {
@@ -198,14 +222,33 @@ impl Inner {
         !self.writers.is_empty() || !self.images.is_empty()
     }
 
-    /// A copy, or memory, can be had again; or nothing is copied any more. Returns the bios of the
-    /// image that waited, to be [requeued](Cow::requeue).
+    /// A copy, or memory, can be had again. Returns the bios of the image that may try, to be
+    /// [requeued](Cow::requeue).
     fn let_waiting_try(&mut self) -> (Kick, BioList) {
         let kick = Kick {
             writers: !self.writers.is_empty(),
             store: false,
         };
-        (kick, self.images.take())
+        (kick, self.images_to_try())
+    }
+
+    /// Those of the bios of the image that wait for a copy that may try: as many as there are
+    /// copies, when no writes wait. All of them if nothing is under way whose end would let the
+    /// next ones try.
+    fn images_to_try(&mut self) -> BioList {
+        if self.flights.count() == 0 {
+            return self.images.take();
+        }
+        let mut bios = BioList::new();
+        if self.writers.is_empty() {
+            for _ in 0..self.free.len() {
+                match self.images.pop() {
+                    Some(bio) => bios.push(bio),
+                    None => break,
+                }
+            }
+        }
+        bios
     }
 }
 
@@ -226,8 +269,8 @@ pub(crate) struct Cow {
     map: ChunkMap,
     #[pin]
     inner: SpinLock<Inner>,
-    /// Whether anything is excluded. Set before the storage that it tells of is in use.
-    has_excluded: Atomic<bool>,
+    /// How often something was excluded. Incremented before that storage is in use.
+    exclusions: Atomic<u32>,
     /// What interrupts leave for [`WRITERS`].
     #[pin]
     read: SpinLockIrq<Ended>,
@@ -309,10 +352,11 @@ impl Cow {
                     images: BioList::new(),
                     excluded: Arc::new(Excluded::new(), GFP_KERNEL)?,
                     account: Account::new(params::copy_ahead_maximum_ratio()),
+                    safe: 0..0,
                     old: KVec::with_capacity(MAX_OLD, GFP_KERNEL)?,
                     spare: KVec::with_capacity(MAX_OLD, GFP_KERNEL)?,
                 }),
-                has_excluded: Atomic::new(false),
+                exclusions: Atomic::new(0),
                 read <- new_spinlock_irq!(Ended::new(copies)?),
                 stored <- new_spinlock_irq!(Ended::new(copies)?),
                 hurry: Atomic::new(false),
@@ -404,8 +448,16 @@ impl Cow {
         let new = Arc::new(old.with(ranges)?, GFP_KERNEL)?;
         drop(core::mem::replace(&mut self.inner.lock().excluded, new));
         drop(old);
-        self.has_excluded.store(true, Relaxed);
+        // Release, paired with `exclusions()`: who sees the number sees the ranges, and who reads
+        // from the original what was stored there sees the number.
+        self.exclusions.fetch_add(1, Release);
         Ok(())
+    }
+
+    /// How often something was excluded: what was read from the original meanwhile is not to be
+    /// used if that is more than before.
+    pub(crate) fn exclusions(&self) -> u32 {
+        self.exclusions.load(Acquire)
     }
 
     /// Calls `f` with each excluded range, as first sector and number of sectors. May sleep.
@@ -420,12 +472,12 @@ impl Cow {
     /// excluded.
     pub(crate) fn is_excluded(&self, sector: u64, end: u64) -> bool {
         let end = end.min(self.geometry.sectors);
-        self.has_excluded.load(Relaxed) && self.inner.lock().excluded.covers(sector, end)
+        self.exclusions() != 0 && self.inner.lock().excluded.covers(sector, end)
     }
 
     /// The first excluded range that ends after `sector`.
     pub(crate) fn next_excluded(&self, sector: u64) -> Option<(u64, u64)> {
-        if !self.has_excluded.load(Relaxed) {
+        if self.exclusions() == 0 {
             return None;
         }
         self.inner.lock().excluded.next(sector)

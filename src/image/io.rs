@@ -7,9 +7,9 @@
 //! is parked until that is stored; then it comes to the disk again.
 //!
 //! Reads of the original are optimistic. No lock keeps the chunks untouched meanwhile: the end of
-//! the read checks whether they still are. If not, what was read may be new data; it is thrown
-//! away, and the part comes to the disk again, to read the copy. See
-//! [`chunk_map`](crate::copying::chunk_map) for why that is right.
+//! the read checks whether they still are, and whether nothing there has become storage. If not,
+//! what was read may be new data; it is thrown away, and the part comes to the disk again, to read
+//! the copy, or zeroes. See [`chunk_map`](crate::copying::chunk_map) for why that is right.
 //!
 //! Writes go to the difference storage: an untouched chunk is copied there first.
 
@@ -84,6 +84,8 @@ struct CloneIo {
     image: Arc<ImageIo>,
     /// The chunks, from the first to before the last, that have to be untouched in the end.
     untouched: Option<(u64, u64)>,
+    /// [`Cow::exclusions`] before the place was found; no more than that in the end.
+    exclusions: u32,
     /// It writes to the storage.
     writes: bool,
     busy: Busy,
@@ -98,6 +100,7 @@ impl EndIo for CloneIo {
         let Self {
             image,
             untouched,
+            exclusions,
             writes,
             busy,
         } = self;
@@ -108,7 +111,9 @@ impl EndIo for CloneIo {
         }
         if let Some(bio) = cloned {
             let overtaken = !planted(Fault::NoLookAfterRead)
-                && untouched.is_some_and(|(from, to)| cow.map().untouched_until(from, to) != to);
+                && untouched.is_some_and(|(from, to)| {
+                    cow.map().untouched_until(from, to) != to || cow.exclusions() != exclusions
+                });
             let lost = untouched.is_some_and(|(_, to)| cow.device_was_too_small(to));
             if lost || cow.image_has_failed() {
                 bio.end(Err(EIO));
@@ -182,6 +187,7 @@ impl ImageIo {
                 cow.tell_of_medium();
                 return bio.end(Err(EIO));
             }
+            let exclusions = cow.exclusions();
             let Some((target, sectors)) = find(cow, bio.sector(), bio.sectors(), write) else {
                 return bio.end(Err(EIO));
             };
@@ -189,7 +195,7 @@ impl ImageIo {
                 return;
             };
             delay(Point::Found);
-            match self.send(part, target, write) {
+            match self.send(part, target, exclusions, write) {
                 Some(part) => bio = part,
                 None => return,
             }
@@ -197,7 +203,13 @@ impl ImageIo {
     }
 
     /// Sends a part on its way. Gives it back if its place has changed.
-    fn send(self: &Arc<Self>, mut bio: OwnedBio, target: Target, write: bool) -> Option<OwnedBio> {
+    fn send(
+        self: &Arc<Self>,
+        mut bio: OwnedBio,
+        target: Target,
+        exclusions: u32,
+        write: bool,
+    ) -> Option<OwnedBio> {
         let cow = &self.cow;
         let stored;
         let (file, sector, untouched) = match target {
@@ -224,6 +236,7 @@ impl ImageIo {
         let context = CloneIo {
             image: self.clone(),
             untouched,
+            exclusions,
             writes: write,
             busy: cow.busy(),
         };

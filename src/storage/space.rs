@@ -166,6 +166,22 @@ impl Space {
         self.placeless.fetch_add(units, Relaxed);
     }
 
+    /// Books `units` units for something that is not needed for what others write. Does not sleep.
+    ///
+    /// Fails with `ENOSPC` if there are no more than are booked.
+    pub(crate) fn book_spare(&self, units: u64) -> Result {
+        // First booked and then looked, so that of two who come at once not both see the last one.
+        self.book(units);
+        let accounted = self.accounted.lock();
+        let used = accounted.pool.filled() + self.placeless.load(Relaxed);
+        if used > accounted.pool.capacity() {
+            drop(accounted);
+            self.unbook(units);
+            return Err(ENOSPC);
+        }
+        Ok(())
+    }
+
     /// It ends without having been stored.
     pub(crate) fn unbook(&self, units: u64) {
         self.placeless.fetch_sub(units, Relaxed);

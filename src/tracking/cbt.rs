@@ -81,7 +81,7 @@ impl Cbt {
     /// A block has `1 << min_shift` bytes, or as many times two as it takes to need no more than
     /// `max_count` blocks. May sleep. Fails with `ENOMEM`.
     pub(crate) fn new(sectors: u64, min_shift: u32, max_count: u32) -> Result<Self> {
-        let bytes = sectors.checked_shl(SECTOR_SHIFT).ok_or(EINVAL)?;
+        let bytes = sectors.checked_mul(1 << SECTOR_SHIFT).ok_or(EINVAL)?;
         let shift = block_shift(bytes, min_shift, max_count);
         let count = usize::try_from(bytes.div_ceil(1 << shift))?;
         let mut map = VVec::with_capacity(count, GFP_KERNEL)?;

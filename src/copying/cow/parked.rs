@@ -28,7 +28,9 @@ use crate::copying::chunk_map::Place;
 
 impl Cow {
     /// Parks a part of an image bio that is about `chunk`, until it was stored. `claim` says
-    /// whether it is to be copied if untouched.
+    /// whether it is to be copied if untouched: not before writes that wait for a copy, and only if
+    /// there is storage for it, as the image must not be lost for that. Ends the bio with `ENOSPC`
+    /// if there is none.
     ///
     /// Gives it back if there is nothing to wait for.
     pub(crate) fn park(
@@ -41,15 +43,21 @@ impl Cow {
         let mut inner = self.inner.lock();
         let mut later = false;
         if claim && self.map.get(chunk) == Place::Untouched {
-            let (_, to) = self.chunks(bio.sector(), bio.end_sector());
-            later = matches!(
-                self.advance(&mut inner, chunk, to, true, &mut reads),
-                Next::Later
-            );
+            let units = self.geometry.units_per_chunk();
+            if self.space.book_spare(units).is_err() {
+                drop(inner);
+                bio.end(Err(ENOSPC));
+                return None;
+            }
+            let may_claim = inner.writers.is_empty();
+            let next = self.advance(&mut inner, chunk, chunk + 1, may_claim, &mut reads);
+            later = matches!(next, Next::Later);
+            // The copy, if it has begun, has booked for itself.
+            self.space.unbook(units);
         }
         let mut kick = Kick::default();
         let rest = match inner.flights.park(chunk, bio) {
-            Some(bio) if later && !inner.all_is_idle() => {
+            Some(bio) if later && !(inner.all_is_idle() && inner.writers.is_empty()) => {
                 inner.images.push(bio);
                 None
             }

@@ -20,10 +20,11 @@ use super::{
         ReadIo,
         StoreIo, //
     },
-    flights::BATCH, //
+    flights::BATCH,
+    RESERVED, //
 };
 
-/// Bios of each kind that can be in flight whatever the state of memory.
+/// Stores that can be in flight whatever the state of memory.
 const RESERVE: u32 = 64;
 
 /// What a copy engine has for itself. Dropping it sleeps.
@@ -43,7 +44,8 @@ pub(super) struct Resources {
 impl Resources {
     pub(super) fn new() -> Result<Self> {
         Ok(Self {
-            reads: BioSet::new(RESERVE, Wait::Never)?,
+            // No more have memory for what they read, whatever its state.
+            reads: BioSet::new(RESERVED as u32, Wait::Never)?,
             stores: BioSet::new(RESERVE, Wait::ForBio)?,
             letting_go: OwnedQueue::new_mem_reclaim(c"blksnap_writes")?,
             storing: OwnedQueue::new_mem_reclaim(c"blksnap_stores")?,

@@ -152,7 +152,7 @@ impl Cow {
         if flight.unit.is_none() {
             self.space.unbook(flight.units);
         }
-        let images = flight.take_images();
+        let mut images = flight.take_images();
         let writers = take(&mut flight.writers);
         let mut inner = self.inner.lock();
         let buffer = if inner.idle_bytes + flight.memory.len() > IDLE_BYTES {
@@ -162,8 +162,8 @@ impl Cow {
         };
         inner.idle_bytes += flight.memory.len();
         let busy = flight.recycle(&mut inner.free);
-        inner.images.append(images);
-        let (kick, images) = inner.let_waiting_try();
+        let (kick, others) = inner.let_waiting_try();
+        images.append(others);
         drop(inner);
         drop(buffer);
         drop(writers);
@@ -179,7 +179,7 @@ impl Cow {
             let mut inner = self.inner.lock();
             let Some(flight) = inner.flights.end_unstored() else {
                 // The writes are let go by the work item that serves them.
-                let (_, images) = inner.let_waiting_try();
+                let images = inner.images.take();
                 drop(inner);
                 return self.requeue(images);
             };

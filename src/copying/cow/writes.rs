@@ -24,7 +24,8 @@ use super::{
     },
     Cow,
     Inner,
-    Kick, //
+    Kick,
+    LARGE, //
 };
 use crate::{
     base::faults::{
@@ -44,7 +45,10 @@ impl Cow {
         sector: u64,
         end: u64,
     ) -> Verdict<'a> {
-        let (from, to) = this.chunks(sector, end);
+        let (mut from, to) = this.chunks(sector, end);
+        if to - from > LARGE {
+            from = this.inner.lock().skip_safe(&this.map, from, to);
+        }
         match this.map.overwrite(from, to) {
             Overwrite::Yes => bio.pass(),
             Overwrite::Ahead => {
@@ -136,7 +140,9 @@ impl Cow {
             let mut reads = Reads::default();
             let mut inner = self.inner.lock();
             let Some(held) = inner.writers.pop() else {
-                return;
+                let images = inner.images_to_try();
+                drop(inner);
+                return self.requeue(images);
             };
             let start = self.origin.bdev().start_sector();
             let (from, to) = self.chunks(
