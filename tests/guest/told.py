@@ -12,12 +12,12 @@ SIZE = 8 * MIB
 UNITS = 400
 
 
-def storage_is_free(storage, removed):
-    """Loses the images while stores are in flight that take long: by using up the storage or, if
-    `removed`, as the device goes. AssertionError if something is stored after the event."""
+def storage_is_free(storage, removed, delay=300):
+    """Loses the images while stores are in flight that take so many milliseconds: by using up the
+    storage or, if `removed`, as the device goes. AssertionError if something is stored after the event."""
     disk = devices.NullBlk(SIZE)
     try:
-        with devices.dm(devices.delay(storage, 0, 300)) as slow, parameters(copy_ahead_maximum_ratio=1):
+        with devices.dm(devices.delay(storage, 0, delay)) as slow, parameters(copy_ahead_maximum_ratio=1):
             write(disk.path, pattern(SIZE, "before"))
             room = UNITS * (2 if removed else 1)
             with Snapshot(disk.path, [(slow, [(0, room * 8)])]) as snapshot:
