@@ -26,6 +26,8 @@ pub(crate) enum Fault {
     ToldTooEarly = 8,
     /// Storage is excluded from being copied in all snapshots, not just where it must be.
     ExcludeForAll = 9,
+    /// Writes wait for storage that hangs for as long as it does.
+    WaitForEver = 10,
 }
 
 /// Whether to do this wrong.

@@ -46,7 +46,7 @@ BLKSNAP_PARAM(diff_storage_timeout, 0, 86400,
 	      "Seconds that writes wait for storage that does not answer, 0 for ever");
 
 #ifdef CONFIG_BLK_SNAP_FAULTS
-BLKSNAP_PARAM(fault, 0, 9,
+BLKSNAP_PARAM(fault, 0, 10,
 	      "What to do wrong, see faults.rs; 0 for nothing");
 #endif
 

@@ -42,6 +42,10 @@ use crate::{
             delay,
             Point, //
         },
+        faults::{
+            planted,
+            Fault, //
+        },
         params, //
     },
     copying::{
@@ -143,7 +147,9 @@ impl Cow {
     /// Whether the storage has not answered for so long that writes shall not wait for it.
     fn storage_hangs(&self, inner: &Inner) -> bool {
         let limit = params::diff_storage_timeout();
-        limit != 0 && inner.flights.oldest_in_memory() > Delta::from_secs(limit)
+        limit != 0
+            && inner.flights.oldest_in_memory() > Delta::from_secs(limit)
+            && !planted(Fault::WaitForEver)
     }
 
     /// A flight has ended, good or bad. Does not sleep if no writes wait for it, or if
