@@ -282,8 +282,10 @@ fn resolve(paths: &[PathBuf]) -> Result<Vec<Given>> {
                 path.display()
             );
         }
+        // Manifests are UTF-8: the kernel's name stands for one that is not.
+        let utf8 = path.to_str().is_some();
         devices.push(Given {
-            path: path.clone(),
+            path: if utf8 { path.clone() } else { id.path() },
             id,
             name: id
                 .kernel_name()

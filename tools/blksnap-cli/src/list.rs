@@ -46,6 +46,7 @@ pub fn run(args: &args::List) -> Result<()> {
 /// What there is.
 #[derive(Debug, Serialize)]
 struct Report {
+    #[serde(serialize_with = "output::path")]
     directory: PathBuf,
     backups: Vec<Backup>,
     /// Directories of which only the data is still needed.

@@ -3,10 +3,11 @@
 //! Results on standard output; remarks on standard error, which `--quiet` keeps back.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// Whether only results and errors are wanted.
 static QUIET: AtomicBool = AtomicBool::new(false);
@@ -35,6 +36,11 @@ pub fn print(text: impl AsRef<str>) -> Result<()> {
     writeln!(out, "{}", text.as_ref())
         .and_then(|()| out.flush())
         .context("cannot write to standard output")
+}
+
+/// A path in JSON, which is UTF-8: what is not, is shown as by `display()`.
+pub fn path<S: Serializer>(path: &impl AsRef<Path>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.as_ref().display())
 }
 
 /// Prints a value as JSON.

@@ -113,6 +113,7 @@ pub struct How<'a> {
 /// What was done, or would be.
 #[derive(Debug, Serialize)]
 pub struct Report {
+    #[serde(serialize_with = "output::path")]
     directory: PathBuf,
     dry_run: bool,
     kept: Vec<String>,

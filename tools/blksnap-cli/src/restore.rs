@@ -89,6 +89,7 @@ pub struct How {
 pub struct Report {
     backup: String,
     name: String,
+    #[serde(serialize_with = "output::path")]
     target: PathBuf,
     size: u64,
     bytes_written: u64,

@@ -19,6 +19,7 @@ use crate::size::Size;
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The directory of backups.
+    #[serde(serialize_with = "crate::output::path")]
     pub directory: PathBuf,
     /// The name of this one.
     pub backup: String,
@@ -83,6 +84,7 @@ pub struct DeviceReport {
     /// Its image.
     pub image: PathBuf,
     /// Its file in the backup.
+    #[serde(serialize_with = "crate::output::path")]
     pub file: PathBuf,
     /// How it was copied.
     pub kind: Kind,

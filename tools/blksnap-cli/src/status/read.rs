@@ -89,6 +89,7 @@ pub struct Holder {
     /// Whether it still lives: if not, nobody ends the snapshot, or gives it storage.
     pub alive: bool,
     /// What the paths of its difference files begin with.
+    #[serde(serialize_with = "crate::output::path")]
     pub storage: PathBuf,
 }
 
