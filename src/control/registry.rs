@@ -16,7 +16,8 @@
 //! - `attaching`, by what attaches and detaches filters, which may wait for the device.
 //! - `appending`, where storage is appended, and where a take finds out which storage not to copy:
 //!   so each sees the other. Nothing is waited for.
-//! - `trackers` and `snapshots`, for looking things up and changing the lists. Nothing is waited for.
+//! - `trackers` and `snapshots`, for looking things up and changing the lists. Nothing is waited
+//!   for.
 //! - The locks of snapshots and trackers.
 //!
 //! Devices are opened with none of them held.
