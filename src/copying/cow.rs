@@ -159,7 +159,7 @@ struct Inner {
     images: BioList,
     excluded: Arc<Excluded>,
     account: Account,
-    /// Chunks of a large write that were found to be safe, as they stay from then on.
+    /// The chunks that a large write begins with and that were found to be safe, as they stay.
     safe: Range<u64>,
     /// Windows of the map that were replaced and are to be freed.
     old: KVec<OldWindow>,
@@ -192,17 +192,12 @@ impl Kick {
 impl Inner {
     /// Where to begin to look for chunks from `from` to before `to` that are not safe: of a
     /// [large](LARGE) write, behind those that are known to be.
-    fn skip_safe(&mut self, map: &ChunkMap, from: u64, to: u64) -> u64 {
-        if to - from <= LARGE {
-            return from;
+    fn skip_safe(&self, from: u64, to: u64) -> u64 {
+        if self.safe.start == from && to - from > LARGE {
+            self.safe.end.clamp(from, to)
+        } else {
+            from
         }
-        if !self.safe.contains(&from) {
-            self.safe = from..from;
-        }
-        if self.safe.end < to {
-            self.safe.end = map.safe_until(self.safe.end, to);
-        }
-        self.safe.end.min(to)
     }
 
     /// Whether chunks can be claimed: whether there is room for the windows of the map that are

@@ -73,7 +73,7 @@ impl Cow {
         reads: &mut Reads,
     ) -> Next {
         let most = (COPY_WINDOW >> (self.geometry.chunk_shift + SECTOR_SHIFT)).max(1);
-        let from = inner.skip_safe(&self.map, from, to);
+        let from = inner.skip_safe(from, to);
         let mut at = from;
         let mut short = false;
         let mut last = None;

@@ -45,9 +45,9 @@ impl Cow {
         sector: u64,
         end: u64,
     ) -> Verdict<'a> {
-        let (mut from, to) = this.chunks(sector, end);
-        if to - from > LARGE {
-            from = this.inner.lock().skip_safe(&this.map, from, to);
+        let (from, to) = this.chunks(sector, end);
+        if to - from > LARGE && !this.is_large_write_safe(from, to) {
+            return Self::filter_uncopied(this, bio, (sector, end), (from, to));
         }
         match this.map.overwrite(from, to) {
             Overwrite::Yes => bio.pass(),
@@ -59,6 +59,14 @@ impl Cow {
             }
             Overwrite::No => Self::filter_uncopied(this, bio, (sector, end), (from, to)),
         }
+    }
+
+    /// Whether all chunks from `from` to before `to` are safe. Remembers those that are.
+    fn is_large_write_safe(&self, from: u64, to: u64) -> bool {
+        let known = self.inner.lock().skip_safe(from, to);
+        let end = self.map.safe_until(known, to);
+        self.inner.lock().safe = from..end;
+        end == to
     }
 
     /// The rest of [`filter`](Self::filter), when something has to be copied.
