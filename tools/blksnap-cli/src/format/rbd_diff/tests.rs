@@ -48,9 +48,10 @@ fn store(stream: &mut Stream, device: &mut [u8], steps: &[Step]) {
 
 /// Applies streams by the script that knows nothing of the code here.
 fn apply(target: &Path, streams: &[PathBuf]) -> Output {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/guest/rbd_diff.py");
+    // Asked for now, as the program may have been built elsewhere.
+    let here = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap());
     Command::new("python3")
-        .arg(script)
+        .arg(here.join("../../tests/guest/rbd_diff.py"))
         .arg(target)
         .args(streams)
         .output()
