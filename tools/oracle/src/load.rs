@@ -178,6 +178,8 @@ pub struct ImageUse {
     pub done: AtomicUsize,
     /// An error of the image, as an errno: right only if the snapshot has failed.
     pub failed: AtomicUsize,
+    /// A write found no storage: right only if there is little.
+    pub full: AtomicBool,
 }
 
 /// Reads an image and writes to it until it is stopped, and then looks at all of it.
@@ -209,10 +211,28 @@ pub fn use_image(
             let tag = Tag::new(writer, number);
             number += 1;
             stamps.fill(bytes, first, tag);
-            if let Err(errno) = node.write(first, bytes)? {
-                return failed(errno);
+            match node.write(first, bytes)? {
+                Ok(()) => tags[range].fill(tag),
+                Err(Errno::NOSPC) => {
+                    usage.full.store(true, Ordering::SeqCst);
+                    // It may have been written in part.
+                    if let Err(errno) = node.read(first, bytes)? {
+                        return failed(errno);
+                    }
+                    for (sector, bytes) in (first..).zip(bytes.chunks_exact(512)) {
+                        let found = stamps.read(bytes, sector).context("an image lies")?;
+                        let known = &mut tags[sector as usize];
+                        if found != *known && found != tag {
+                            bail!(
+                                "the image of device {device} changed: sector {sector} has {found}, \
+                                 wanted {known} or {tag}"
+                            );
+                        }
+                        *known = found;
+                    }
+                }
+                Err(errno) => return failed(errno),
             }
-            tags[range].fill(tag);
         } else {
             if let Err(errno) = node.read(first, bytes)? {
                 return failed(errno);

@@ -344,6 +344,7 @@ impl World {
                 stop: AtomicBool::new(false),
                 done: AtomicUsize::new(0),
                 failed: AtomicUsize::new(0),
+                full: AtomicBool::new(false),
             });
             self.users += 1;
             let writer = self.users + FILLER;
@@ -392,6 +393,7 @@ impl World {
         // So that what is checked in the end has seen some writes.
         self.load(10)?;
         let mut failed = 0;
+        let mut full = false;
         for user in std::mem::take(&mut held.users) {
             user.usage.stop.store(true, Ordering::SeqCst);
             user.thread
@@ -399,8 +401,13 @@ impl World {
                 .map_err(|_| anyhow!("a user of an image panicked"))?;
             self.counts.uses += user.usage.done.load(Ordering::SeqCst) as u64;
             failed = failed.max(user.usage.failed.load(Ordering::SeqCst));
+            full |= user.usage.full.load(Ordering::SeqCst);
         }
-        let result = if failed == 0 {
+        let result = if full && !held.lean {
+            Err(anyhow!(
+                "a write to an image found no storage, and there is enough"
+            ))
+        } else if failed == 0 {
             Ok(())
         } else if held.lean {
             self.counts.overflows += 1;
