@@ -72,13 +72,7 @@ impl Registry {
         if tracker.membership().is_some() {
             return Err(EBUSY);
         }
-        let mut trackers = self.trackers.lock();
-        let at = trackers
-            .iter()
-            .position(|shown| Arc::ptr_eq(shown.data(), &tracker));
-        let shown = at.and_then(|at| trackers.remove(at).ok());
-        drop(trackers);
-        drop(shown);
+        self.forget(|other| core::ptr::eq(other, &*tracker));
         delay(Point::Forgotten);
         tracker.detach();
         Ok(())

@@ -176,7 +176,8 @@ impl Registry {
         Ok(all)
     }
 
-    /// Forgets the trackers of which `which` is true, and detaches them; with `attaching` held.
+    /// Forgets the trackers of which `which` is true; with `attaching` held. They are detached when
+    /// nobody uses them any more: a snapshot that has one may be being taken.
     pub(super) fn forget(&self, which: impl Fn(&Tracking) -> bool) {
         loop {
             let mut trackers = self.trackers.lock();
@@ -185,10 +186,8 @@ impl Registry {
             };
             let shown = trackers.remove(at);
             drop(trackers);
-            if let Ok(shown) = shown {
-                // Others may have references.
-                shown.data().detach();
-            }
+            // Without the lock, as it may be the last one to use it.
+            drop(shown);
         }
     }
 

@@ -194,7 +194,7 @@ impl Inner {
     /// [large](LARGE) write, behind those that are known to be.
     fn skip_safe(&self, from: u64, to: u64) -> u64 {
         if self.safe.start == from && to - from > LARGE {
-            self.safe.end.clamp(from, to)
+            self.safe.end.max(from).min(to)
         } else {
             from
         }

@@ -55,6 +55,16 @@ impl Pair {
     fn to_word(self) -> i16 {
         i16::from_le_bytes([self.before, self.written])
     }
+
+    /// This, marked in both maps in the interval `active`, or in a later one that has begun and in
+    /// which the block was written.
+    fn marked_both(self, active: u8) -> Self {
+        let written = active.max(self.written);
+        Self {
+            before: written.saturating_sub(1),
+            written,
+        }
+    }
 }
 
 /// The map of one device.
@@ -192,19 +202,26 @@ impl Cbt {
 
     /// Marks the blocks in both maps: clients that read from now on see them as changed in the
     /// interval before the last take, and after the next take as changed in this one.
+    ///
+    /// The queue may be frozen, and a take may end the interval beside us: that is as if it came
+    /// after us. What was marked by a write since stays.
     pub(crate) fn mark_both(&self, first: u64, count: u64) {
-        let marked = Pair {
-            before: self.previous(),
-            written: self.active(),
-        };
+        let active = self.active();
         for word in self.blocks(first, count) {
-            word.store(marked.to_word(), Relaxed);
+            let mut old = word.load(Relaxed);
+            loop {
+                let marked = Pair::from_word(old).marked_both(active);
+                match word.cmpxchg(old, marked.to_word(), Relaxed) {
+                    Ok(_) => break,
+                    Err(now) => old = now,
+                }
+            }
         }
     }
 
     /// Ends the interval. Fails, and changes nothing, if there is no number left.
     ///
-    /// No block may be marked meanwhile: the queue is frozen.
+    /// No write may be marked meanwhile: the queue is frozen.
     pub(crate) fn switch(&self) -> Result {
         let active = self.active();
         if active == LAST {
@@ -260,6 +277,17 @@ mod tests {
     /// A map with blocks of 64 KiB for a device of `blocks` blocks.
     fn map(blocks: u64) -> Result<Cbt> {
         Cbt::new(blocks << 7, 16, 1 << 21)
+    }
+
+    #[test]
+    fn a_take_beside_a_mark_in_both_maps_loses_no_write() {
+        let pair = |before, written| Pair { before, written };
+        // Whoever marks has seen interval 4, and meanwhile 5 has begun: written in it, or not.
+        assert_eq!(pair(2, 5).marked_both(4), pair(4, 5));
+        assert_eq!(pair(2, 4).marked_both(4), pair(3, 4));
+        assert_eq!(pair(0, 0).marked_both(4), pair(3, 4));
+        assert_eq!(pair(0, 0).marked_both(FIRST), pair(0, FIRST));
+        assert_eq!(pair(0, LAST).marked_both(LAST - 1), pair(LAST - 1, LAST));
     }
 
     fn bytes(cbt: &Cbt) -> [u8; 8] {
