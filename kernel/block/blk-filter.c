@@ -414,10 +414,76 @@ static void blk_filter_replace(struct gendisk *disk, int levels)
 	}
 	class_dev_iter_init(&iter, &block_class, NULL, &disk_type);
 	while ((dev = class_dev_iter_next(&iter)))
-		if (bd_disk_holds(dev_to_disk(dev), disk))
+		if (bd_disk_holds(dev_to_disk(dev), disk->part0))
 			blk_filter_replace(dev_to_disk(dev), levels - 1);
 	class_dev_iter_exit(&iter);
 }
+
+/**
+ * blk_filter_bio_has - whether a sector of a write begins with something
+ * @bio: the bio that is shown to a filter
+ * @mark: what to look for
+ * @len: its length in bytes, up to a sector
+ *
+ * For filters that write something to see whether, and where, it comes by.
+ *
+ * Context: Where filters are called.
+ */
+bool blk_filter_bio_has(struct bio *bio, const void *mark, size_t len)
+{
+	struct bvec_iter iter;
+	struct bio_vec bv;
+	bool has = false;
+
+	if (!bio_has_data(bio))
+		return false;
+	bio_for_each_segment(bv, bio, iter) {
+		char *data = bvec_kmap_local(&bv);
+		unsigned int at;
+
+		for (at = 0; at + len <= bv.bv_len; at += SECTOR_SIZE)
+			has |= !memcmp(data + at, mark, len);
+		kunmap_local(data);
+	}
+	return has;
+}
+EXPORT_SYMBOL_GPL(blk_filter_bio_has);
+
+static bool blk_disk_is_above(struct gendisk *disk, struct block_device *bdev,
+			      int levels)
+{
+	struct class_dev_iter iter;
+	struct device *dev;
+	bool above = false;
+
+	class_dev_iter_init(&iter, &block_class, NULL, &disk_type);
+	while (!above && levels && (dev = class_dev_iter_next(&iter))) {
+		struct gendisk *holder = dev_to_disk(dev);
+
+		if (bd_disk_holds(holder, bdev))
+			above = holder == disk ||
+				blk_disk_is_above(disk, holder->part0,
+						  levels - 1);
+	}
+	class_dev_iter_exit(&iter);
+	return above;
+}
+
+/**
+ * blk_filter_sees_writes - whether a filter sees what is written to another disk
+ * @bdev: the device that has, or may get, the filter
+ * @disk: the other disk
+ *
+ * That is so for a disk that is made of the device, directly or not, as far as the
+ * kernel knows: by device mapper or md, but not by way of a file or a network.
+ *
+ * Context: Process context.
+ */
+bool blk_filter_sees_writes(struct block_device *bdev, struct gendisk *disk)
+{
+	return blk_disk_is_above(disk, bdev, BLK_FILTER_LEVELS);
+}
+EXPORT_SYMBOL_GPL(blk_filter_sees_writes);
 
 /**
  * blk_filter_replace_data - tell filters that a disk gets other data
@@ -519,3 +585,38 @@ static ssize_t filters_show(struct device *dev, struct device_attribute *attr,
 	return len;
 }
 DEVICE_ATTR_RO(filters);
+
+static ssize_t filter_show(struct device *dev, struct device_attribute *attr,
+			   char *buf)
+{
+	ssize_t len = filters_show(dev, attr, buf);
+	char *end = memchr(buf, '\n', len);
+
+	/* Programs that know of one filter: the first. */
+	return end ? end + 1 - buf : sysfs_emit(buf, "\n");
+}
+DEVICE_ATTR_RO(filter);
+
+/*
+ * Whether a filter of that name is attached to the device: 0, -ENOENT if none is
+ * at all, -EINVAL if only others are.
+ */
+int blk_filter_find(struct block_device *bdev, const char *name)
+{
+	struct blk_filter_disk *fd = READ_ONCE(bdev->bd_disk->filters);
+	struct blk_filter *flt;
+	int ret = -ENOENT;
+
+	if (!fd)
+		return ret;
+	spin_lock_irq(&blk_filter_lock);
+	list_for_each_entry(flt, &fd->filters, node) {
+		if (flt->bdev != bdev)
+			continue;
+		ret = strcmp(flt->ops->name, name) ? -EINVAL : 0;
+		if (!ret)
+			break;
+	}
+	spin_unlock_irq(&blk_filter_lock);
+	return ret;
+}

@@ -3,7 +3,9 @@
 #define _BLK_FILTER_INTERNAL_H
 
 #include <linux/blkdev.h>
+#include <linux/compat.h>
 #include <linux/jump_label_ratelimit.h>
+#include <uapi/linux/blk-filter.h>
 
 struct blk_write_gate;
 
@@ -22,9 +24,21 @@ struct blk_filter_disk {
 	struct blk_write_gate *gate;
 };
 
+#ifdef CONFIG_COMPAT_FOR_U64_ALIGNMENT
+/* As struct blkfilter_attach, but for the padding at its end. */
+struct compat_blkfilter_attach {
+	u8 name[BLKFILTER_NAME_LENGTH];
+	compat_u64 opt;
+	u32 optlen;
+};
+
+#define BLKFILTER_ATTACH_32	_IOWR(0x12, 142, struct compat_blkfilter_attach)
+#endif
+
 #ifdef CONFIG_BLK_FILTER
 extern struct static_key_false_deferred blk_filter_enabled;
 extern struct device_attribute dev_attr_filters;
+extern struct device_attribute dev_attr_filter;
 
 /* blk-filter.c */
 bool __blk_filter_bio(struct bio *bio);
@@ -33,12 +47,18 @@ void blk_filter_resize_part(struct block_device *part, sector_t sectors);
 void blk_filter_del_disk(struct gendisk *disk);
 void blk_filter_del_part(struct block_device *part);
 void blk_filter_release_disk(struct gendisk *disk);
+int blk_filter_find(struct block_device *bdev, const char *name);
+
+/* blk-filter-type.c */
+int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
+		     void __user *argp);
 
 /* holder.c */
 #ifdef CONFIG_BLOCK_HOLDER_DEPRECATED
-bool bd_disk_holds(struct gendisk *disk, struct gendisk *slave);
+bool bd_disk_holds(struct gendisk *disk, struct block_device *slave);
 #else
-static inline bool bd_disk_holds(struct gendisk *disk, struct gendisk *slave)
+static inline bool bd_disk_holds(struct gendisk *disk,
+				 struct block_device *slave)
 {
 	return false;
 }
@@ -112,6 +132,12 @@ static inline void blk_filter_del_part(struct block_device *part)
 
 static inline void blk_filter_release_disk(struct gendisk *disk)
 {
+}
+
+static inline int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
+				   void __user *argp)
+{
+	return -ENOIOCTLCMD;
 }
 #endif /* CONFIG_BLK_FILTER */
 

@@ -10,7 +10,9 @@
 #include <linux/atomic.h>
 #include <linux/bits.h>
 #include <linux/blk_types.h>
+#include <linux/completion.h>
 #include <linux/list.h>
+#include <linux/refcount.h>
 #include <linux/wait.h>
 
 struct blk_filter;
@@ -98,11 +100,41 @@ struct blk_filter {
 	wait_queue_head_t wait;
 };
 
+/**
+ * struct blk_filter_type - how user space attaches and controls filters by name
+ * @name: That of the filters, and of the type: what clients give to the ioctls of
+ *	<uapi/linux/blk-filter.h> on the block device.
+ * @attach: Attach a filter to the device.  @opt and @optlen are the client's.
+ * @detach: Detach it.
+ * @ctl: A command to the filter that is attached.  @opt is an address in user space,
+ *	of @optlen bytes as laid out by 32-bit programs if @compat.
+ *
+ * The callbacks are made for a client that has the device open, with no locks, and
+ * return 0 or an error.  Only clients with CAP_SYS_ADMIN get there.
+ */
+struct blk_filter_type {
+	const char *name;
+	int (*attach)(struct blk_filter_type *type, struct block_device *bdev,
+		      u64 opt, u32 optlen);
+	int (*detach)(struct blk_filter_type *type, struct block_device *bdev);
+	int (*ctl)(struct blk_filter_type *type, struct block_device *bdev,
+		   u32 cmd, u64 opt, u32 optlen, bool compat);
+	/* private: to block/blk-filter-type.c */
+	struct list_head node;
+	refcount_t users;
+	struct completion unused;
+};
+
 #ifdef CONFIG_BLK_FILTER
+int blk_filter_register(struct blk_filter_type *type);
+void blk_filter_unregister(struct blk_filter_type *type);
+
 int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev,
 		      const struct blk_filter_operations *ops);
 void blk_filter_detach(struct blk_filter *flt);
 void blk_filter_replace_data(struct gendisk *disk);
+bool blk_filter_bio_has(struct bio *bio, const void *mark, size_t len);
+bool blk_filter_sees_writes(struct block_device *bdev, struct gendisk *disk);
 u64 blk_filter_diskseq(struct blk_filter *flt);
 void blk_filter_hold(struct blk_filter *flt, struct bio *bio);
 void blk_filter_resubmit(struct blk_filter *flt, struct bio *bio);

@@ -138,6 +138,12 @@ impl<'a> Incoming<'a> {
         Verdict::new(true)
     }
 
+    /// Whether one of its sectors begins with these bytes.
+    pub fn has(&self, mark: &[u8]) -> bool {
+        // SAFETY: By the type invariant the bio is valid, and so is its data.
+        unsafe { bindings::blk_filter_bio_has(self.bio, mark.as_ptr().cast(), mark.len()) }
+    }
+
     /// Takes the bio, to be let go later.
     pub fn hold(self) -> (Held, Verdict<'a>) {
         // SAFETY: We are in the filter's callback.
