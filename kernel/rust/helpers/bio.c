@@ -61,3 +61,9 @@ __rust_helper void rust_helper_memalloc_noio_restore(unsigned int flags)
 {
 	memalloc_noio_restore(flags);
 }
+
+__rust_helper void rust_helper_memcpy_to_page(struct page *page, size_t offset,
+					      const char *from, size_t len)
+{
+	memcpy_to_page(page, offset, from, len);
+}

@@ -6,7 +6,10 @@
 
 use crate::{
     bindings,
-    error::from_err_ptr,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
     fmt,
     prelude::*,
     str::BStr,
@@ -48,7 +51,7 @@ impl DevId {
     }
 
     /// Splits the kernel's `dev_t`.
-    fn from_raw(dev: bindings::dev_t) -> Self {
+    pub(crate) fn from_raw(dev: bindings::dev_t) -> Self {
         Self {
             major: dev >> 20,
             minor: dev & ((1 << 20) - 1),
@@ -179,6 +182,35 @@ impl BlockDevice {
         (min, opt)
     }
 
+    /// Whether what is written to `other`'s disk is written to this device in the end, as the disk
+    /// is made of it, directly or not. May sleep.
+    ///
+    /// That is known of disks of device mapper and md, and not of what is in between by way of a
+    /// file or a network.
+    #[cfg(CONFIG_BLK_FILTER)]
+    pub fn is_below(&self, other: &BlockDevice) -> bool {
+        // SAFETY: Both are open by the type invariant.
+        unsafe { bindings::blk_filter_sees_writes(self.as_raw(), other.disk()) }
+    }
+
+    /// Whether the two have sectors in common: they are the same, or one is a partition of the
+    /// other one.
+    pub fn overlaps(&self, other: &BlockDevice) -> bool {
+        let end = |bdev: &Self| bdev.start_sector().saturating_add(bdev.sectors());
+        self.disk() == other.disk()
+            && self.start_sector() < end(other)
+            && other.start_sector() < end(self)
+    }
+
+    /// Whether the device has all sectors of the other one: it is the same, or the disk of that
+    /// partition.
+    pub fn contains(&self, other: &BlockDevice) -> bool {
+        let end = |bdev: &Self| bdev.start_sector().saturating_add(bdev.sectors());
+        self.disk() == other.disk()
+            && self.start_sector() <= other.start_sector()
+            && end(other) <= end(self)
+    }
+
     /// Whether the device is read-only.
     pub fn is_read_only(&self) -> bool {
         // SAFETY: The device is open by the type invariant.
@@ -237,6 +269,17 @@ unsafe impl Send for BdevFile {}
 unsafe impl Sync for BdevFile {}
 
 impl BdevFile {
+    /// The number of the device that a path names for the current task. May sleep.
+    ///
+    /// Fails with the errors of looking it up, `ENOTBLK` if it is no block device, `EACCES` if
+    /// devices are not allowed where it is.
+    pub fn lookup(path: &CStr) -> Result<DevId> {
+        let mut dev: bindings::dev_t = 0;
+        // SAFETY: The path ends with NUL; `dev` is valid for writes.
+        to_result(unsafe { bindings::lookup_bdev(path.as_char_ptr(), &mut dev) })?;
+        Ok(DevId::from_raw(dev))
+    }
+
     /// Opens the device with the given number for reading, not exclusively. May sleep.
     ///
     /// For writing, see [`open_for_writing`](Self::open_for_writing).

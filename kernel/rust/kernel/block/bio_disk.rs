@@ -20,7 +20,10 @@ use crate::{
         from_err_ptr,
         to_result, //
     },
-    fmt::Write,
+    fmt::{
+        self,
+        Write, //
+    },
     module::this_module,
     prelude::*,
     static_lock_class,
@@ -205,8 +208,15 @@ unsafe impl<T: Operations> Sync for BioDisk<T> {}
 
 impl<T: Operations> BioDisk<T> {
     /// Adds a disk, without partitions, served by `data`. It has the lowest minor number that is
-    /// free, and `name` with that number behind it. May sleep.
-    pub fn new(name: &CStr, options: Options<'_, T>, data: Arc<T>) -> Result<Self> {
+    /// free, and the name that `name` writes, given that number. May sleep.
+    ///
+    /// Fails with `EINVAL` if the name is too long, and with an error of adding it if there is one
+    /// of that name.
+    pub fn new(
+        name: impl FnOnce(u32, &mut dyn Write) -> fmt::Result,
+        options: Options<'_, T>,
+        data: Arc<T>,
+    ) -> Result<Self> {
         let mut limits: bindings::queue_limits = pin_init::zeroed();
         // SAFETY: A plain data structure.
         unsafe { bindings::blk_set_stacking_limits(&mut limits) };
@@ -261,7 +271,7 @@ impl<T: Operations> BioDisk<T> {
         raw.fops = Self::VTABLE;
         raw.private_data = Arc::as_ptr(&data).cast_mut().cast();
         let mut writer = NullTerminatedFormatter::new(&mut raw.disk_name).ok_or(EINVAL)?;
-        writer.write_fmt(fmt!("{name}{minor}"))?;
+        name(minor, &mut writer).map_err(|_| EINVAL)?;
         // SAFETY: The disk is ours.
         unsafe { bindings::set_capacity(disk, options.sectors) };
         // SAFETY: The disk is ours, and nobody else uses its device's driver data.
@@ -293,6 +303,18 @@ impl<T: Operations> BioDisk<T> {
     /// The device number.
     pub fn id(&self) -> DevId {
         self.id
+    }
+
+    /// Writes the disk's name to the beginning of `out`, as much as there is room for.
+    pub fn write_name(&self, out: &mut [u8]) {
+        // SAFETY: The disk lives as long as we do; its name does not change after it was added.
+        let name = unsafe { &(*self.disk.as_ptr()).disk_name };
+        for (to, &from) in out
+            .iter_mut()
+            .zip(name.iter().take_while(|&&byte| byte != 0))
+        {
+            *to = from;
+        }
     }
 
     /// What serves the disk.

@@ -7,7 +7,7 @@
 //! [submitted](NewBio::submit); when it has completed, [`EndIo::end_io`] gets the context back.
 //!
 //! The data of a bio is either in [`Buffer`]s or that of another bio, of which it is a
-//! [clone](NewBio::clone_of). In both cases the new bio keeps the data, and the block device, until
+//! [clone](NewBio::clone_of). In both cases the new bio keeps the data, and its [`Target`], until
 //! it has completed; and its context keeps the [set](EndIo::set).
 //!
 //! - `buffer` allocates the pages;
@@ -20,6 +20,8 @@ use super::{
     bdev::BdevFile,
     bio::OwnedBio, //
 };
+#[cfg(CONFIG_HELD_FILE)]
+use crate::fs::held_file::HeldFile;
 use crate::{
     bindings,
     error::to_result,
@@ -90,11 +92,53 @@ pub trait EndIo<const N: usize = 1>: Send + Sized + 'static {
     fn end_io(self, cloned: Option<OwnedBio>, result: Result);
 }
 
+/// Where a bio of our own goes.
+#[derive(Clone)]
+pub enum Target {
+    /// To a device.
+    Device(Arc<BdevFile>),
+    /// To a file that is held by its content: sectors count from its beginning. A worker makes
+    /// a read or write of it, and ends the bio in process context.
+    #[cfg(CONFIG_HELD_FILE)]
+    File(Arc<HeldFile>),
+}
+
+impl Target {
+    /// The device; null if it is none.
+    fn bdev(&self) -> *mut bindings::block_device {
+        match self {
+            Self::Device(file) => file.bdev().as_raw(),
+            #[cfg(CONFIG_HELD_FILE)]
+            Self::File(_) => core::ptr::null_mut(),
+        }
+    }
+}
+
+impl Target {
+    /// Brings what was written there to stable storage. May sleep.
+    pub fn flush(&self) -> Result {
+        match self {
+            // SAFETY: The device is open.
+            Self::Device(file) => {
+                to_result(unsafe { bindings::blkdev_issue_flush(file.bdev().as_raw()) })
+            }
+            #[cfg(CONFIG_HELD_FILE)]
+            Self::File(file) => file.sync(),
+        }
+    }
+}
+
+impl From<&Arc<BdevFile>> for Target {
+    fn from(file: &Arc<BdevFile>) -> Self {
+        Self::Device(file.clone())
+    }
+}
+
 /// What lives and dies with a bio.
 struct Context<T, const N: usize> {
     data: T,
-    /// Keeps the device open until the bio has completed.
-    _file: Arc<BdevFile>,
+    /// Kept open until the bio has completed.
+    target: Target,
     /// Keep the data pages.
     _buffers: [Option<Arc<Buffer>>; N],
     /// Keeps the data pages and the segments, for a clone.

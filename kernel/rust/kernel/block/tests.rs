@@ -82,7 +82,11 @@ impl ZeroDisk {
             group: &Group::new(None, &[], &[])?,
         };
         let data = Arc::new(Zeroes, GFP_KERNEL)?;
-        let disk = BioDisk::new(c"kunit-zeroes", options, data)?;
+        let disk = BioDisk::new(
+            |minor, out| write!(out, "kunit-zeroes{minor}"),
+            options,
+            data,
+        )?;
         Ok(Self {
             file: BdevFile::open(disk.id())?,
             _disk: disk,

@@ -76,7 +76,8 @@ impl Drop for Block {
 
 /// Memory that bios read into and write from, in blocks of one or more pages.
 ///
-/// Only devices and [`Buffer::zero`] access it; there are never references to its bytes.
+/// Only devices, [`Buffer::zero`] and [`Buffer::write`] access it; there are never references to
+/// its bytes.
 pub struct Buffer {
     blocks: KVec<Block>,
     len: usize,
@@ -84,7 +85,8 @@ pub struct Buffer {
 
 // SAFETY: Pages may be freed by any thread.
 unsafe impl Send for Buffer {}
-// SAFETY: `&Buffer` gives no access to the memory but by `zero()`, which C code carries out.
+// SAFETY: `&Buffer` gives no access to the memory but by `zero()` and `write()`, which C code
+// carries out.
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
@@ -132,21 +134,47 @@ impl Buffer {
         })
     }
 
-    /// Fills the bytes from `from` up to `to` with zeroes.
-    pub fn zero(&self, from: usize, to: usize) {
+    /// Calls `f` with each piece of the bytes from `from` up to `to` that is in one page: the page,
+    /// the offset in it, and the length.
+    fn for_each_page(
+        &self,
+        from: usize,
+        to: usize,
+        mut f: impl FnMut(*mut bindings::page, usize, usize),
+    ) {
         for (block, mut pos, mut left) in self.segments(from, to) {
             while left > 0 {
                 let in_page = pos & (PAGE_SIZE - 1);
                 let len = (PAGE_SIZE - in_page).min(left);
                 // SAFETY: The block has that page, and its pages are adjacent in the memory map.
-                let page = unsafe { block.page().add(pos >> PAGE_SHIFT) };
-                // SAFETY: The page is ours by `Block`'s invariant and has these bytes, to which
-                // there are no references.
-                unsafe { bindings::memzero_page(page, in_page, len) };
+                f(unsafe { block.page().add(pos >> PAGE_SHIFT) }, in_page, len);
                 pos += len;
                 left -= len;
             }
         }
+    }
+
+    /// Fills the bytes from `from` up to `to` with zeroes.
+    pub fn zero(&self, from: usize, to: usize) {
+        self.for_each_page(from, to, |page, offset, len| {
+            // SAFETY: The page is ours by `Block`'s invariant and has these bytes, to which there
+            // are no references.
+            unsafe { bindings::memzero_page(page, offset, len) };
+        });
+    }
+
+    /// Copies bytes into the buffer, from its byte `at` on, as far as it goes.
+    pub fn write(&self, at: usize, bytes: &[u8]) {
+        let mut bytes = bytes;
+        self.for_each_page(at, at.saturating_add(bytes.len()), |page, offset, len| {
+            let Some((part, rest)) = bytes.split_at_checked(len) else {
+                return;
+            };
+            bytes = rest;
+            // SAFETY: The page is ours by `Block`'s invariant and has these bytes, to which there
+            // are no references.
+            unsafe { bindings::memcpy_to_page(page, offset, part.as_ptr().cast(), len) };
+        });
     }
 }
 

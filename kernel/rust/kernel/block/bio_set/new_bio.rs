@@ -10,21 +10,18 @@ use super::{
     Context,
     EndIo,
     Piece,
-    Private, //
+    Private,
+    Target, //
 };
 use crate::{
     bindings,
-    block::{
-        bdev::BdevFile,
-        bio::{
-            Op,
-            OwnedBio, //
-        }, //
+    block::bio::{
+        Op,
+        OwnedBio, //
     },
     container_of,
     error::to_result,
-    prelude::*,
-    sync::Arc, //
+    prelude::*, //
 };
 use core::{
     mem::ManuallyDrop,
@@ -41,8 +38,8 @@ use core::{
 pub struct NewBio<T: EndIo<N>, const N: usize = 1>(NonNull<Private<T, N>>);
 
 impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
-    /// Makes a bio that transfers the bytes of `pieces`, one after the other, to or from `file`'s
-    /// device, beginning at `sector`. Whether it may wait is a property of the
+    /// Makes a bio that transfers the bytes of `pieces`, one after the other, to or from `target`,
+    /// beginning at `sector`. Whether it may wait is a property of the
     /// [set](super::BioSet::new).
     ///
     /// It is charged to no cgroup: others wait for it, so the limits of the task that happens to
@@ -53,7 +50,7 @@ impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
     /// pieces, or more bytes than a bio takes, see [`MAX_BUFFER_BIO`](super::MAX_BUFFER_BIO).
     pub fn new<'a>(
         op: Op,
-        file: &Arc<BdevFile>,
+        target: impl Into<Target>,
         sector: u64,
         pieces: impl IntoIterator<Item = Piece<'a>>,
         data: T,
@@ -70,11 +67,12 @@ impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
         if !set.is_usable(false) {
             return Err(data);
         }
+        let target = target.into();
         // SAFETY: The set is initialised by its type invariant and may be allocated from here, and
         // the device is open.
         let bio = NonNull::new(unsafe {
             bindings::bio_alloc_bioset(
-                file.bdev().as_raw(),
+                target.bdev(),
                 count as c_ushort,
                 op.as_raw(),
                 set.wait.gfp(),
@@ -91,11 +89,13 @@ impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
         }
         // SAFETY: The bio is ours.
         unsafe { (*bio.as_ptr()).bi_iter.bi_sector = sector };
-        // SAFETY: The bio is ours and has a device.
-        unsafe { bindings::bio_charge_root(bio.as_ptr()) };
+        if let Target::Device(_) = target {
+            // SAFETY: The bio is ours and has a device.
+            unsafe { bindings::bio_charge_root(bio.as_ptr()) };
+        }
         let context = Context {
             data,
-            _file: file.clone(),
+            target,
             _buffers: all.map(|piece| Some(piece?.buffer.clone())),
             cloned: None,
         };
@@ -103,13 +103,13 @@ impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
         Ok(unsafe { Self::prepare(bio, context) })
     }
 
-    /// Clones `bio` onto `file`'s device, beginning at `sector`.
+    /// Clones `bio` onto `target`, beginning at `sector`.
     ///
     /// The clone has the operation, the flags and the data of `bio`. May wait for other bios of
     /// the set to complete. Gives `bio` back if it cannot be cloned, and in an interrupt.
     pub fn clone_of(
         bio: OwnedBio,
-        file: &Arc<BdevFile>,
+        target: impl Into<Target>,
         sector: u64,
         data: T,
     ) -> Result<Self, OwnedBio> {
@@ -117,11 +117,12 @@ impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
         if !set.is_usable(true) {
             return Err(bio);
         }
+        let target = target.into();
         // SAFETY: Both bio and set are valid by their type invariants, the set may be allocated
-        // from here, and the device is open.
+        // from here, and the device, if any, is open.
         let clone = NonNull::new(unsafe {
             bindings::bio_alloc_clone(
-                file.bdev().as_raw(),
+                target.bdev(),
                 bio.as_raw(),
                 bindings::GFP_NOIO,
                 set.as_raw(),
@@ -132,7 +133,7 @@ impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
         unsafe { (*clone.as_ptr()).bi_iter.bi_sector = sector };
         let context = Context {
             data,
-            _file: file.clone(),
+            target,
             _buffers: [const { None }; N],
             cloned: Some(bio),
         };
@@ -144,7 +145,7 @@ impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
     ///
     /// # Safety
     ///
-    /// `bio` must have been allocated from the set of `context.data`, for `context._file`'s device,
+    /// `bio` must have been allocated from the set of `context.data`, for `context.target`,
     /// and be exclusively the caller's. Its data must be kept by `context`.
     unsafe fn prepare(bio: NonNull<bindings::bio>, context: Context<T, N>) -> Self {
         // SAFETY: By the set's type invariant each of its bios stands in a `Private<T, N>`.
@@ -164,8 +165,18 @@ impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
     /// Sends the bio on its way. May sleep.
     pub fn submit(self) {
         let this = ManuallyDrop::new(self);
+        let private = this.0.as_ptr();
         // SAFETY: Valid by the type invariant.
-        let bio = unsafe { &raw mut (*this.0.as_ptr()).bio };
+        let bio = unsafe { &raw mut (*private).bio };
+        #[cfg(CONFIG_HELD_FILE)]
+        // SAFETY: Initialised by the type invariant.
+        if let Target::File(file) = unsafe { &(*private).context.target } {
+            // Not a reference: that in the context may go before the call returns.
+            let file = file.as_raw();
+            // SAFETY: The bio is ours and complete, and has no device; its completion takes it
+            // over. The file is valid until then, and is not used after that.
+            return unsafe { bindings::held_file_submit_bio(file, bio) };
+        }
         // SAFETY: The bio is ours and complete; its completion takes it over.
         unsafe { bindings::submit_bio_noacct(bio) };
     }
@@ -197,12 +208,12 @@ impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
         let this = Self(unsafe { NonNull::new_unchecked(private) });
         let Context {
             data,
-            _file,
+            target,
             _buffers,
             cloned,
         } = this.into_context();
         // First, as the owner of `data` may take its end for that of all use of the device.
-        drop((_file, _buffers));
+        drop((target, _buffers));
         data.end_io(cloned, result);
     }
 }
