@@ -29,7 +29,13 @@ param!(
     "blksnap_tracking_block_maximum_count",
     2097152
 );
+param!(
+    TRACKING_BLOCK_MAXIMUM_SHIFT,
+    "blksnap_tracking_block_maximum_shift",
+    26
+);
 param!(CHUNK_MINIMUM_SHIFT, "blksnap_chunk_minimum_shift", 12);
+param!(CHUNK_MAXIMUM_SHIFT, "blksnap_chunk_maximum_shift", 26);
 param!(
     CHUNK_MAXIMUM_COUNT,
     "blksnap_chunk_maximum_count",
@@ -55,6 +61,7 @@ param!(
     "blksnap_diff_storage_minimum",
     2097152
 );
+param!(FRONTENDS, "blksnap_frontends", 3);
 param!(DIFF_STORAGE_TIMEOUT, "blksnap_diff_storage_timeout", 60);
 #[cfg(CONFIG_BLK_SNAP_FAULTS)]
 param!(FAULT, "blksnap_fault", 0);
@@ -75,9 +82,19 @@ pub(crate) fn tracking_block_maximum_count() -> u32 {
     TRACKING_BLOCK_MAXIMUM_COUNT.load(Relaxed)
 }
 
+/// log2 of the size of the largest tracking block in bytes, 9 to 31, to which it may grow.
+pub(crate) fn tracking_block_maximum_shift() -> u32 {
+    TRACKING_BLOCK_MAXIMUM_SHIFT.load(Relaxed)
+}
+
 /// log2 of the size of the smallest chunk in bytes, 12 to 20.
 pub(crate) fn chunk_minimum_shift() -> u32 {
     CHUNK_MINIMUM_SHIFT.load(Relaxed)
+}
+
+/// log2 of the size in bytes to which a chunk may grow, 12 or more.
+pub(crate) fn chunk_maximum_shift() -> u32 {
+    CHUNK_MAXIMUM_SHIFT.load(Relaxed)
 }
 
 /// The largest number of chunks of a device, not 0.
@@ -95,7 +112,8 @@ pub(crate) fn copy_ahead_maximum_ratio() -> u64 {
     u64::from(COPY_AHEAD_MAXIMUM_RATIO.load(Relaxed))
 }
 
-/// The portion that a low free space event asks for, in sectors, 8 or more.
+/// The portion that a low free space event asks for, or that a held file grows by, in sectors, 8 or
+/// more.
 pub(crate) fn diff_storage_minimum() -> u64 {
     u64::from(DIFF_STORAGE_MINIMUM.load(Relaxed))
 }
@@ -103,6 +121,12 @@ pub(crate) fn diff_storage_minimum() -> u64 {
 /// How long writes may wait for storage that does not answer, in seconds; 0 for ever.
 pub(crate) fn diff_storage_timeout() -> i64 {
     i64::from(DIFF_STORAGE_TIMEOUT.load(Relaxed))
+}
+
+/// Which control interfaces are served when the module is loaded, by the bits of their places in
+/// `params.c`.
+pub(crate) fn frontends() -> u32 {
+    FRONTENDS.load(Relaxed)
 }
 
 /// What to do wrong, see [`faults`](crate::base::faults); 0 for nothing.

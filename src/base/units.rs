@@ -35,11 +35,13 @@ pub(crate) struct Geometry {
 
 impl Geometry {
     /// Divides `sectors` sectors into chunks of `1 << min_shift` bytes, or as many times two as it
-    /// takes to need no more than `max_count`; never more than [`MAX_CHUNK_SHIFT`].
-    pub(crate) fn new(sectors: u64, min_shift: u32, max_count: u64) -> Self {
+    /// takes to need no more than `max_count`, but not beyond `1 << max_shift` bytes; never more
+    /// than [`MAX_CHUNK_SHIFT`].
+    pub(crate) fn new(sectors: u64, min_shift: u32, max_shift: u32, max_count: u64) -> Self {
         let most = MAX_CHUNK_SHIFT - SECTOR_SHIFT;
         let mut chunk_shift = min_shift.saturating_sub(SECTOR_SHIFT);
         chunk_shift = chunk_shift.clamp(UNIT_SECTORS_SHIFT, most);
+        let most = max_shift.saturating_sub(SECTOR_SHIFT).min(most);
         while chunk_shift < most && sectors.div_ceil(1 << chunk_shift) > max_count {
             chunk_shift += 1;
         }
@@ -88,16 +90,18 @@ mod tests {
 
     #[test]
     fn chunks_grow_with_the_device() {
-        assert_eq!(Geometry::new(1 << 35, 14, 1 << 31).chunk_shift, 5);
-        assert_eq!(Geometry::new(1 << 35, 14, 1 << 29).chunk_shift, 6);
-        assert_eq!(Geometry::new(1 << 35, 0, 1 << 40).chunk_shift, 3);
-        assert_eq!(Geometry::new(1 << 35, 63, 1 << 40).chunk_shift, 11);
-        assert_eq!(Geometry::new(u64::MAX, 12, 1).chunk_shift, 11);
+        assert_eq!(Geometry::new(1 << 35, 14, 63, 1 << 31).chunk_shift, 5);
+        assert_eq!(Geometry::new(1 << 35, 14, 63, 1 << 29).chunk_shift, 6);
+        assert_eq!(Geometry::new(1 << 35, 0, 63, 1 << 40).chunk_shift, 3);
+        assert_eq!(Geometry::new(1 << 35, 63, 63, 1 << 40).chunk_shift, 11);
+        assert_eq!(Geometry::new(u64::MAX, 12, 63, 1).chunk_shift, 11);
+        assert_eq!(Geometry::new(u64::MAX, 12, 14, 1).chunk_shift, 5);
+        assert_eq!(Geometry::new(u64::MAX, 16, 14, 1).chunk_shift, 7);
     }
 
     #[test]
     fn the_last_chunk_is_short() {
-        let g = Geometry::new(100, 14, 1 << 31);
+        let g = Geometry::new(100, 14, 63, 1 << 31);
         assert_eq!(g.chunks(), 4);
         assert_eq!(g.sectors_in(0, 4), 100);
         assert_eq!(g.sectors_in(3, 1), 4);
