@@ -21,22 +21,19 @@
 //!   and stores it at the next place of the [pool](storage::pool).
 //! - A bio that somebody sends to an image: [`image::io`] finds in the same chunk map where the
 //!   data is, and sends clones to the original device or to the difference storage.
-//! - A command: [`control`] decodes it (see [`control::abi`]), the [registry](control::registry)
-//!   finds what it is about, and [`snapshot`] does it; [`snapshot::take`] is the instant.
+//! - A command: [`control`] decodes it (see [`control::v1`] and [`control::v2`]), the
+//!   [registry](control::registry) finds what it is about, and [`snapshot`] does it;
+//!   [`snapshot::take`] is the instant.
 
 use kernel::{
     hibernation,
-    miscdevice::{
-        with_data::SharedRegistration,
-        MiscDeviceOptions, //
-    },
     prelude::*,
     sync::Arc, //
 };
 
 use crate::control::{
     registry::Registry,
-    Control, //
+    Doors, //
 };
 
 mod base;
@@ -58,9 +55,8 @@ module! {
 /// The loaded module.
 #[pin_data(PinnedDrop)]
 struct Blksnap {
-    /// First, so that no command comes any more when the rest goes.
-    #[pin]
-    control: SharedRegistration<Control>,
+    /// Until the module is unloaded.
+    doors: Option<Doors>,
     #[pin]
     _hibernation: hibernation::Registration<Registry>,
     registry: Arc<Registry>,
@@ -68,15 +64,13 @@ struct Blksnap {
 
 impl kernel::InPlaceModule for Blksnap {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        let options = MiscDeviceOptions { name: c"blksnap" };
-        pin_init::pin_init_scope(move || {
+        pin_init::pin_init_scope(|| {
             let registry = Registry::new()?;
-            let control = Arc::new(Control(registry.clone()), GFP_KERNEL)?;
             Ok(try_pin_init!(Self {
                 _hibernation <- hibernation::Registration::new(registry.clone()),
-                registry,
                 // Last: from here on commands come.
-                control <- SharedRegistration::register(options, control),
+                doors: Some(Doors::open(&registry)?),
+                registry,
             }? Error))
         })
     }
@@ -84,8 +78,10 @@ impl kernel::InPlaceModule for Blksnap {
 
 #[pinned_drop]
 impl PinnedDrop for Blksnap {
-    fn drop(self: Pin<&mut Self>) {
-        // No file of the control device is open, or the module would not be unloaded.
+    fn drop(mut self: Pin<&mut Self>) {
+        // No file of a node is open, or the module would not be unloaded; but ioctls of devices may
+        // be under way, or come.
+        drop(self.as_mut().project().doors.take());
         self.registry.shut_down();
     }
 }

@@ -6,11 +6,16 @@
 
 use kernel::{
     block::{
+        bdev::DevId,
         bio::{
             BioList,
             OwnedBio, //
         },
         bio_disk::Operations, //
+    },
+    fmt::{
+        self,
+        Write, //
     },
     prelude::*,
     sync::{
@@ -30,6 +35,26 @@ use crate::{
 use io::ImageIo;
 
 pub(crate) mod io;
+
+/// What images are called.
+#[derive(Clone, Copy)]
+pub(crate) enum Naming {
+    /// This, and their own minor numbers.
+    ByMinor(&'static str),
+    /// This, and the major number of the original; this, and its minor number.
+    ByOriginal(&'static str, &'static str),
+}
+
+impl Naming {
+    /// Writes the name of the image with that minor number.
+    pub(crate) fn write(self, original: DevId, minor: u32, out: &mut dyn Write) -> fmt::Result {
+        let DevId { major, minor: of } = original;
+        match self {
+            Self::ByMinor(prefix) => write!(out, "{prefix}{minor}"),
+            Self::ByOriginal(prefix, between) => write!(out, "{prefix}{major}{between}{of}"),
+        }
+    }
+}
 
 /// What serves an image.
 ///

@@ -7,7 +7,8 @@ use kernel::{
         bdev::{
             BdevFile,
             BlockDevice,
-            DevId, //
+            DevId,
+            DiskId, //
         },
         bio_disk::BioDisk,
         queue::{
@@ -45,7 +46,11 @@ use crate::{
             EventQueue, //
         },
         health::Health,
-        space::Space, //
+        held::Held,
+        space::{
+            Provision,
+            Space, //
+        }, //
     },
     tracking::{
         cbt::Cbt,
@@ -61,10 +66,23 @@ pub(crate) mod take;
 /// Storage that was refused.
 static REFUSED: Logged = Logged::never();
 
-/// A device of a snapshot.
-pub(crate) struct Device {
-    /// Its filter.
-    pub(crate) tracker: TrackerRef,
+/// Fails with `EINVAL`, and says so, if the logical blocks of `storage` are larger than those of
+/// `captured`: what is read from its image in such blocks cannot be read from there.
+pub(crate) fn check_blocks(storage: &BlockDevice, captured: &BlockDevice) -> Result {
+    let (have, want) = (storage.logical_block_size(), captured.logical_block_size());
+    if want >= have {
+        return Ok(());
+    }
+    if may_log(&REFUSED) {
+        pr_warn!(
+            "device {} cannot be difference storage: its logical blocks have {} bytes, those of {} only {}\n",
+            storage.id(),
+            have,
+            captured.id(),
+            want
+        );
+    }
+    Err(EINVAL)
 }
 
 /// What copies a device, and where that is marked.
@@ -108,14 +126,16 @@ impl Engine {
         Ok(())
     }
 
-    /// The ranges on the device's disk that `space` consists of.
-    fn storage(&self, space: &Space) -> Result<KVVec<(u64, u64)>> {
-        space.ranges_on(self.cow.origin().bdev().disk_id())
+    /// The disk that the device is, or is on.
+    fn disk(&self) -> DiskId {
+        self.cow.origin().bdev().disk_id()
     }
 }
 
 /// A device after the instant.
 pub(crate) struct Captured {
+    /// Its filter.
+    pub(crate) tracker: TrackerRef,
     /// What copies it.
     pub(crate) engine: Arc<Engine>,
     /// The disk that shows it.
@@ -143,10 +163,19 @@ pub(crate) struct Taken {
     pub(crate) stopped: Delta,
 }
 
+/// The devices of a snapshot.
+pub(crate) struct Devices {
+    /// Their filters.
+    trackers: KVVec<TrackerRef>,
+    /// The open devices, in the same order. None is when the snapshot was destroyed, whoever still
+    /// refers to it.
+    files: KVVec<Arc<BdevFile>>,
+}
+
 /// A snapshot.
 ///
-/// `commands` is one of the locks that the registry lists. `state`, `files` and `taken` are taken
-/// below them, each by itself.
+/// `commands` and `held` are locks that the registry lists. `state`, `devices` and `taken` are
+/// taken below them, each by itself.
 #[pin_data]
 pub(crate) struct Snapshot {
     /// Where its copy engines put old data.
@@ -155,15 +184,16 @@ pub(crate) struct Snapshot {
     pub(crate) health: Arc<Health>,
     /// What it has to tell its client.
     pub(crate) events: Arc<EventQueue>,
-    /// In the order given by the client.
-    pub(crate) devices: KVec<Device>,
-    /// Held by commands that take, feed or destroy the snapshot, as long as they wait for its
-    /// devices.
+    /// Held by commands that change, take, feed or destroy the snapshot, as long as they wait for
+    /// its devices.
     #[pin]
     pub(crate) commands: Mutex<()>,
-    /// Keep the devices open until the snapshot is destroyed, whoever still refers to it.
+    /// The file that is its storage, if the kernel holds one. Locked as long as that grows.
     #[pin]
-    files: Mutex<KVec<Arc<BdevFile>>>,
+    pub(crate) held: Mutex<Option<Held>>,
+    /// In the order given by the client; added with `commands` held, before the snapshot is taken.
+    #[pin]
+    devices: Mutex<Devices>,
     /// Storage that is claimed until nothing is written to it any more. A leaf.
     #[pin]
     claims: Mutex<KVec<Arc<BdevFile>>>,
@@ -176,27 +206,27 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Makes a snapshot that is not taken of `devices`, which are open as `files`; events ask for
-    /// portions of `portion` sectors, and are announced by `announcer`.
+    /// Makes a snapshot without devices, named `id`, with what its storage is made of. Events are
+    /// announced by `announcer`.
     pub(crate) fn new(
-        devices: KVec<Device>,
-        files: KVec<Arc<BdevFile>>,
-        portion: u64,
+        id: Uuid,
+        provision: Provision,
         announcer: Arc<dyn Announce>,
     ) -> Result<Arc<Self>> {
-        let events = Arc::pin_init(EventQueue::new(devices.len(), announcer), GFP_KERNEL)?;
-        let ids = devices.iter().map(|device| device.tracker.id());
-        let health = Health::new(Uuid::random(), ids, &events)?;
-        let blocks = files.iter().map(|file| file.bdev().logical_block_size());
-        let space = Space::new(portion, blocks.min().unwrap_or(0), &events)?;
+        let events = Arc::pin_init(EventQueue::new(0, announcer), GFP_KERNEL)?;
+        let health = Health::new(id, &events)?;
+        let space = Space::new(provision, &events)?;
         Arc::pin_init(
             pin_init!(Self {
                 space,
                 health,
                 events,
-                devices,
                 commands <- new_mutex!(()),
-                files <- new_mutex!(files),
+                held <- new_mutex!(None),
+                devices <- new_mutex!(Devices {
+                    trackers: KVVec::new(),
+                    files: KVVec::new(),
+                }),
                 claims <- new_mutex!(KVec::new()),
                 state <- new_mutex!(State::Created),
                 created: real_seconds(),
@@ -209,6 +239,47 @@ impl Snapshot {
         )
     }
 
+    /// Adds a device, open as `file`, to a snapshot that is not taken. May sleep; calls must not
+    /// overlap in time.
+    pub(crate) fn add(&self, tracker: TrackerRef, file: Arc<BdevFile>) -> Result {
+        let mut devices = self.devices.lock();
+        devices.trackers.reserve(1, GFP_KERNEL)?;
+        devices.files.reserve(1, GFP_KERNEL)?;
+        self.events.make_room(devices.trackers.len() + 1)?;
+        self.health.add(tracker.id())?;
+        // There is room.
+        let _ = devices.trackers.push_within_capacity(tracker);
+        let _ = devices.files.push_within_capacity(file);
+        Ok(())
+    }
+
+    /// Calls `f` with the filter of each device, in their order. May sleep, but `f` must not take
+    /// locks of snapshots.
+    pub(crate) fn for_each_tracker(&self, f: impl FnMut(&TrackerRef)) {
+        self.devices.lock().trackers.iter().for_each(f);
+    }
+
+    /// The numbers of the devices, in their order.
+    pub(crate) fn originals(&self) -> Result<KVVec<DevId>> {
+        let devices = self.devices.lock();
+        let mut all = KVVec::with_capacity(devices.trackers.len(), GFP_KERNEL)?;
+        for tracker in &devices.trackers {
+            all.push(tracker.id(), GFP_KERNEL)?;
+        }
+        Ok(all)
+    }
+
+    /// The filter of each device and the open devices, in their order; none of a snapshot that was
+    /// destroyed.
+    pub(crate) fn open_devices(&self) -> Result<KVVec<(TrackerRef, Arc<BdevFile>)>> {
+        let devices = self.devices.lock();
+        let mut all = KVVec::with_capacity(devices.files.len(), GFP_KERNEL)?;
+        for (tracker, file) in devices.trackers.iter().zip(&devices.files) {
+            all.push((tracker.clone(), file.clone()), GFP_KERNEL)?;
+        }
+        Ok(all)
+    }
+
     /// The name.
     pub(crate) fn id(&self) -> Uuid {
         self.health.snapshot()
@@ -216,12 +287,12 @@ impl Snapshot {
 
     /// Its devices are in this snapshot from now on, `taken` or not.
     pub(crate) fn enter(&self, taken: bool) {
-        for device in &self.devices {
-            device.tracker.set_membership(Some(Membership {
+        self.for_each_tracker(|tracker| {
+            tracker.set_membership(Some(Membership {
                 snapshot: self.id(),
                 taken,
-            }));
-        }
+            }))
+        });
     }
 
     /// Makes room for [`keep_claim`](Self::keep_claim).
@@ -239,53 +310,43 @@ impl Snapshot {
         matches!(&*self.state.lock(), State::Taken(_))
     }
 
+    /// Whether it was neither taken nor destroyed, nor is being taken.
+    pub(crate) fn is_created(&self) -> bool {
+        matches!(&*self.state.lock(), State::Created)
+    }
+
+    /// Declares all images lost, because of `err`. May sleep.
+    pub(crate) fn fail(&self, err: Error) {
+        let first = self
+            .devices
+            .lock()
+            .trackers
+            .first()
+            .map(|tracker| tracker.id());
+        if let Some(id) = first {
+            self.health.fail(id, err);
+        }
+    }
+
     /// Whether it was destroyed.
     pub(crate) fn is_destroyed(&self) -> bool {
         matches!(&*self.state.lock(), State::Destroyed)
     }
 
-    /// The open devices, in their order; none of a snapshot that was destroyed.
-    fn files(&self) -> Result<KVec<Arc<BdevFile>>> {
-        let files = self.files.lock();
-        let mut all = KVec::with_capacity(files.len(), GFP_KERNEL)?;
-        for file in &*files {
-            all.push(file.clone(), GFP_KERNEL)?;
-        }
-        Ok(all)
-    }
-
-    /// Fails with `EINVAL`, and says so, if the logical blocks of `storage` are larger than those
-    /// of a device: what is read from its image in such blocks cannot be read from there. Fails
-    /// with `ESRCH` if the snapshot was destroyed.
+    /// Checks all devices by [`check_blocks`]. Fails with `ESRCH` if the snapshot was destroyed.
     pub(crate) fn check_storage_blocks(&self, storage: &BlockDevice) -> Result {
         if self.is_destroyed() {
             return Err(ESRCH);
         }
-        let block = storage.logical_block_size();
-        for file in &*self.files.lock() {
-            let captured = file.bdev();
-            if captured.logical_block_size() < block {
-                if may_log(&REFUSED) {
-                    pr_warn!(
-                        "device {} cannot be difference storage: its logical blocks have {} bytes, those of {} only {}\n",
-                        storage.id(),
-                        block,
-                        captured.id(),
-                        captured.logical_block_size()
-                    );
-                }
-                return Err(EINVAL);
-            }
-        }
-        Ok(())
+        let devices = self.devices.lock();
+        let mut files = devices.files.iter();
+        files.try_for_each(|file| check_blocks(storage, file.bdev()))
     }
 
-    /// Calls `f` with each device and what has become of it, if the snapshot was taken.
-    pub(crate) fn for_each_captured(&self, mut f: impl FnMut(&Device, &Captured)) {
+    /// Calls `f` with each device, if the snapshot was taken.
+    pub(crate) fn for_each_captured(&self, f: impl FnMut(&Captured)) {
         if let State::Taken(captured) = &*self.state.lock() {
-            for (device, captured) in self.devices.iter().zip(captured) {
-                f(device, captured);
-            }
+            captured.iter().for_each(f);
         }
     }
 
@@ -301,9 +362,9 @@ impl Snapshot {
     /// The tracker of the device that `image` shows.
     pub(crate) fn tracker_of_image(&self, image: DevId) -> Option<TrackerRef> {
         let mut found = None;
-        self.for_each_captured(|device, captured| {
+        self.for_each_captured(|captured| {
             if captured.image.id() == image {
-                found = Some(device.tracker.clone());
+                found = Some(captured.tracker.clone());
             }
         });
         found
@@ -316,9 +377,7 @@ impl Snapshot {
 
     /// It was not taken.
     fn give_up_take(&self) {
-        for device in &self.devices {
-            device.tracker.set_cow(None);
-        }
+        self.for_each_tracker(|tracker| tracker.set_cow(None));
         let mut state = self.state.lock();
         if let State::Taking(_) = &*state {
             let engines = core::mem::replace(&mut *state, State::Created);
@@ -332,7 +391,7 @@ impl Snapshot {
     pub(crate) fn exclude(&self, file: &BdevFile, ranges: &[(u64, u64)]) -> Result {
         let (disk, start) = (file.bdev().disk_id(), file.bdev().start_sector());
         self.for_each_engine(|engine| {
-            if engine.cow.origin().bdev().disk_id() != disk {
+            if engine.disk() != disk {
                 return Ok(());
             }
             engine.exclude(ranges.iter().map(|&(first, count)| (start + first, count)))
@@ -340,15 +399,35 @@ impl Snapshot {
     }
 
     /// Excludes the storage of `other` from being copied, where it is on a device of this snapshot.
+    /// Fails with `EBUSY` if that is a file whose sectors are not known.
     pub(crate) fn exclude_storage_of(&self, other: &Snapshot) -> Result {
-        self.for_each_engine(|engine| engine.exclude(engine.storage(&other.space)?.iter().copied()))
+        self.for_each_engine(|engine| {
+            let file = other.space.file_on(engine.disk());
+            if engine.common(file.into_iter()).next().is_some() {
+                return Err(EBUSY);
+            }
+            engine.exclude(other.space.ranges_on(engine.disk())?.iter().copied())
+        })
+    }
+
+    /// Whether a device of this snapshot, taken or being taken, has sectors of `bdev`.
+    pub(crate) fn copies(&self, bdev: &BlockDevice) -> bool {
+        let range = (bdev.start_sector(), bdev.sectors());
+        let mut found = false;
+        // Nothing fails.
+        let _ = self.for_each_engine(|engine| {
+            found |= engine.disk() == bdev.disk_id()
+                && engine.common([range].into_iter()).next().is_some();
+            Ok(())
+        });
+        found
     }
 
     /// Whether something that `other` stores is copied first for an image of this snapshot.
     pub(crate) fn copies_stores_of(&self, other: &Snapshot) -> Result<bool> {
         let mut found = false;
         self.for_each_engine(|engine| {
-            let storage = engine.storage(&other.space)?;
+            let storage = other.space.stores_on(engine.disk())?;
             found |= engine
                 .common(storage.iter().copied())
                 .any(|(start, sectors)| !engine.cow.is_excluded(start, start + sectors));
@@ -367,9 +446,7 @@ impl Snapshot {
     /// Ends the snapshot, which was [closed](Self::close): no image, no copying, and none of its
     /// devices is open any more. May sleep for long. To be called once.
     pub(crate) fn destroy(&self) {
-        for device in &self.devices {
-            device.tracker.set_cow(None);
-        }
+        self.for_each_tracker(|tracker| tracker.set_cow(None));
         let state = core::mem::replace(&mut *self.state.lock(), State::Destroyed);
         if let State::Taken(captured) = state {
             self.enter(false);
@@ -380,16 +457,20 @@ impl Snapshot {
         claims.iter().for_each(|file| file.yield_claim());
         drop(claims);
         self.space.close();
-        drop(core::mem::take(&mut *self.files.lock()));
-        for device in &self.devices {
-            device.tracker.set_membership(None);
-        }
+        // If it is growing, that comes to its end. Closed in this task, not some time later.
+        drop(self.held.lock().take());
+        drop(core::mem::take(&mut self.devices.lock().files));
+        self.for_each_tracker(|tracker| tracker.set_membership(None));
     }
 
     /// Removes the images of the devices, and lets their writes pass.
     fn release(&self, captured: KVec<Captured>) {
-        for (device, captured) in self.devices.iter().zip(captured) {
-            let Captured { engine, image } = captured;
+        for captured in captured {
+            let Captured {
+                tracker,
+                engine,
+                image,
+            } = captured;
             let Engine { cow, cbt } = &*engine;
             // Kept until no clone is in flight, whose end may come in an interrupt.
             let io = image.data().io().clone();
@@ -397,7 +478,7 @@ impl Snapshot {
             let hooked = {
                 let scope = NoIoScope::new();
                 let freezing = Freezing::start(cow.origin(), &scope);
-                device.tracker.disarm(&freezing.complete(), cbt.clone())
+                tracker.disarm(&freezing.complete(), cbt.clone())
             };
             drop(hooked);
             delay(Point::Disarmed);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What clients can do to trackers and snapshots.
+//! What clients can do to trackers and snapshots; what concerns storage is in
+//! [`storing`](super::storing).
 //!
 //! The [registry](super::registry) has them, and says which locks there are.
 
@@ -8,8 +9,8 @@ use kernel::{
     block::{
         bdev::{
             BdevFile,
-            DevId,
-            Holder, //
+            BlockDevice,
+            DevId, //
         },
         filter::Registration, //
     },
@@ -28,47 +29,116 @@ use crate::{
             may_log,
             Logged, //
         },
-        params,
-        units::SECTOR_SHIFT, //
+        params, //
     },
     control::{
         feeding::feeds,
+        front_end::FrontEnd,
         registry::Registry,
-        sysfs::ShownSnapshot, //
+        sysfs::{
+            Shown,
+            ShownSnapshot, //
+        }, //
     },
     snapshot::{
         take,
-        Device,
-        Snapshot, //
+        Snapshot,
+        State, //
     },
     storage::{
         events::Announce,
-        ranges::{
-            check_inside,
-            Disjoint, //
-        }, //
+        ranges::check_inside,
+        space::Provision, //
     },
     tracking::{
         cbt::Cbt,
-        tracker::Tracker, //
+        tracker::{
+            Membership,
+            Tracker,
+            Tracking, //
+        }, //
     }, //
 };
 
 /// Images that were refused.
 static REFUSED: Logged = Logged::never();
 
-/// Claims devices that are difference storage as a whole: none of ours excludes another.
-static STORAGE: Holder = Holder::new();
+/// Opens a device again that a client has open. Fails with `ENODEV` if it is going.
+fn open_again(bdev: &BlockDevice) -> Result<Arc<BdevFile>> {
+    let file = BdevFile::open(bdev.id()).map_err(|err| if err == ENXIO { ENODEV } else { err })?;
+    if file.bdev().disk_id() != bdev.disk_id() {
+        return Err(ENODEV);
+    }
+    Ok(file)
+}
+
+/// Marks ranges of a device, given as first sector and number of sectors, as changed. Fails with
+/// `EINVAL`, and marks nothing, if a range is empty or not inside of the device.
+pub(super) fn mark(tracker: &Tracking, ranges: &[(u64, u64)]) -> Result {
+    let cbt = tracker.cbt();
+    check_inside(ranges, cbt.sectors())?;
+    for &(first, count) in ranges {
+        cbt.mark_both(first, count);
+    }
+    Ok(())
+}
 
 impl Registry {
-    /// Ends tracking of a device.
+    /// Refuses an image, whose clones would need more of the bios that they come from, by
+    /// `EOPNOTSUPP`; says so.
+    fn refuse_image(&self, id: DevId) -> Result {
+        if id.major != self.major() {
+            return Ok(());
+        }
+        if may_log(&REFUSED) {
+            pr_warn!("device {id} is an image, and cannot be captured\n");
+        }
+        Err(EOPNOTSUPP)
+    }
+
+    /// A new tracker of a device, attached. With `attaching` held, and no tracker of it there.
+    fn attach_to(self: &Arc<Self>, file: &Arc<BdevFile>) -> Result<Shown<Tracking>> {
+        let data = Tracker::new(file, self.clone())?;
+        let new = Arc::pin_init(Registration::new(file, data), GFP_KERNEL)?;
+        // On failure it is dropped, and so detached.
+        self.sysfs.tracker(new)
+    }
+
+    /// Forgets the trackers of devices that had the number of this one. With `attaching` held.
+    fn forget_others(&self, bdev: &BlockDevice) {
+        self.forget(|tracker| tracker.id() == bdev.id() && !tracker.is_of(bdev));
+    }
+
+    /// Begins to track a device that a client has open.
     ///
-    /// Fails with `ENODATA` if it is not tracked, `EBUSY` if it is in a snapshot, or with the
-    /// error of opening it.
-    pub(crate) fn remove_tracker(&self, id: DevId) -> Result {
-        let file = BdevFile::open(id)?;
+    /// Fails with `EALREADY` if it is tracked, `EOPNOTSUPP` if it is an image, `ENODEV` if it is
+    /// going, or with the error of attaching to it.
+    pub(crate) fn attach(self: &Arc<Self>, bdev: &BlockDevice) -> Result {
+        self.refuse_image(bdev.id())?;
+        let file = open_again(bdev)?;
         let _attaching = self.attaching.lock();
-        let tracker = self.find(file.bdev()).ok_or(ENODATA)?;
+        self.forget_others(bdev);
+        if self.find(bdev).is_some() {
+            return Err(EALREADY);
+        }
+        let shown = self.attach_to(&file)?;
+        let mut trackers = self.trackers.lock();
+        if let Err(err) = trackers.reserve(1, GFP_KERNEL) {
+            drop(trackers);
+            drop(shown);
+            return Err(err.into());
+        }
+        // There is room.
+        drop(trackers.push_within_capacity(shown));
+        Ok(())
+    }
+
+    /// Ends tracking of a device that a client has open.
+    ///
+    /// Fails with `ENODATA` if it is not tracked, `EBUSY` if it is in a snapshot.
+    pub(crate) fn detach(&self, bdev: &BlockDevice) -> Result {
+        let _attaching = self.attaching.lock();
+        let tracker = self.find(bdev).ok_or(ENODATA)?;
         if tracker.membership().is_some() {
             return Err(EBUSY);
         }
@@ -76,6 +146,12 @@ impl Registry {
         delay(Point::Forgotten);
         tracker.detach();
         Ok(())
+    }
+
+    /// Ends tracking of a device. Fails as [`detach`](Self::detach) does, or with the error of
+    /// opening it.
+    pub(crate) fn remove_tracker(&self, id: DevId) -> Result {
+        self.detach(BdevFile::open(id)?.bdev())
     }
 
     /// The map of a device that is in a taken snapshot. Fails with `ENODATA` if it is not tracked,
@@ -101,63 +177,54 @@ impl Registry {
         } else {
             self.find_by_id(id)?
         };
-        let cbt = tracker.ok_or(ENODEV)?.cbt();
-        check_inside(ranges, cbt.sectors())?;
-        for &(first, count) in ranges {
-            cbt.mark_both(first, count);
-        }
-        Ok(())
+        mark(&*tracker.ok_or(ENODEV)?, ranges)
     }
 
-    /// Creates a snapshot of devices, which are tracked from then on if they were not before.
+    /// Creates a snapshot of devices, which are tracked from then on if they were not before, and
+    /// to which the client appends storage.
     ///
     /// Fails with `EINVAL` if there is none or one is given twice, `EBUSY` if one is in a
-    /// snapshot, `EOPNOTSUPP` if one is an image, whose clones would need more of the bios that
-    /// they come from, or with the error of opening or attaching to one.
+    /// snapshot, `EOPNOTSUPP` if one is an image, or with the error of opening or attaching to one.
     pub(crate) fn create(self: &Arc<Self>, ids: &[DevId]) -> Result<Uuid> {
         if ids.is_empty() {
             return Err(EINVAL);
         }
-        let mut files = KVec::with_capacity(ids.len(), GFP_KERNEL)?;
+        let mut files = KVVec::with_capacity(ids.len(), GFP_KERNEL)?;
+        let mut block = u32::MAX;
         for (i, &id) in ids.iter().enumerate() {
             if ids.iter().take(i).any(|&other| other == id) {
                 return Err(EINVAL);
             }
-            if id.major == self.major() {
-                if may_log(&REFUSED) {
-                    pr_warn!("device {id} is an image, and cannot be captured\n");
-                }
-                return Err(EOPNOTSUPP);
-            }
-            files.push(BdevFile::open(id)?, GFP_KERNEL)?;
+            self.refuse_image(id)?;
+            let file = BdevFile::open(id)?;
+            block = block.min(file.bdev().logical_block_size());
+            files.push(file, GFP_KERNEL)?;
         }
 
         let _attaching = self.attaching.lock();
-        let mut devices = KVec::with_capacity(ids.len(), GFP_KERNEL)?;
-        let mut added = KVec::with_capacity(ids.len(), GFP_KERNEL)?;
-        for file in &files {
+        let mut added = KVVec::with_capacity(ids.len(), GFP_KERNEL)?;
+        let provision = Provision::by_client(params::diff_storage_minimum(), block);
+        let snapshot = Snapshot::new(Uuid::random(), provision, self.clone())?;
+        let id = snapshot.id();
+        for file in files {
             let bdev = file.bdev();
-            // Those of devices that had its number.
-            self.forget(|tracker| tracker.id() == bdev.id() && !tracker.is_of(bdev));
+            self.forget_others(bdev);
             let tracker = match self.find(bdev) {
                 Some(tracker) if tracker.membership().is_some() => return Err(EBUSY),
                 Some(tracker) => tracker,
                 None => {
-                    let data = Tracker::new(file, self.clone())?;
-                    let new = Arc::pin_init(Registration::new(file, data), GFP_KERNEL)?;
-                    added.push(self.sysfs.tracker(new.clone())?, GFP_KERNEL)?;
-                    new
+                    let shown = self.attach_to(&file)?;
+                    let tracker = shown.data().clone();
+                    added.push(shown, GFP_KERNEL)?;
+                    tracker
                 }
             };
-            devices.push(Device { tracker }, GFP_KERNEL)?;
+            snapshot.add(tracker, file)?;
         }
         // On failure the new trackers are dropped, and so detached.
-        let portion = params::diff_storage_minimum();
-        let snapshot = Snapshot::new(devices, files, portion, self.clone())?;
-        let id = snapshot.id();
         self.trackers.lock().reserve(added.len(), GFP_KERNEL)?;
         // The last that can fail.
-        let shown = self.sysfs.snapshot(snapshot)?;
+        let shown = self.sysfs.snapshot(snapshot, FrontEnd::V1)?;
         self.add_snapshot(shown)?;
         let mut trackers = self.trackers.lock();
         for tracker in added {
@@ -170,7 +237,8 @@ impl Registry {
         Ok(id)
     }
 
-    fn add_snapshot(&self, mut shown: ShownSnapshot) -> Result {
+    /// Adds a snapshot to those that are found.
+    pub(super) fn add_snapshot(&self, mut shown: ShownSnapshot) -> Result {
         let mut snapshots = self.snapshots.lock();
         if let Err(err) = snapshots.reserve(1, GFP_KERNEL) {
             drop(snapshots);
@@ -182,9 +250,40 @@ impl Registry {
         Ok(())
     }
 
+    /// Adds a tracked device, which a client has open, to a snapshot that was made without it.
+    ///
+    /// Fails with `ESRCH` if there is no such snapshot, `ENOENT` if the device is not tracked,
+    /// `EALREADY` if it is in this snapshot, `EBUSY` if it is in another one, if this one was
+    /// taken, or if what is stored would be written to the device in the end and so had to be
+    /// copied first; `EINVAL` if its logical blocks are smaller than those of the storage.
+    pub(crate) fn add(&self, front_end: FrontEnd, id: Uuid, bdev: &BlockDevice) -> Result {
+        let snapshot = self.snapshot_of(front_end, id)?;
+        let file = open_again(bdev)?;
+        let _command = snapshot.commands.lock();
+        let _attaching = self.attaching.lock();
+        let tracker = self.find(bdev).ok_or(ENOENT)?;
+        match tracker.membership() {
+            Some(membership) if membership.snapshot == id => return Err(EALREADY),
+            Some(_) => return Err(EBUSY),
+            None => {}
+        }
+        match &*snapshot.state.lock() {
+            State::Destroyed => return Err(ESRCH),
+            State::Created => {}
+            _ => return Err(EBUSY),
+        }
+        self.check_stores(&snapshot, bdev)?;
+        snapshot.add(tracker.clone(), file)?;
+        tracker.set_membership(Some(Membership {
+            snapshot: id,
+            taken: false,
+        }));
+        Ok(())
+    }
+
     /// Destroys a snapshot. Fails with `ENODEV` if there is none of that name.
-    pub(crate) fn destroy(&self, id: Uuid) -> Result {
-        let snapshot = self.snapshot(id).map_err(|_| ENODEV)?;
+    pub(crate) fn destroy(&self, front_end: FrontEnd, id: Uuid) -> Result {
+        let snapshot = self.snapshot_of(front_end, id).map_err(|_| ENODEV)?;
         let _command = snapshot.commands.lock();
         if snapshot.is_destroyed() {
             return Err(ENODEV);
@@ -204,87 +303,19 @@ impl Registry {
         Ok(())
     }
 
-    /// Appends ranges of a device, given as first sector and number of sectors, to the difference
-    /// storage of a snapshot.
-    ///
-    /// The device is opened for writing, and claimed if all of it is storage: nobody can mount it
-    /// or make a file system on it then. With a part of it, somebody else may have claimed it, as
-    /// the file system has that the ranges are a file of.
-    ///
-    /// Fails with `ESRCH` if there is no such snapshot, `EROFS` if the device is read-only, `EBUSY`
-    /// if all of it is given and somebody else has claimed it,
-    /// `EINVAL` if a range is empty, not inside of the device, not in its logical blocks, or
-    /// overlaps one that is there, or if the device's blocks are larger than those of a captured
-    /// device.
-    pub(crate) fn append(&self, id: Uuid, device: DevId, ranges: &[(u64, u64)]) -> Result {
-        let snapshot = self.snapshot(id)?;
-        if ranges.is_empty() {
-            return Ok(());
-        }
-        let file = BdevFile::open(device)?;
-        let bdev = file.bdev();
-        if bdev.is_read_only() {
-            return Err(EROFS);
-        }
-        check_inside(ranges, bdev.sectors())?;
-        let block = u64::from(bdev.logical_block_size() >> SECTOR_SHIFT).max(1);
-        if ranges
-            .iter()
-            .any(|&(first, count)| first % block != 0 || count % block != 0)
-        {
-            return Err(EINVAL);
-        }
-        if device.major == self.major() {
-            if may_log(&REFUSED) {
-                pr_warn!("device {device} is an image, and cannot be difference storage\n");
-            }
-            return Err(EINVAL);
-        }
-        let disjoint = Disjoint::new(bdev.start_sector(), ranges)?;
-        let all = ranges.iter().map(|range| range.1).sum::<u64>() == bdev.sectors();
-        let writable = match BdevFile::open_for_writing(device, all.then_some(&STORAGE)) {
-            // Mounted, and the kernel was told to keep writers away from what is: they are to go
-            // through the file system, which gave us these sectors.
-            Err(err) if err == EBUSY && !all => file.clone(),
-            result => result?,
-        };
-        if writable.bdev().disk_id() != bdev.disk_id() {
-            return Err(ENODEV);
-        }
-
-        let _command = snapshot.commands.lock();
-        snapshot.check_storage_blocks(bdev)?;
-        let _appending = self.appending.lock();
-        let snapshots = self.snapshots()?;
-        for other in &snapshots {
-            other.space.check_overlap(&file, &disjoint)?;
-        }
-        let room = snapshot.space.with_room(ranges.len())?;
-        // Before anything is stored there.
-        for captured in &snapshots {
-            if feeds(&snapshots, captured, &snapshot)? {
-                captured.exclude(&file, ranges)?;
-            }
-        }
-        delay(Point::Excluded);
-        snapshot.reserve_claim()?;
-        snapshot.space.append(room, &writable, ranges)?;
-        if all {
-            snapshot.keep_claim(writable);
-        }
-        Ok(())
-    }
-
-    /// Takes a snapshot. Fails with `ESRCH` if there is none of that name; see [`take::take`] for
-    /// the other errors.
-    pub(crate) fn take(&self, id: Uuid) -> Result {
+    /// Takes a snapshot. Fails with `ESRCH` if there is none of that name, with `EBUSY` if what it
+    /// copies would be stored, by way of other snapshots, in a file on what it captures; see
+    /// [`take::take`] for the other errors.
+    pub(crate) fn take(&self, front_end: FrontEnd, id: Uuid) -> Result {
+        let snapshot = self.snapshot_of(front_end, id)?;
+        self.prepare_storage(&snapshot)?;
         let _taking = self.taking.lock();
-        let snapshot = self.snapshot(id)?;
         let _command = snapshot.commands.lock();
         let common = take::Common {
             clones: &self.clones,
             major: &self.major,
             group: self.sysfs.images(),
+            naming: front_end.naming(),
         };
         take::take(&snapshot, &common, |engines| {
             let _appending = self.appending.lock();

@@ -2,7 +2,8 @@
 
 //! All trackers and snapshots: how they are found, and what keeps clients apart.
 //!
-//! What each command does to them is in [`commands`](super::commands).
+//! What each command does to them is in [`commands`](super::commands) and
+//! [`storing`](super::storing).
 //!
 //! # Locking
 //!
@@ -11,9 +12,10 @@
 //!
 //! - `taking`, by takes: there is one at a time, since two of them could each stop what the other
 //!   one needs. It may be held for as long as the file systems and devices take to come to rest.
-//! - [`Snapshot::commands`], by what takes, feeds or destroys this snapshot; it waits for its
-//!   devices.
+//! - [`Snapshot::commands`], by what changes, takes, feeds or destroys this snapshot; it waits for
+//!   its devices.
 //! - `attaching`, by what attaches and detaches filters, which may wait for the device.
+//! - [`Snapshot::held`], by what lets its file grow, as long as the file system takes for that.
 //! - `appending`, where storage is appended, and where a take finds out which storage not to copy:
 //!   so each sees the other. Nothing is waited for.
 //! - `trackers` and `snapshots`, for looking things up and changing the lists. Nothing is waited
@@ -56,10 +58,13 @@ use kernel::{
 };
 
 use crate::{
-    control::sysfs::{
-        Shown,
-        ShownSnapshot,
-        Sysfs, //
+    control::{
+        front_end::FrontEnd,
+        sysfs::{
+            Shown,
+            ShownSnapshot,
+            Sysfs, //
+        }, //
     },
     image::io::Clones,
     snapshot::Snapshot,
@@ -103,6 +108,8 @@ pub(crate) struct Registry {
     reaping: OwnedQueue,
     /// What clients wait for.
     announcing: OwnedQueue,
+    /// What waits for file systems.
+    pub(super) growing: OwnedQueue,
     pub(super) sysfs: Sysfs,
 }
 
@@ -134,6 +141,7 @@ impl Registry {
                 announce <- new_work!("blksnap::Registry::announce"),
                 reaping: OwnedQueue::new_mem_reclaim(c"blksnap_reap")?,
                 announcing: OwnedQueue::new_mem_reclaim(c"blksnap_events")?,
+                growing: OwnedQueue::new_mem_reclaim(c"blksnap_growth")?,
                 sysfs,
             }),
             GFP_KERNEL,
@@ -150,6 +158,24 @@ impl Registry {
         let snapshots = self.snapshots.lock();
         let mut snapshots = snapshots.iter().map(|shown| &shown.snapshot);
         snapshots.find(|s| s.id() == id).cloned().ok_or(ESRCH)
+    }
+
+    /// Finds a snapshot of these clients. Fails with `ESRCH`.
+    pub(crate) fn snapshot_of(&self, front_end: FrontEnd, id: Uuid) -> Result<Arc<Snapshot>> {
+        let snapshots = self.snapshots.lock();
+        let mut snapshots = snapshots.iter().filter(|s| s.front_end == front_end);
+        let found = snapshots.find(|shown| shown.snapshot.id() == id);
+        Ok(found.ok_or(ESRCH)?.snapshot.clone())
+    }
+
+    /// The snapshots of these clients, in the order in which they were created.
+    pub(crate) fn snapshots_of(&self, front_end: FrontEnd) -> Result<KVVec<Arc<Snapshot>>> {
+        let snapshots = self.snapshots.lock();
+        let mut all = KVVec::with_capacity(snapshots.len(), GFP_KERNEL)?;
+        for shown in snapshots.iter().filter(|s| s.front_end == front_end) {
+            all.push(shown.snapshot.clone(), GFP_KERNEL)?;
+        }
+        Ok(all)
     }
 
     /// All snapshots, in the order in which they were created.
@@ -216,6 +242,7 @@ impl Registry {
 
     /// Waits until no work item runs. No work of ours may run when the module's code goes.
     pub(super) fn flush(&self) {
+        self.growing.flush();
         self.reaping.flush();
         self.announcing.flush();
     }

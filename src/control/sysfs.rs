@@ -32,6 +32,7 @@ use kernel::{
 
 use crate::{
     base::units::SECTOR_SHIFT,
+    control::front_end::FrontEnd,
     image::Image,
     snapshot::Snapshot,
     tracking::tracker::{
@@ -50,6 +51,8 @@ const EVENTS: &CStr = c"events";
 pub(crate) struct ShownSnapshot {
     /// The snapshot.
     pub(crate) snapshot: Arc<Snapshot>,
+    /// Whose it is.
+    pub(crate) front_end: FrontEnd,
     /// Until it is [hidden](Self::hide).
     directory: Option<Shown<Snapshot>>,
 }
@@ -58,19 +61,13 @@ impl ShownSnapshot {
     /// Announces in sysfs and by uevents which events have come since the last call. May sleep.
     pub(crate) fn announce(&self) {
         self.snapshot.health.tell_lost();
-        let (low, corrupted) = self.snapshot.events.take_news();
         let Some(directory) = &self.directory else {
             return;
         };
-        if low || corrupted {
+        for news in self.snapshot.events.take_news() {
             directory.notify(EVENTS);
-        }
-        // Lost if memory is short; the events in the queue are not.
-        if low {
-            let _ = directory.changed(c"BLKSNAP_EVENT=low_free_space");
-        }
-        if corrupted {
-            let _ = directory.changed(c"BLKSNAP_EVENT=corrupted");
+            // Lost if memory is short; the events in the queue are not.
+            let _ = directory.changed(news);
         }
     }
 
@@ -114,7 +111,11 @@ impl Sysfs {
     }
 
     /// Shows a snapshot.
-    pub(crate) fn snapshot(&self, snapshot: Arc<Snapshot>) -> Result<ShownSnapshot> {
+    pub(crate) fn snapshot(
+        &self,
+        snapshot: Arc<Snapshot>,
+        front_end: FrontEnd,
+    ) -> Result<ShownSnapshot> {
         let directory = Shown::new(
             &self.class,
             fmt!("snapshot-{}", snapshot.id()),
@@ -123,6 +124,7 @@ impl Sysfs {
         )?;
         Ok(ShownSnapshot {
             snapshot,
+            front_end,
             directory: Some(directory),
         })
     }
@@ -190,12 +192,10 @@ static SNAPSHOT: [Attribute<Snapshot>; 16] = [
         )
     }),
     Attribute::new(c"error", |s, out| value(out, s.health.error())),
-    Attribute::new(c"originals", |s, out| {
-        list(out, s.devices.iter().map(|device| device.tracker.id()))
-    }),
+    Attribute::new(c"originals", |s, out| list(out, s.originals()?.into_iter())),
     Attribute::new(c"images", |s, out| {
-        let mut images = KVec::with_capacity(s.devices.len(), GFP_KERNEL)?;
-        s.for_each_captured(|_, captured| {
+        let mut images = KVVec::with_capacity(s.originals()?.len(), GFP_KERNEL)?;
+        s.for_each_captured(|captured| {
             // There is room for all.
             let _ = images.push_within_capacity(captured.image.id());
         });
@@ -219,26 +219,22 @@ static SNAPSHOT: [Attribute<Snapshot>; 16] = [
     }),
     Attribute::new(c"copies_in_flight", |s, out| {
         let mut all = 0;
-        s.for_each_captured(|_, captured| all += captured.engine.cow.usage().0);
+        s.for_each_captured(|captured| all += captured.engine.cow.usage().0);
         value(out, all)
     }),
     Attribute::new(c"memory", |s, out| {
         let mut all = 0;
-        s.for_each_captured(|_, captured| all += captured.engine.cow.usage().1);
+        s.for_each_captured(|captured| all += captured.engine.cow.usage().1);
         value(out, all)
     }),
     Attribute::new(c"writes_held", |s, out| {
-        value(
-            out,
-            s.devices
-                .iter()
-                .map(|device| u64::from(device.tracker.held()))
-                .sum::<u64>(),
-        )
+        let mut all = 0;
+        s.for_each_tracker(|tracker| all += u64::from(tracker.held()));
+        value(out, all)
     }),
     Attribute::new(c"reads_retried", |s, out| {
         let mut all = 0;
-        s.for_each_captured(|_, captured| all += captured.image.data().io().retried());
+        s.for_each_captured(|captured| all += captured.image.data().io().retried());
         value(out, all)
     }),
 ];

@@ -140,7 +140,7 @@ mod tests {
     /// Writes chunks of a device of `chunks` chunks of 4 KiB, in this order, and checks the bound
     /// after each.
     fn write(ratio: u64, chunks: u64, order: impl Iterator<Item = u64>) -> Result<Outcome> {
-        let geometry = Geometry::new(chunks << 3, 12, u64::MAX);
+        let geometry = Geometry::new(chunks << 3, 12, 63, u64::MAX);
         let map = ChunkMap::new(chunks)?;
         let mut account = Account::new(ratio);
         let mut old = KVec::new();
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn no_room_to_spare_and_giving_up() -> Result {
-        let geometry = Geometry::new(64 << 3, 12, u64::MAX);
+        let geometry = Geometry::new(64 << 3, 12, 63, u64::MAX);
         let map = ChunkMap::new(64)?;
         let mut account = Account::new(4);
         account.add(1, 1);

@@ -16,7 +16,6 @@
 use kernel::{
     alloc::flags::GFP_KERNEL,
     block::{
-        bdev::BdevFile,
         bio::{
             BioList,
             Op,
@@ -26,6 +25,7 @@ use kernel::{
             BioSet,
             EndIo,
             NewBio,
+            Target,
             Wait, //
         }, //
     },
@@ -130,13 +130,13 @@ impl EndIo for CloneIo {
 }
 
 /// Where the next part of an image bio goes.
-enum Target {
+enum Goal {
     /// Nowhere: it is storage, and reads as zeroes.
     Nothing,
     /// To the original, if these chunks stay untouched.
     Original(u64, u64),
     /// To the difference storage.
-    Storage(Arc<BdevFile>, u64),
+    Storage(Target, u64),
     /// It waits for this chunk.
     Wait(u64),
 }
@@ -188,14 +188,14 @@ impl ImageIo {
                 return bio.end(Err(EIO));
             }
             let exclusions = cow.exclusions();
-            let Some((target, sectors)) = find(cow, bio.sector(), bio.sectors(), write) else {
+            let Some((goal, sectors)) = find(cow, bio.sector(), bio.sectors(), write) else {
                 return bio.end(Err(EIO));
             };
             let Some(part) = bio.split(sectors) else {
                 return;
             };
             delay(Point::Found);
-            match self.send(part, target, exclusions, write) {
+            match self.send(part, goal, exclusions, write) {
                 Some(part) => bio = part,
                 None => return,
             }
@@ -206,28 +206,26 @@ impl ImageIo {
     fn send(
         self: &Arc<Self>,
         mut bio: OwnedBio,
-        target: Target,
+        goal: Goal,
         exclusions: u32,
         write: bool,
     ) -> Option<OwnedBio> {
         let cow = &self.cow;
-        let stored;
-        let (file, sector, untouched) = match target {
-            Target::Nothing if write => {
+        let (target, sector, untouched) = match goal {
+            Goal::Nothing if write => {
                 bio.end(Err(EIO));
                 return None;
             }
-            Target::Nothing => {
+            Goal::Nothing => {
                 bio.zero_fill();
                 bio.end(Ok(()));
                 return None;
             }
-            Target::Wait(chunk) => return cow.park(bio, chunk, write),
-            Target::Original(from, to) => (cow.origin(), bio.sector(), Some((from, to))),
-            Target::Storage(file, sector) => {
-                stored = file;
-                (&stored, sector, None)
+            Goal::Wait(chunk) => return cow.park(bio, chunk, write),
+            Goal::Original(from, to) => {
+                (Target::from(cow.origin()), bio.sector(), Some((from, to)))
             }
+            Goal::Storage(target, sector) => (target, sector, None),
         };
         if write && !cow.health().begin_write() {
             bio.end(Err(EIO));
@@ -240,7 +238,7 @@ impl ImageIo {
             writes: write,
             busy: cow.busy(),
         };
-        match NewBio::clone_of(bio, file, sector, context) {
+        match NewBio::clone_of(bio, target, sector, context) {
             Ok(clone) => clone.submit(),
             Err(bio) => {
                 if write {
@@ -254,7 +252,7 @@ impl ImageIo {
 }
 
 /// Where the sectors from `sector` on are, and how many of them, at most `most`, are there.
-fn find(cow: &Cow, sector: u64, most: u32, write: bool) -> Option<(Target, u32)> {
+fn find(cow: &Cow, sector: u64, most: u32, write: bool) -> Option<(Goal, u32)> {
     let geometry = cow.geometry();
     let mut end = sector.checked_add(u64::from(most))?;
     if end > geometry.sectors {
@@ -263,7 +261,7 @@ fn find(cow: &Cow, sector: u64, most: u32, write: bool) -> Option<(Target, u32)>
     if let Some((from, to)) = cow.next_excluded(sector) {
         if from <= sector {
             // CAST: Not more than `most`.
-            return Some((Target::Nothing, (to.min(end) - sector) as u32));
+            return Some((Goal::Nothing, (to.min(end) - sector) as u32));
         }
         end = end.min(from);
     }
@@ -271,7 +269,7 @@ fn find(cow: &Cow, sector: u64, most: u32, write: bool) -> Option<(Target, u32)>
     let map = cow.map();
     let first = geometry.chunk(sector);
     let last = geometry.chunk(end - 1) + 1;
-    let (target, until) = match map.get(first) {
+    let (goal, until) = match map.get(first) {
         Place::Untouched if !write => {
             // Most small reads are about one chunk.
             let to = if first + 1 == last {
@@ -279,10 +277,10 @@ fn find(cow: &Cow, sector: u64, most: u32, write: bool) -> Option<(Target, u32)>
             } else {
                 map.untouched_until(first + 1, last)
             };
-            (Target::Original(first, to), geometry.sector(to))
+            (Goal::Original(first, to), geometry.sector(to))
         }
         Place::Untouched | Place::Reading | Place::InMemory => {
-            (Target::Wait(first), geometry.sector(first + 1))
+            (Goal::Wait(first), geometry.sector(first + 1))
         }
         Place::Stored(unit) => {
             let step = geometry.units_per_chunk();
@@ -292,9 +290,9 @@ fn find(cow: &Cow, sector: u64, most: u32, write: bool) -> Option<(Target, u32)>
             let skip = sector - geometry.sector(first);
             let extent = cow.space().locate(unit, skip, until - sector)?;
             let until = sector + extent.sectors;
-            (Target::Storage(extent.device, extent.sector), until)
+            (Goal::Storage(extent.target, extent.sector), until)
         }
     };
     // CAST: Not more than `most`.
-    Some((target, (until.min(end) - sector) as u32))
+    Some((goal, (until.min(end) - sector) as u32))
 }

@@ -36,6 +36,7 @@ use kernel::{
             QuickFreeze, //
         }, //
     },
+    fmt::Write,
     prelude::*,
     sync::Arc,
     sysfs::Group,
@@ -67,16 +68,17 @@ use crate::{
             Clones,
             ImageIo, //
         },
-        Image, //
+        Image,
+        Naming, //
     },
     snapshot::{
         Captured,
-        Device,
         Engine,
         Snapshot,
         State,
         Taken, //
-    }, //
+    },
+    tracking::tracker::TrackerRef, //
 };
 
 /// How long the devices may take to finish their writes, and the file systems to go on with theirs.
@@ -175,11 +177,7 @@ impl From<AllocError> for NotStopped {
 ///
 /// Together takes no longer for many than for one, but a device whose driver writes to another one
 /// of them does not come to rest then, and is given little time for it.
-fn stop(
-    order: &[&(&Device, Prepared)],
-    scope: &NoIoScope,
-    together: bool,
-) -> Result<Stopped, NotStopped> {
+fn stop(order: &[&Prepared], scope: &NoIoScope, together: bool) -> Result<Stopped, NotStopped> {
     let timeout = msecs_to_jiffies(if together {
         SHORT_TIMEOUT_MS
     } else {
@@ -195,8 +193,8 @@ fn stop(
         }
         gate.drain(timeout).map_err(|err| NotStopped::new(at, err))
     };
-    for (at, (device, this)) in order.iter().enumerate() {
-        let gate = device.tracker.gate(this.file(), timeout);
+    for (at, this) in order.iter().enumerate() {
+        let gate = this.captured.tracker.gate(this.file(), timeout);
         let gate = gate.map_err(|err| NotStopped::new(at, err))?;
         if !together {
             drain(at, &gate)?;
@@ -210,7 +208,7 @@ fn stop(
         for (at, gate) in gates.0.iter().enumerate() {
             drain(at, gate)?;
         }
-        for (_, this) in order {
+        for this in order {
             freezing.push(Freezing::start(this.file(), scope), GFP_KERNEL)?;
         }
     }
@@ -230,10 +228,7 @@ fn stop(
 ///
 /// A device that does not come to rest may need one that was stopped before it, so it is stopped
 /// first the next time. If it was the first one already, nothing helps.
-fn stop_in_some_order(
-    order: &mut KVec<&(&Device, Prepared)>,
-    scope: &NoIoScope,
-) -> Result<Stopped> {
+fn stop_in_some_order(order: &mut KVec<&Prepared>, scope: &NoIoScope) -> Result<Stopped> {
     let mut together = true;
     for _ in 0..=ORDERS {
         let busy = match stop(order, scope, together) {
@@ -247,8 +242,8 @@ fn stop_in_some_order(
         together = false;
         to_front(order, busy)?;
     }
-    if let Some((device, _)) = order.first() {
-        let id = device.tracker.id();
+    if let Some(this) = order.first() {
+        let id = this.captured.tracker.id();
         pr_err!("device {id}: its writes do not come to an end\n");
     }
     Err(ETIMEDOUT)
@@ -262,6 +257,8 @@ pub(crate) struct Common<'a> {
     pub(crate) major: &'a Arc<Major>,
     /// The files that images have in sysfs.
     pub(crate) group: &'a Arc<Group<Image>>,
+    /// What the images are called.
+    pub(crate) naming: Naming,
 }
 
 /// What is allocated for a device before the instant.
@@ -273,7 +270,7 @@ struct Prepared {
 
 impl Prepared {
     fn new(
-        device: &Device,
+        tracker: TrackerRef,
         file: &Arc<BdevFile>,
         snapshot: &Snapshot,
         common: &Common<'_>,
@@ -285,15 +282,20 @@ impl Prepared {
         // A chunk is read and stored by itself, so it is whole blocks of the device.
         let block_shift = bdev.logical_block_size().max(1).ilog2();
         let min_shift = params::chunk_minimum_shift().max(block_shift);
-        let geometry = Geometry::new(bdev.sectors(), min_shift, params::chunk_maximum_count());
+        let geometry = Geometry::new(
+            bdev.sectors(),
+            min_shift,
+            params::chunk_maximum_shift(),
+            params::chunk_maximum_count(),
+        );
         let cow = Cow::new(
             &snapshot.space,
             &snapshot.health,
             file,
-            device.tracker.medium(),
+            tracker.medium(),
             geometry,
         )?;
-        let next = device.tracker.next_map(bdev)?;
+        let next = tracker.next_map(bdev)?;
         let fresh = next.is_some();
         let options = Options {
             major: common.major,
@@ -302,11 +304,16 @@ impl Prepared {
             group: common.group,
         };
         let image = Image::new(&ImageIo::new(&cow, common.clones)?)?;
-        let image = BioDisk::new(c"blksnap-image", options, image)?;
-        let cbt = next.unwrap_or_else(|| device.tracker.cbt());
+        let name = |minor, out: &mut dyn Write| common.naming.write(bdev.id(), minor, out);
+        let image = BioDisk::new(name, options, image)?;
+        let cbt = next.unwrap_or_else(|| tracker.cbt());
         let engine = Arc::new(Engine { cow, cbt }, GFP_KERNEL)?;
         Ok(Self {
-            captured: Captured { engine, image },
+            captured: Captured {
+                tracker,
+                engine,
+                image,
+            },
             fresh,
         })
     }
@@ -333,7 +340,7 @@ pub(crate) fn take(
         State::Taken(_) => return Err(EALREADY),
         State::Destroyed => return Err(ESRCH),
     }
-    let devices = &snapshot.devices;
+    let devices = snapshot.open_devices()?;
     let count = devices.len();
     if count == 0 {
         return Err(ENODEV);
@@ -345,20 +352,20 @@ pub(crate) fn take(
     // On failure the last to be done.
     let undo = ScopeGuard::new(|| snapshot.give_up_take());
     // On failure the disks are removed, which waits for what is sent to them.
-    let give_up = |prepared: KVec<(&Device, Prepared)>| {
-        for (_, this) in &prepared {
+    let give_up = |prepared: KVec<Prepared>| {
+        for this in &prepared {
             this.captured.image.data().give_up();
         }
     };
     let mut prepared = ScopeGuard::new_with_data(KVec::with_capacity(count, GFP_KERNEL)?, give_up);
     let mut engines = KVec::with_capacity(count, GFP_KERNEL)?;
-    for (device, file) in devices.iter().zip(&snapshot.files()?) {
-        let this = Prepared::new(device, file, snapshot, common)?;
+    for (tracker, file) in devices {
+        let this = Prepared::new(tracker.clone(), &file, snapshot, common)?;
         let engine = this.captured.engine.clone();
         // There is room: nothing is dropped here.
-        prepared.push((device, this), GFP_KERNEL)?;
+        prepared.push(this, GFP_KERNEL)?;
         delay(Point::Prepared);
-        device.tracker.set_cow(Some(engine.cow.clone()));
+        tracker.set_cow(Some(engine.cow.clone()));
         engines.push(engine, GFP_KERNEL)?;
     }
     begin(engines)?;
@@ -368,20 +375,20 @@ pub(crate) fn take(
     // Younger disks first: one that is stacked on another, by a file or a table, was made after
     // it, as a rule, and can come to rest only as long as the other one runs.
     let seq = |this: &Prepared| this.file().bdev().disk_id().seq();
-    let mut order: KVec<&(&Device, Prepared)> = KVec::with_capacity(count, GFP_KERNEL)?;
-    for item in prepared.iter() {
-        let older = |other: &&(&Device, Prepared)| seq(&other.1) < seq(&item.1);
+    let mut order: KVec<&Prepared> = KVec::with_capacity(count, GFP_KERNEL)?;
+    for this in prepared.iter() {
+        let older = |other: &&Prepared| seq(other) < seq(this);
         let at = order.iter().position(older).unwrap_or(order.len());
-        order.insert_within_capacity(at, item).map_err(|_| ENOMEM)?;
+        order.insert_within_capacity(at, this).map_err(|_| ENOMEM)?;
     }
 
     let mut quick = KVec::with_capacity(count, GFP_KERNEL)?;
-    for (_, this) in &order {
+    for this in &order {
         quick.push(this.file().clone(), GFP_KERNEL)?;
     }
     let quick = QuickFreeze::start(quick);
     let mut files = KVec::new();
-    for (_, this) in &order {
+    for this in &order {
         for file in this.file().with_partitions()? {
             files.push(file, GFP_KERNEL)?;
         }
@@ -394,17 +401,17 @@ pub(crate) fn take(
     let stopped = stop_in_some_order(&mut order, &scope)?;
 
     // The instant.
-    for ((device, this), frozen) in order.into_iter().zip(&stopped.frozen.0) {
+    for (this, frozen) in order.into_iter().zip(&stopped.frozen.0) {
         delay(Point::Stopped);
-        let Engine { cow, cbt } = &*this.captured.engine;
-        match device
-            .tracker
-            .arm(frozen, cbt.clone(), this.fresh, cow.clone())
-        {
+        let Captured {
+            tracker, engine, ..
+        } = &this.captured;
+        let Engine { cow, cbt } = &**engine;
+        match tracker.arm(frozen, cbt.clone(), this.fresh, cow.clone()) {
             // There is room, so nothing is dropped here.
             Ok(hooked) => drop(old.push_within_capacity(hooked)),
             // Excluded by what was prepared; if it happens all the same, no image may be trusted.
-            Err(err) => snapshot.health.fail(device.tracker.id(), err),
+            Err(err) => snapshot.health.fail(tracker.id(), err),
         }
     }
 
@@ -417,10 +424,9 @@ pub(crate) fn take(
     drop(old);
 
     delay(Point::LetGo);
-    for (device, this) in prepared.dismiss() {
-        let this = this.captured;
+    for Prepared { captured: this, .. } in prepared.dismiss() {
         let cbt = &this.engine.cbt;
-        device.tracker.set_map(cbt.clone());
+        this.tracker.set_map(cbt.clone());
         this.engine.mark_excluded();
         this.image.data().set_ready(cbt.clone());
         // There is room for all.

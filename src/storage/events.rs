@@ -6,9 +6,10 @@
 //! sysfs and by uevents; but that may sleep, and those who push events may not, so they only
 //! [ask for it](Announce).
 //!
-//! The queue has room, from the start, for all events that can wait at one time: one request for
-//! storage, and one corruption per device. So pushing never fails. The next request comes when the
-//! last one was fulfilled, and replaces it if nobody has fetched it.
+//! The queue has room, from the start, for all events that can wait at one time: one about the
+//! storage, and one corruption per device. So pushing never fails. About the storage, a client that
+//! gives it is asked for more: the next request comes when the last one was fulfilled, and replaces
+//! it if nobody has fetched it. Others are told once that there will be no more.
 
 use kernel::{
     alloc::flags::GFP_KERNEL,
@@ -40,9 +41,21 @@ use kernel::{
 pub(crate) enum Kind {
     /// Please append this many sectors.
     LowFreeSpace(u64),
+    /// There will be no more than this many sectors.
+    NoSpace(u64),
     /// The device's image is lost.
     Corrupted(DevId, Error),
 }
+
+/// The number of kinds.
+const KINDS: usize = 3;
+
+/// What each kind is called in announcements.
+const NAMES: [&CStr; KINDS] = [
+    c"BLKSNAP_EVENT=low_free_space",
+    c"BLKSNAP_EVENT=no_space",
+    c"BLKSNAP_EVENT=corrupted",
+];
 
 /// What happened when.
 #[derive(Clone, Copy)]
@@ -83,13 +96,15 @@ pub(crate) struct EventQueue {
     queue: SpinLock<Queue>,
     #[pin]
     changed: CondVar,
-    /// There is a request for storage, or a corruption, that is to be announced.
-    news: [Atomic<bool>; 2],
+    /// There is an event of each kind that is to be announced.
+    news: [Atomic<bool>; KINDS],
     announcer: Arc<dyn Announce>,
 }
 
 impl EventQueue {
     /// Makes a queue for a snapshot of `devices` devices.
+    ///
+    /// More can come, see [`make_room`](Self::make_room).
     pub(crate) fn new(devices: usize, announcer: Arc<dyn Announce>) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             queue <- new_spinlock!(Queue {
@@ -97,7 +112,7 @@ impl EventQueue {
                 closed: false,
             }),
             changed <- new_condvar!(),
-            news: [Atomic::new(false), Atomic::new(false)],
+            news: [const { Atomic::new(false) }; KINDS],
             announcer,
         })
     }
@@ -107,10 +122,26 @@ impl EventQueue {
         self.announcer.as_arc_borrow().announce();
     }
 
-    /// Whether storage was asked for, and whether an image was lost, since the last call.
-    pub(crate) fn take_news(&self) -> (bool, bool) {
-        let [low, corrupted] = &self.news;
-        (low.xchg(false, Full), corrupted.xchg(false, Full))
+    /// The announcements of the kinds of which events have come since the last call.
+    pub(crate) fn take_news(&self) -> impl Iterator<Item = &'static CStr> + '_ {
+        let news = self.news.iter().zip(NAMES);
+        news.filter_map(|(news, name)| news.xchg(false, Full).then_some(name))
+    }
+
+    /// Makes room for the events of a snapshot of `devices` devices, not less than before. May
+    /// sleep; calls must not overlap in time.
+    pub(crate) fn make_room(&self, devices: usize) -> Result {
+        let mut events = KVec::with_capacity(devices + 1, GFP_KERNEL)?;
+        let mut queue = self.queue.lock();
+        for &event in &queue.events {
+            // There is room for more than before.
+            let _ = events.push_within_capacity(event);
+        }
+        let old = core::mem::replace(&mut queue.events, events);
+        // Without the lock.
+        drop(queue);
+        drop(old);
+        Ok(())
     }
 
     /// Tells the client, and has it announced. Does not sleep.
@@ -130,12 +161,14 @@ impl EventQueue {
             kernel::pr_err_once!("event queue overflow: {:?} was lost\n", kind);
         }
         self.changed.notify_all();
-        let [low, corrupted] = &self.news;
+        let [low, no_space, corrupted] = &self.news;
+        let news = match kind {
+            Kind::LowFreeSpace(_) => low,
+            Kind::NoSpace(_) => no_space,
+            Kind::Corrupted(..) => corrupted,
+        };
         // Ordered before the work that announces by its queueing.
-        match kind {
-            Kind::LowFreeSpace(_) => low.store(true, Relaxed),
-            Kind::Corrupted(..) => corrupted.store(true, Relaxed),
-        }
+        news.store(true, Relaxed);
         self.announce();
     }
 
@@ -271,13 +304,30 @@ mod tests {
     #[test]
     fn news_is_announced_once() -> Result {
         let (queue, counter) = queue()?;
-        assert_eq!(queue.take_news(), (false, false));
+        assert_eq!(queue.take_news().count(), 0);
         queue.push(Kind::LowFreeSpace(5));
         assert_eq!(counter.0.load(Relaxed), 1);
         queue.push(Kind::Corrupted(DEV, ENOSPC));
         assert_eq!(counter.0.load(Relaxed), 2);
-        assert_eq!(queue.take_news(), (true, true));
-        assert_eq!(queue.take_news(), (false, false));
+        assert!(queue.take_news().eq([NAMES[0], NAMES[2]]));
+        assert_eq!(queue.take_news().count(), 0);
+        queue.push(Kind::NoSpace(5));
+        assert!(queue.take_news().eq([NAMES[1]]));
+        Ok(())
+    }
+
+    #[test]
+    fn more_room_keeps_what_waits() -> Result {
+        let (queue, _) = queue()?;
+        queue.push(Kind::NoSpace(5));
+        queue.push(Kind::Corrupted(DEV, ENOSPC));
+        queue.make_room(3)?;
+        for _ in 0..2 {
+            queue.push(Kind::Corrupted(DEV, EIO));
+        }
+        assert_eq!(queue.wait(0)?.kind, Kind::NoSpace(5));
+        assert_eq!(queue.wait(0)?.kind, Kind::Corrupted(DEV, ENOSPC));
+        assert_eq!(queue.len()?, 2);
         Ok(())
     }
 

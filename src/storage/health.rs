@@ -19,7 +19,9 @@ use kernel::{
             Full,
             Relaxed, //
         },
-        Arc, //
+        new_spinlock,
+        Arc,
+        SpinLock, //
     },
     uuid::Uuid, //
 };
@@ -44,12 +46,21 @@ struct DeviceHealth {
     told: Atomic<bool>,
 }
 
+impl DeviceHealth {
+    fn error(&self) -> i32 {
+        self.error.load(Relaxed)
+    }
+}
+
 /// The health of one snapshot.
 ///
-/// Lock-free. What sends events must not be called in interrupts.
+/// What is asked when a bio ends takes no lock. What sends events must not be called in interrupts.
+#[pin_data]
 pub(crate) struct Health {
     id: Uuid,
-    devices: KVec<DeviceHealth>,
+    /// In the order in which they were added. Below the lock is only that of the events.
+    #[pin]
+    devices: SpinLock<KVVec<Arc<DeviceHealth>>>,
     events: Arc<EventQueue>,
     /// A positive errno once all images are lost: the snapshot is corrupted, or is going.
     error: Atomic<i32>,
@@ -58,29 +69,47 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    /// The health of a new snapshot of these devices, named `id`. May sleep.
-    pub(crate) fn new(
-        id: Uuid,
-        devices: impl ExactSizeIterator<Item = DevId>,
-        events: &Arc<EventQueue>,
-    ) -> Result<Arc<Self>> {
-        let mut all = KVec::with_capacity(devices.len(), GFP_KERNEL)?;
-        for id in devices {
-            let device = DeviceHealth {
+    /// The health of a new snapshot, named `id`, without devices. May sleep.
+    pub(crate) fn new(id: Uuid, events: &Arc<EventQueue>) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
                 id,
+                devices <- new_spinlock!(KVVec::new()),
+                events: events.clone(),
                 error: Atomic::new(0),
-                told: Atomic::new(false),
-            };
-            all.push(device, GFP_KERNEL)?;
-        }
-        let this = Self {
+                writes: Atomic::new(1),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Adds a device, before the snapshot is taken. May sleep; calls must not overlap in time.
+    pub(crate) fn add(&self, id: DevId) -> Result {
+        let device = DeviceHealth {
             id,
-            devices: all,
-            events: events.clone(),
             error: Atomic::new(0),
-            writes: Atomic::new(1),
+            told: Atomic::new(false),
         };
-        Ok(Arc::new(this, GFP_KERNEL)?)
+        let device = Arc::new(device, GFP_KERNEL)?;
+        let len = self.devices.lock().len();
+        let mut devices = KVVec::with_capacity(len + 1, GFP_KERNEL)?;
+        let mut old = self.devices.lock();
+        // There is room.
+        for one in &*old {
+            let _ = devices.push_within_capacity(one.clone());
+        }
+        let _ = devices.push_within_capacity(device);
+        core::mem::swap(&mut *old, &mut devices);
+        drop(old);
+        // Without the lock.
+        drop(devices);
+        Ok(())
+    }
+
+    fn device(&self, id: DevId) -> Option<Arc<DeviceHealth>> {
+        let devices = self.devices.lock();
+        let mut devices = devices.iter();
+        devices.find(|device| device.id == id).cloned()
     }
 
     /// The snapshot's name.
@@ -99,13 +128,13 @@ impl Health {
 
     /// The error since which the image of a device is lost, as a positive errno, or 0.
     pub(crate) fn device_error(&self, id: DevId) -> i32 {
-        let device = self.devices.iter().find(|device| device.id == id);
-        device.map_or(0, |device| device.error.load(Relaxed))
+        self.device(id).map_or(0, |device| device.error())
     }
 
-    /// The same for the first device whose image is lost.
+    /// The error of the first device whose image is lost, as a positive errno, or 0.
     pub(crate) fn error(&self) -> i32 {
-        let mut errors = self.devices.iter().map(|d| d.error.load(Relaxed));
+        let devices = self.devices.lock();
+        let mut errors = devices.iter().map(|device| device.error());
         errors.find(|&error| error != 0).unwrap_or(0)
     }
 
@@ -129,7 +158,7 @@ impl Health {
             err,
             device
         );
-        for device in &self.devices {
+        for device in &*self.devices.lock() {
             let _ = device.error.cmpxchg(0, -err.to_errno(), Full);
         }
         self.failed();
@@ -167,14 +196,17 @@ impl Health {
     /// not sleep.
     pub(crate) fn tell_lost(&self) {
         if self.writes.load(Acquire) == 0 {
-            self.devices.iter().for_each(|device| self.tell(device));
+            self.devices
+                .lock()
+                .iter()
+                .for_each(|device| self.tell(device));
         }
     }
 
     /// Declares the image of one device lost, because of `err`; the others go on, if there are any.
     /// Does not sleep.
     pub(crate) fn fail_device(&self, id: DevId, err: Error) {
-        let Some(device) = self.devices.iter().find(|device| device.id == id) else {
+        let Some(device) = self.device(id) else {
             return;
         };
         if device.error.cmpxchg(0, -err.to_errno(), Full).is_err() {
@@ -182,9 +214,10 @@ impl Health {
         }
         pr_err!("snapshot {}: device {} is lost ({:?})\n", self.id, id, err);
         // Of those that are lost at once, the last one at least sees that all are.
-        let good = |device: &DeviceHealth| device.error.load(Acquire) == 0;
-        if self.devices.iter().any(good) || planted(Fault::ToldTooEarly) {
-            self.tell(device);
+        let good = |device: &Arc<DeviceHealth>| device.error.load(Acquire) == 0;
+        let any = self.devices.lock().iter().any(good);
+        if any || planted(Fault::ToldTooEarly) {
+            self.tell(&device);
         } else if self.set_error(err) {
             self.failed();
         }

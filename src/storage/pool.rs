@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Allocation of difference storage: ranges of sectors on any devices, seen as one line of units.
+//! Allocation of difference storage: ranges of sectors of devices or files, seen as one line of
+//! units.
 //!
 //! The ranges are laid end to end in the order in which they were appended, and what is stored
 //! gets the next units of the line. Nothing is ever given back before the snapshot ends, so there
@@ -19,25 +20,25 @@ use crate::base::units::{
     UNIT_SHIFT, //
 };
 
-/// A range of sectors on a device.
+/// A range of sectors of a device or file.
 #[derive(Clone)]
 pub(crate) struct StorageRange<D> {
     /// The first unit in the line.
     first: u64,
     /// The number of units.
     units: u64,
-    /// Where the range is.
-    device: D,
-    /// The first sector on the device.
+    /// Of which device or file.
+    target: D,
+    /// The first sector there.
     sector: u64,
 }
 
 /// Where a part of the line is.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Extent<D> {
-    /// The device.
-    pub(crate) device: D,
-    /// The first sector on it.
+    /// The device or file.
+    pub(crate) target: D,
+    /// The first sector there.
     pub(crate) sector: u64,
     /// The number of sectors that lie side by side from there on.
     pub(crate) sectors: u64,
@@ -101,7 +102,7 @@ impl<D: Clone> Pool<D> {
     pub(crate) fn append(
         &mut self,
         mut room: KVVec<StorageRange<D>>,
-        device: &D,
+        target: &D,
         ranges: &[(u64, u64)],
     ) -> Result<KVVec<StorageRange<D>>> {
         let mut capacity = self.capacity;
@@ -118,7 +119,7 @@ impl<D: Clone> Pool<D> {
             let range = StorageRange {
                 first: capacity,
                 units,
-                device: device.clone(),
+                target: target.clone(),
                 sector,
             };
             room.push_within_capacity(range).map_err(|_| ENOMEM)?;
@@ -155,83 +156,22 @@ impl<D: Clone> Pool<D> {
             return None;
         }
         Some(Extent {
-            device: range.device.clone(),
+            target: range.target.clone(),
             sector: range.sector + into,
             sectors: left.min(sectors),
         })
     }
 
-    /// Calls `f` with the device, the first sector and the number of sectors of each range.
+    /// Calls `f` with the device or file, the first sector and the number of sectors of each range.
     pub(crate) fn for_each(&self, mut f: impl FnMut(&D, u64, u64) -> Result) -> Result {
         for range in &self.ranges {
             f(
-                &range.device,
+                &range.target,
                 range.sector,
                 range.units << UNIT_SECTORS_SHIFT,
             )?;
         }
         Ok(())
-    }
-}
-
-/// When to ask for more storage. All numbers are sectors.
-///
-/// A client is kept about one portion ahead of what is filled: one event at a time, the next one
-/// only when what the last one asked for is there.
-pub(crate) struct LowSpace {
-    portion: u64,
-    /// What all events together have asked for.
-    requested: u64,
-    /// What was appended.
-    appended: u64,
-    /// An event asked for something that is not there yet.
-    outstanding: bool,
-}
-
-impl LowSpace {
-    /// Asks for the first portion.
-    pub(crate) fn new(portion: u64) -> Self {
-        Self {
-            portion,
-            requested: portion,
-            appended: 0,
-            outstanding: true,
-        }
-    }
-
-    /// The size of a portion, which each event asks for.
-    pub(crate) fn portion(&self) -> u64 {
-        self.portion
-    }
-
-    /// What all events together have asked for.
-    pub(crate) fn requested(&self) -> u64 {
-        self.requested
-    }
-
-    /// Notes that `sectors` were appended.
-    pub(crate) fn appended(&mut self, sectors: u64) {
-        self.appended = self.appended.saturating_add(sectors);
-        if self.appended >= self.requested {
-            self.outstanding = false;
-        }
-    }
-
-    /// Whether to ask for another portion now that `filled` of `capacity` is in use. If so, it
-    /// counts as asked.
-    pub(crate) fn ask(&mut self, filled: u64, capacity: u64) -> bool {
-        // Not from what was appended: what is less than a unit at the end of a range is not used.
-        let ahead = capacity.saturating_sub(filled);
-        if self.outstanding || ahead > self.portion {
-            return false;
-        }
-        // A client may append more than it was asked for.
-        self.requested = self
-            .requested
-            .max(self.appended)
-            .saturating_add(self.portion);
-        self.outstanding = true;
-        true
     }
 }
 
@@ -254,7 +194,7 @@ mod tests {
 
     fn at(pool: &Pool<u8>, unit: u32, skip: u64, sectors: u64) -> Option<(u8, u64, u64)> {
         pool.locate(unit, skip, sectors)
-            .map(|e| (e.device, e.sector, e.sectors))
+            .map(|e| (e.target, e.sector, e.sectors))
     }
 
     #[test]
@@ -311,45 +251,5 @@ mod tests {
         let mut pool = pool(&[(0, 8 << 32)]).err();
         assert_eq!(pool.take(), Some(ENOSPC));
         Ok(())
-    }
-
-    #[test]
-    fn one_portion_ahead() {
-        let mut low = LowSpace::new(100);
-        assert!(!low.ask(0, 0));
-        low.appended(60);
-        assert!(!low.ask(0, 60));
-        low.appended(40);
-        assert!(low.ask(0, 100));
-        assert!(!low.ask(100, 100));
-        assert_eq!(low.requested(), 200);
-        low.appended(100);
-        assert!(!low.ask(99, 200));
-        assert!(low.ask(100, 200));
-        low.appended(1000);
-        assert!(!low.ask(900, 1200));
-        assert!(low.ask(1100, 1200));
-        assert_eq!(low.requested(), 1300);
-    }
-
-    #[test]
-    fn what_is_of_no_use_is_not_ahead() {
-        let mut low = LowSpace::new(100);
-        // A fifth of each portion is lost.
-        for portions in 1..100 {
-            low.appended(100);
-            let capacity = portions * 80;
-            assert!(low.ask(capacity - 80, capacity));
-            assert_eq!(low.requested(), (portions + 1) * 100);
-        }
-    }
-
-    #[test]
-    fn numbers_do_not_wrap() {
-        let mut low = LowSpace::new(u64::MAX);
-        low.appended(u64::MAX);
-        assert!(low.ask(5, 5));
-        low.appended(u64::MAX);
-        assert_eq!(low.requested(), u64::MAX);
     }
 }

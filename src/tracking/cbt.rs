@@ -37,6 +37,9 @@ const LAST: u8 = u8::MAX;
 /// The number that is active when tracking begins.
 const FIRST: u8 = 1;
 
+/// The largest number of blocks, whatever the parameters say.
+const MOST_BLOCKS: u64 = i32::MAX as u64;
+
 /// The two numbers of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Pair {
@@ -89,10 +92,15 @@ impl Cbt {
     /// Makes an empty map, of a new generation, for a device of `sectors` sectors.
     ///
     /// A block has `1 << min_shift` bytes, or as many times two as it takes to need no more than
-    /// `max_count` blocks. May sleep. Fails with `ENOMEM`.
-    pub(crate) fn new(sectors: u64, min_shift: u32, max_count: u32) -> Result<Self> {
+    /// `max_count` blocks, but not beyond `1 << max_shift` bytes. May sleep. Fails with `ENOMEM`.
+    pub(crate) fn new(
+        sectors: u64,
+        min_shift: u32,
+        max_shift: u32,
+        max_count: u32,
+    ) -> Result<Self> {
         let bytes = sectors.checked_mul(1 << SECTOR_SHIFT).ok_or(EINVAL)?;
-        let shift = block_shift(bytes, min_shift, max_count);
+        let shift = block_shift(bytes, min_shift, max_shift, max_count);
         let count = usize::try_from(bytes.div_ceil(1 << shift))?;
         let mut map = VVec::with_capacity(count, GFP_KERNEL)?;
         for _ in 0..count {
@@ -131,7 +139,7 @@ impl Cbt {
 
     /// The number of blocks.
     pub(crate) fn block_count(&self) -> u32 {
-        // CAST: `new` made no more than `max_count`, a `u32`.
+        // CAST: `block_shift` sees to it, but for sizes for which there is no memory.
         self.map.len() as u32
     }
 
@@ -261,9 +269,14 @@ impl Cbt {
 }
 
 /// log2 of the block size: `min_shift`, plus one while there are more than `max_count` blocks.
-fn block_shift(bytes: u64, min_shift: u32, max_count: u32) -> u32 {
+fn block_shift(bytes: u64, min_shift: u32, max_shift: u32, max_count: u32) -> u32 {
     let mut shift = min_shift.clamp(SECTOR_SHIFT, 31);
-    while shift < 31 && bytes.div_ceil(1 << shift) > u64::from(max_count.max(1)) {
+    while shift < 31 {
+        let count = bytes.div_ceil(1 << shift);
+        let grows = shift < max_shift && count > u64::from(max_count);
+        if !grows && count <= MOST_BLOCKS {
+            break;
+        }
         shift += 1;
     }
     shift
@@ -276,7 +289,7 @@ mod tests {
 
     /// A map with blocks of 64 KiB for a device of `blocks` blocks.
     fn map(blocks: u64) -> Result<Cbt> {
-        Cbt::new(blocks << 7, 16, 1 << 21)
+        Cbt::new(blocks << 7, 16, 63, 1 << 21)
     }
 
     #[test]
@@ -298,12 +311,16 @@ mod tests {
 
     #[test]
     fn block_size_grows_one_step_at_a_time() {
-        assert_eq!(block_shift(0, 16, 100), 16);
-        assert_eq!(block_shift(100 << 16, 16, 100), 16);
-        assert_eq!(block_shift((100 << 16) + 1, 16, 100), 17);
-        assert_eq!(block_shift(200 << 17, 16, 100), 18);
-        assert_eq!(block_shift(16 << 40, 16, 2097152), 23);
-        assert_eq!(block_shift(u64::MAX, 16, 1), 31);
+        assert_eq!(block_shift(0, 16, 63, 100), 16);
+        assert_eq!(block_shift(100 << 16, 16, 63, 100), 16);
+        assert_eq!(block_shift((100 << 16) + 1, 16, 63, 100), 17);
+        assert_eq!(block_shift(200 << 17, 16, 63, 100), 18);
+        assert_eq!(block_shift(16 << 40, 16, 63, 2097152), 23);
+        assert_eq!(block_shift(u64::MAX, 16, 63, 1), 31);
+        assert_eq!(block_shift(200 << 17, 16, 17, 100), 17);
+        assert_eq!(block_shift(200 << 17, 18, 17, 100), 18);
+        // There are no more numbers than that.
+        assert_eq!(block_shift(1 << 62, 16, 26, 100), 31);
     }
 
     #[test]
@@ -385,7 +402,7 @@ mod tests {
 
     #[test]
     fn reads_stop_at_the_end() -> Result {
-        let cbt = Cbt::new((3 << 7) + 1, 16, 1 << 21)?;
+        let cbt = Cbt::new((3 << 7) + 1, 16, 63, 1 << 21)?;
         assert_eq!(cbt.block_count(), 4);
         let mut out = [9; 8];
         assert_eq!(cbt.read(0, &mut out), 4);
@@ -401,7 +418,7 @@ mod tests {
 
     #[test]
     fn an_empty_device() -> Result {
-        let cbt = Cbt::new(0, 16, 1 << 21)?;
+        let cbt = Cbt::new(0, 16, 63, 1 << 21)?;
         cbt.mark(0, 1);
         assert_eq!(cbt.block_count(), 0);
         assert_eq!(cbt.read(0, &mut [0; 4]), 0);

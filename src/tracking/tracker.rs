@@ -55,6 +55,7 @@ use crate::{
         params,
     },
     copying::cow::Cow,
+    storage::trial::Mark,
     tracking::cbt::Cbt, //
 };
 
@@ -95,6 +96,11 @@ pub(crate) struct Tracker {
     start: u64,
     #[pin]
     hooked: QueueCell<Hooked>,
+    /// There is a mark to look out for.
+    looking: Atomic<bool>,
+    /// Which one. A leaf.
+    #[pin]
+    mark: SpinLock<Option<Arc<Mark>>>,
     /// The map in `hooked`, for those who are outside of the queue. Taken below the registry's
     /// locks, never in the submission path.
     #[pin]
@@ -135,6 +141,8 @@ impl Tracker {
             disk,
             start,
             hooked <- hooked,
+            looking: Atomic::new(false),
+            mark <- new_spinlock!(None),
             cbt <- new_mutex!(cbt),
             name,
             since: real_seconds(),
@@ -248,6 +256,22 @@ impl Tracker {
         }
     }
 
+    /// Looks out for a mark in what is written to the device, or for none any more.
+    pub(crate) fn look_out_for(&self, mark: Option<Arc<Mark>>) {
+        // Relaxed: a write that comes later has been handed on by locks, from who calls this.
+        self.looking.store(mark.is_some(), Relaxed);
+        let old = core::mem::replace(&mut *self.mark.lock(), mark);
+        drop(old);
+    }
+
+    #[cold]
+    fn look_at(&self, bio: &Incoming<'_>) {
+        let mark = self.mark.lock().clone();
+        if let Some(mark) = mark.filter(|mark| bio.has(mark.bytes())) {
+            mark.note_seen();
+        }
+    }
+
     /// Makes the map that was given to [`arm`](Self::arm) known outside of the queue.
     pub(crate) fn set_map(&self, map: Arc<Cbt>) {
         *self.cbt.lock() = map;
@@ -266,6 +290,7 @@ fn new_map(bdev: &BlockDevice, medium: &Medium) -> Result<Cbt> {
     let map = Cbt::new(
         bdev.sectors(),
         params::tracking_block_minimum_shift(),
+        params::tracking_block_maximum_shift(),
         params::tracking_block_maximum_count(),
     )?;
     Ok(map.after_shrinks(shrinks))
@@ -282,6 +307,9 @@ impl Filter for Tracker {
         let Some(hooked) = self.hooked.get(entered) else {
             return bio.pass();
         };
+        if self.looking.load(Relaxed) {
+            self.look_at(&bio);
+        }
         // A bio to the whole disk may begin before a partition and end after it.
         let sector = bio.sector().saturating_sub(self.start);
         let end = bio.end_sector().saturating_sub(self.start);

@@ -475,4 +475,15 @@ struct blk_snap_event_corrupted {
 	__s32 err_code;
 };
 
+/**
+ * IOCTL_BLK_SNAP_BIND - Bind snapshots to their maker
+ *
+ * Snapshots that are created by this open file from now on are destroyed when it
+ * is closed, as it is when the program is killed.  Not in the interface of 2022:
+ * other modules answer -ENOTTY.
+ *
+ * Return: 0.
+ */
+#define IOCTL_BLK_SNAP_BIND	_IO(BLK_SNAP, 64)
+
 #endif /* _UAPI_LINUX_BLK_SNAP_H */

@@ -156,8 +156,7 @@ impl Cow {
                 offset: bytes.start,
                 bytes: bytes.end - bytes.start,
             });
-            let (file, sector) = (&extent.device, extent.sector);
-            match NewBio::new(Op::Write, file, sector, pieces, context) {
+            match NewBio::new(Op::Write, extent.target, extent.sector, pieces, context) {
                 Ok(bio) => bio.submit(),
                 Err(context) => context.end_io(None, Err(ENOMEM)),
             }

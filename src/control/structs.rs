@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The commands and structures of `include/uapi/linux/blk_snap.h`, as bytes.
+//! The structures of the ABIs, as bytes.
 //!
 //! Structures are read into and written from arrays of bytes: so each bit pattern is valid,
 //! nothing is left uninitialised, and padding is zero. Where a field lies is written down nowhere:
@@ -20,9 +20,10 @@ use kernel::{
         UserPtr,
         UserSlice, //
     },
-    uapi,
     uuid::Uuid, //
 };
+
+use crate::tracking::cbt::Cbt;
 
 /// How a program lays out structures.
 #[derive(Clone, Copy)]
@@ -52,6 +53,9 @@ impl Abi {
     };
 }
 
+/// The bytes of a disk's name, with zeroes behind it.
+pub(crate) const NAME_LEN: usize = 32;
+
 /// The kinds of fields.
 #[derive(Clone, Copy)]
 pub(crate) enum Field {
@@ -65,10 +69,14 @@ pub(crate) enum Field {
     Long,
     /// A pointer.
     Pointer,
+    /// A pointer in a `__u64`, of all programs.
+    Address,
     /// `struct blk_snap_dev_t`
     Device,
     /// `struct blk_snap_uuid`
     Uuid,
+    /// The name of a disk.
+    Name,
     /// The data of an event, which has structures of its own.
     Data,
 }
@@ -80,10 +88,11 @@ impl Field {
             Self::Byte => (1, 1),
             Self::Short => (2, 2),
             Self::Int => (4, 4),
-            Self::Long => (8, abi.align),
+            Self::Long | Self::Address => (8, abi.align),
             Self::Pointer => (abi.pointer, abi.pointer),
             Self::Device => (8, 4),
             Self::Uuid => (16, 1),
+            Self::Name => (NAME_LEN, 1),
             Self::Data => (4064, 1),
         }
     }
@@ -93,7 +102,7 @@ impl Field {
 pub(crate) type Layout = &'static [Field];
 
 /// Where the field of that number begins; with the number of fields, the structure's size.
-fn offset(abi: Abi, layout: Layout, number: usize) -> usize {
+pub(crate) fn offset(abi: Abi, layout: Layout, number: usize) -> usize {
     let mut end = 0usize;
     let mut largest = 1;
     for (i, field) in layout.iter().enumerate() {
@@ -114,95 +123,12 @@ fn align_up(offset: usize, align: usize) -> usize {
 }
 
 /// The size of a structure in bytes.
-fn size(abi: Abi, layout: Layout) -> usize {
+pub(crate) fn size(abi: Abi, layout: Layout) -> usize {
     offset(abi, layout, layout.len())
 }
 
-/// Structures that are not the argument of a command.
-pub(crate) mod layout {
-    use super::{
-        Field::*,
-        Layout, //
-    };
-
-    /// `struct blk_snap_dev_t`
-    pub(crate) const DEVICE: Layout = &[Device];
-    /// `struct blk_snap_uuid`
-    pub(crate) const UUID: Layout = &[Uuid];
-    /// `struct blk_snap_cbt_info`
-    pub(crate) const CBT_INFO: Layout = &[Device, Int, Long, Int, Uuid, Byte];
-    /// `struct blk_snap_block_range`
-    pub(crate) const RANGE: Layout = &[Long, Long];
-    /// `struct blk_snap_image_info`
-    pub(crate) const IMAGE_INFO: Layout = &[Device, Device];
-    /// `struct blk_snap_event_low_free_space`
-    pub(crate) const LOW_FREE_SPACE: Layout = &[Long];
-    /// `struct blk_snap_event_corrupted`
-    pub(crate) const CORRUPTED: Layout = &[Device, Int];
-}
-
-/// A command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub(crate) enum Command {
-    Version,
-    TrackerRemove,
-    TrackerCollect,
-    TrackerReadCbtMap,
-    TrackerMarkDirtyBlocks,
-    SnapshotCreate,
-    SnapshotDestroy,
-    SnapshotAppendStorage,
-    SnapshotTake,
-    SnapshotCollect,
-    SnapshotCollectImages,
-    SnapshotWaitEvent,
-}
-
-/// The magic number of all commands.
-const MAGIC: u32 = b'V' as u32;
-
-/// By number: the commands, the direction in their words, and their argument. The directions are
-/// the reverse of what they should be, for ever.
-const COMMANDS: [(Command, u32, Layout); 12] = {
-    use Command::*;
-    use Field::*;
-    const R: u32 = uapi::_IOC_READ;
-    const W: u32 = uapi::_IOC_WRITE;
-    [
-        (Version, W, &[Short, Short, Short, Short]),
-        (TrackerRemove, W, &[Device]),
-        (TrackerCollect, W, &[Int, Pointer]),
-        (TrackerReadCbtMap, R, &[Device, Int, Int, Pointer]),
-        (TrackerMarkDirtyBlocks, R, &[Device, Int, Pointer]),
-        (SnapshotCreate, W, &[Int, Pointer, Uuid]),
-        (SnapshotDestroy, R, &[Uuid]),
-        (SnapshotAppendStorage, W, &[Uuid, Device, Int, Pointer]),
-        (SnapshotTake, R, &[Uuid]),
-        (SnapshotCollect, W, &[Int, Pointer]),
-        (SnapshotCollectImages, W, &[Uuid, Int, Pointer]),
-        (SnapshotWaitEvent, W, &[Uuid, Int, Int, Long, Data]),
-    ]
-};
-
-impl Command {
-    /// The command of that word, if the whole word is right, and its argument's layout but for
-    /// an event's data.
-    pub(crate) fn from_word(word: u32, abi: Abi) -> Option<(Self, Layout)> {
-        let &(command, dir, layout) = COMMANDS.get(_IOC_NR(word) as usize)?;
-        let right = _IOC_TYPE(word) == MAGIC
-            && _IOC_DIR(word) == dir
-            && _IOC_SIZE(word) == size(abi, layout);
-        let layout = match layout {
-            [head @ .., Field::Data] => head,
-            all => all,
-        };
-        right.then_some((command, layout))
-    }
-}
-
 /// The size of the largest structure that is handled as a whole.
-const MAX: usize = 48;
+const MAX: usize = 80;
 
 /// A structure in user space, and our copy of it.
 #[derive(Clone, Copy)]
@@ -233,7 +159,12 @@ impl Struct {
 
     /// Copies the structure to user space. Fails with `EFAULT`.
     pub(crate) fn write(&self, address: usize) -> Result {
-        let bytes = self.bytes.get(..self.size()).ok_or(EINVAL)?;
+        self.write_at_most(self.size(), address)
+    }
+
+    /// The same for no more than the first `most` bytes.
+    pub(crate) fn write_at_most(&self, most: usize, address: usize) -> Result {
+        let bytes = self.bytes.get(..self.size().min(most)).ok_or(EINVAL)?;
         user(address, bytes.len()).writer().write_slice(bytes)
     }
 
@@ -247,7 +178,8 @@ impl Struct {
         offset(self.abi, self.layout, field)
     }
 
-    fn bytes<const N: usize>(&self, field: usize) -> [u8; N] {
+    /// The `N` bytes from the beginning of a field on.
+    pub(crate) fn bytes<const N: usize>(&self, field: usize) -> [u8; N] {
         let mut bytes = [0; N];
         let at = self.offset(field);
         if let Some(found) = self.bytes.get(at..at + N) {
@@ -266,8 +198,12 @@ impl Struct {
         u64::from_ne_bytes(self.bytes(field))
     }
 
-    /// A [`Pointer`](Field::Pointer).
+    /// A [`Pointer`](Field::Pointer) or an [`Address`](Field::Address). One that this kernel does
+    /// not have is one where nothing is.
     pub(crate) fn pointer(&self, field: usize) -> usize {
+        if let Some(Field::Address) = self.layout.get(field) {
+            return usize::try_from(self.u64(field)).unwrap_or(usize::MAX);
+        }
         if self.abi.pointer == 4 {
             self.u32(field) as usize
         } else {
@@ -351,76 +287,151 @@ pub(crate) fn read_array<T>(
     Ok(items)
 }
 
-#[cfg(CONFIG_BLK_SNAP_KUNIT_TEST)]
-#[kunit_tests(blksnap_abi)]
-mod tests {
-    use super::*;
+/// A command of a table: what it is, the direction in its word, and its argument.
+pub(crate) type Entry<C> = (C, u32, Layout);
 
-    /// 64-bit programs, and those of i386.
-    const WIDE: Abi = Abi {
+/// The command of that word in a table of those of magic number `magic` by their numbers, if the
+/// whole word is right; and its argument's layout but for an event's data.
+pub(crate) fn command_of_word<C: Copy>(
+    table: &[Entry<C>],
+    magic: u8,
+    word: u32,
+    abi: Abi,
+) -> Option<(C, Layout)> {
+    let &(command, dir, layout) = table.get(_IOC_NR(word) as usize)?;
+    let right = _IOC_TYPE(word) == u32::from(magic)
+        && _IOC_DIR(word) == dir
+        && _IOC_SIZE(word) == size(abi, layout);
+    let layout = match layout {
+        [head @ .., Field::Data] => head,
+        all => all,
+    };
+    right.then_some((command, layout))
+}
+
+/// A command with its argument.
+pub(crate) struct Call {
+    pub(crate) abi: Abi,
+    /// Where the argument is in user space.
+    pub(crate) address: usize,
+    pub(crate) args: Struct,
+}
+
+impl Call {
+    /// Writes `items` to the array at field `array`, of which the field before it says how many
+    /// there is room for, and their number to that field. Without an array only the latter. Fails
+    /// with `full` if there is too little room; then only the number is written.
+    pub(crate) fn write_array(&self, array: usize, items: &[Struct], full: Error) -> Result {
+        let counter = array.saturating_sub(1);
+        let room = self.args.u32(counter) as usize;
+        // CAST: There are less than that.
+        let count = (items.len() as u32).to_ne_bytes();
+        user(self.address.wrapping_add(self.args.offset(counter)), 4)
+            .writer()
+            .write_slice(&count)?;
+        let mut address = self.args.pointer(array);
+        if address == 0 {
+            return Ok(());
+        }
+        if items.len() > room {
+            return Err(full);
+        }
+        for item in items {
+            item.write(address)?;
+            address = address.wrapping_add(item.size());
+        }
+        Ok(())
+    }
+
+    /// Reads the array of ranges at field `array`, of which the field before it says how many
+    /// there are, each as first sector and number of sectors.
+    pub(crate) fn ranges(&self, array: usize) -> Result<KVVec<(u64, u64)>> {
+        read_array(
+            (self.abi, RANGE),
+            self.args.pointer(array),
+            self.args.u32(array.saturating_sub(1)),
+            MAX_RANGES,
+            |range| (range.u64(0), range.u64(1)),
+        )
+    }
+}
+
+/// A range of sectors: the first one, and their number.
+pub(crate) const RANGE: Layout = &[Field::Long, Field::Long];
+
+/// The largest number of ranges in one call.
+const MAX_RANGES: u32 = 1 << 20;
+
+/// Bytes of a map that are copied at a time.
+const MAP_PIECE: usize = 16 << 10;
+
+/// Copies `length` bytes of a map from `offset` on to user space, or as many as there are. Returns
+/// their number. May sleep. Fails with `EFAULT`.
+pub(crate) fn copy_map(cbt: &Cbt, offset: u32, length: u32, address: usize) -> Result<u32> {
+    let length = length.min(cbt.block_count().saturating_sub(offset));
+    let mut piece = KVec::from_elem(0u8, MAP_PIECE.min(length as usize), GFP_KERNEL)?;
+    let mut writer = user(address, length as usize).writer();
+    let mut done = 0;
+    while done < length {
+        let want = piece.len().min((length - done) as usize);
+        let piece = piece.get_mut(..want).ok_or(EINVAL)?;
+        let got = cbt.read(offset + done, piece);
+        writer.write_slice(piece.get(..got).ok_or(EINVAL)?)?;
+        // CAST: Not more than `length`.
+        done += got as u32;
+    }
+    Ok(done)
+}
+
+/// Writes an event: its code and time to the fields behind `code`, and the data behind them all.
+/// Fails with `EFAULT`.
+pub(crate) fn write_event(call: &mut Call, code: u32, time: i64, data: &Struct) -> Result {
+    // What is behind the data stays as it was.
+    call.args.set_u32(2, code).set(3, &time.to_ne_bytes());
+    call.args.write(call.address)?;
+    data.write(call.address.wrapping_add(call.args.size()))
+}
+
+/// Writes the version: major, minor, revision, build. Fails with `EFAULT`.
+pub(crate) fn write_version(mut call: Call, version: [u16; 4]) -> Result {
+    for (i, part) in version.iter().enumerate() {
+        call.args.set(i, &part.to_ne_bytes());
+    }
+    call.args.write(call.address)
+}
+
+#[cfg(CONFIG_BLK_SNAP_KUNIT_TEST)]
+pub(crate) mod test_abis {
+    use super::Abi;
+
+    /// 64-bit programs.
+    pub(crate) const WIDE: Abi = Abi {
         pointer: 8,
         align: 8,
     };
-    const I386: Abi = Abi {
+
+    /// Those of i386.
+    pub(crate) const I386: Abi = Abi {
         pointer: 4,
         align: 4,
     };
+}
 
-    #[test]
-    fn command_words() {
-        for (number, (wide, i386)) in [
-            (0x40085600, 0x40085600),
-            (0x40085601, 0x40085601),
-            (0x40105602, 0x40085602),
-            (0x80185603, 0x80145603),
-            (0x80185604, 0x80105604),
-            (0x40205605, 0x40185605),
-            (0x80105606, 0x80105606),
-            (0x40285607, 0x40205607),
-            (0x80105608, 0x80105608),
-            (0x40105609, 0x40085609),
-            (0x4020560A, 0x4018560A),
-            (0x5000560B, 0x5000560B),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let command = COMMANDS.get(number).map(|entry| entry.0);
-            assert!(command.is_some_and(|command| command as usize == number));
-            for (abi, word, other) in [(WIDE, wide, i386), (I386, i386, wide)] {
-                let found = |word| Command::from_word(word, abi).map(|found| found.0);
-                assert_eq!(found(word), command);
-                assert_eq!(found(word ^ 0x100), None);
-                assert_eq!(found(word ^ 0xc0000000), None);
-                assert_eq!(found(word + 0x10000), None);
-                assert!(word == other || found(other).is_none());
-            }
-        }
-        assert!(Command::from_word(0x4008560C, WIDE).is_none());
-        assert!(Command::from_word(0x400856FF, WIDE).is_none());
-    }
+#[cfg(CONFIG_BLK_SNAP_KUNIT_TEST)]
+#[kunit_tests(blksnap_structs)]
+mod tests {
+    use super::{
+        test_abis::{
+            I386,
+            WIDE, //
+        },
+        *, //
+    };
 
-    #[test]
-    fn places() {
-        let places = |abi, layout: Layout, wanted: &[usize]| {
-            for (field, &at) in wanted.iter().enumerate() {
-                assert_eq!(offset(abi, layout, field), at);
-            }
-        };
-        places(WIDE, layout::CBT_INFO, &[0, 8, 16, 24, 28, 44, 48]);
-        places(I386, layout::CBT_INFO, &[0, 8, 12, 20, 24, 40, 44]);
-        places(WIDE, layout::CORRUPTED, &[0, 8, 12]);
-        places(I386, layout::RANGE, &[0, 8, 16]);
-        let argument = |number: usize| COMMANDS.get(number).map_or(&[] as Layout, |entry| entry.2);
-        places(WIDE, argument(7), &[0, 16, 24, 32, 40]);
-        places(I386, argument(7), &[0, 16, 24, 28, 32]);
-        places(WIDE, argument(5), &[0, 8, 16, 32]);
-        places(I386, argument(5), &[0, 4, 8, 24]);
-        places(WIDE, argument(11), &[0, 16, 20, 24, 32, 4096]);
-        places(I386, argument(11), &[0, 16, 20, 24, 32, 4096]);
-        places(WIDE, argument(3), &[0, 8, 12, 16, 24]);
-        places(I386, argument(3), &[0, 8, 12, 16, 20]);
-    }
+    const INFO: Layout = {
+        use Field::*;
+        &[Device, Int, Long, Int, Uuid, Byte]
+    };
 
     #[test]
     fn fields_round_trip() {
@@ -429,7 +440,7 @@ mod tests {
             minor: 17,
         };
         for abi in [WIDE, I386] {
-            let mut s = Struct::new(abi, layout::CBT_INFO);
+            let mut s = Struct::new(abi, INFO);
             s.set_device(0, device)
                 .set_u32(1, 7)
                 .set_u64(2, u64::MAX - 1)
@@ -454,14 +465,16 @@ mod tests {
             let mut s = Struct::new(abi, LAYOUT);
             s.set(0, &usize::MAX.to_ne_bytes());
             assert_eq!(s.pointer(0), wanted);
+            let mut s = Struct::new(abi, &[Field::Int, Field::Address]);
+            s.set_u64(1, 1 << 33 | 5);
+            assert_eq!(s.pointer(1), 1 << 33 | 5);
         }
     }
 
     #[test]
     fn too_many_is_an_error_before_anything_else() {
-        let read = |count| {
-            read_array((WIDE, layout::RANGE), 0, count, 100, |s| s.u64(0)).map(|items| items.len())
-        };
+        let read =
+            |count| read_array((WIDE, RANGE), 0, count, 100, |s| s.u64(0)).map(|items| items.len());
         assert_eq!(read(u32::MAX), Err(EINVAL));
         assert_eq!(read(101), Err(EINVAL));
         assert_eq!(read(0), Ok(0));

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A write to the storage, to see where it comes out.
+//!
+//! If what is stored for a snapshot is written to one of its own devices in the end, by way of a
+//! loop device, of a file system on several devices or of whatever else, each store would have to
+//! be copied first. Nobody could tell from looking. So something that nobody else has is written
+//! where the first copy will be, and the filters of the devices look out for it.
+
+use kernel::{
+    alloc::flags::GFP_KERNEL,
+    block::{
+        bio::{
+            Op,
+            OwnedBio, //
+        },
+        bio_set::{
+            BioSet,
+            Buffer,
+            EndIo,
+            NewBio,
+            Piece,
+            Target,
+            Wait, //
+        }, //
+    },
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        Completion, //
+    },
+    time::msecs_to_jiffies,
+    uuid::Uuid, //
+};
+
+use crate::base::units::{
+    SECTOR_SHIFT,
+    UNIT_SHIFT, //
+};
+
+/// How long it may take.
+const TIMEOUT_MS: u32 = 60_000;
+
+/// What to look out for: each sector that is written begins with it.
+pub(crate) struct Mark {
+    bytes: Uuid,
+    seen: Atomic<bool>,
+}
+
+impl Mark {
+    /// One that nobody else has. May sleep.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let this = Self {
+            bytes: Uuid::random(),
+            seen: Atomic::new(false),
+        };
+        Ok(Arc::new(this, GFP_KERNEL)?)
+    }
+
+    /// The bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes.0
+    }
+
+    /// It has come by. For any context.
+    pub(crate) fn note_seen(&self) {
+        self.seen.store(true, Relaxed);
+    }
+
+    /// Whether it has come by, before a [write](write) returned.
+    pub(crate) fn was_seen(&self) -> bool {
+        self.seen.load(Relaxed)
+    }
+}
+
+/// A read or write under way.
+#[pin_data]
+struct Transfer {
+    set: BioSet<Ended>,
+    /// A negative errno, or 0.
+    status: Atomic<i32>,
+    #[pin]
+    done: Completion,
+}
+
+/// Its end.
+struct Ended(Arc<Transfer>);
+
+impl EndIo for Ended {
+    fn set(&self) -> &BioSet<Self> {
+        &self.0.set
+    }
+
+    fn end_io(self, _cloned: Option<OwnedBio>, result: Result) {
+        if let Err(err) = result {
+            self.0.status.store(err.to_errno(), Relaxed);
+        }
+        // Orders the status before who waits.
+        self.0.done.complete_all();
+    }
+}
+
+/// The bytes of a unit.
+const BYTES: usize = 1 << UNIT_SHIFT;
+
+/// Reads or writes a unit, and waits for it.
+fn transfer(op: Op, target: &Target, sector: u64, buffer: &Arc<Buffer>) -> Result {
+    let transfer = Arc::pin_init(
+        try_pin_init!(Transfer {
+            set: BioSet::new(1, Wait::ForBio)?,
+            status: Atomic::new(0),
+            done <- Completion::new(),
+        }),
+        GFP_KERNEL,
+    )?;
+    let piece = Piece {
+        buffer,
+        offset: 0,
+        bytes: BYTES,
+    };
+    let context = Ended(transfer.clone());
+    let bio = NewBio::new(op, target.clone(), sector, [piece], context);
+    bio.map_err(|_| ENOMEM)?.submit();
+    if !transfer
+        .done
+        .wait_for_completion_timeout(msecs_to_jiffies(TIMEOUT_MS))
+    {
+        return Err(ETIMEDOUT);
+    }
+    match transfer.status.load(Relaxed) {
+        0 => Ok(()),
+        err => Err(Error::from_errno(err)),
+    }
+}
+
+/// Writes the unit at `sector` of `target`, so that each of its sectors begins with `mark`, and has
+/// it brought to stable storage: so it has gone all its way. If it was seen then, it has come to a
+/// place where something else is, and that is written again. May sleep.
+///
+/// Fails with the errors of that, or with `ETIMEDOUT`.
+pub(crate) fn write(target: &Target, sector: u64, mark: &Mark) -> Result {
+    let old = Buffer::new(BYTES, GFP_KERNEL)?;
+    let new = Buffer::new(BYTES, GFP_KERNEL)?;
+    // Nothing that a file system could make shorter.
+    for at in (0..BYTES).step_by(size_of::<Uuid>()) {
+        new.write(at, &Uuid::random().0);
+    }
+    for at in (0..BYTES).step_by(1 << SECTOR_SHIFT) {
+        new.write(at, mark.bytes());
+    }
+    transfer(Op::Read, target, sector, &old)?;
+    let written = transfer(Op::Write, target, sector, &new).and_then(|()| target.flush());
+    if mark.was_seen() {
+        transfer(Op::Write, target, sector, &old)?;
+        target.flush()?;
+    }
+    written
+}
