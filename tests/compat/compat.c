@@ -8,31 +8,11 @@
  * ONE and TWO are devices of 4 MiB, STORAGE is a larger one; events ask for
  * PORTION sectors. Exits with 0 if all is well, otherwise it says what is not.
  */
-#include <errno.h>
-#include <fcntl.h>
-#include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
-#include <sys/time.h>
-#include <unistd.h>
 #include <linux/blk_snap.h>
+#include "compat.h"
 
-_Static_assert(sizeof(void *) == 4, "this is about 32-bit programs");
-
-#define PAGE 4096
-#define FILL 0xa5
-#define SIZE (4u << 20)
-#define BLOCK 65536u
-#define BLOCKS (SIZE / BLOCK)
 #define PORTION 4096u
 
-#define want(expr) do { if (!(expr)) die("line %d: " #expr, __LINE__); } while (0)
 #define works(name, arg) command(__LINE__, #name, IOCTL_BLK_SNAP_##name, arg, 0)
 #define fails(number, name, arg) command(__LINE__, #name, IOCTL_BLK_SNAP_##name, arg, number)
 /* A structure of that type behind which there is no memory. */
@@ -41,17 +21,6 @@ _Static_assert(sizeof(void *) == 4, "this is about 32-bit programs");
 static int fd;
 static struct blk_snap_dev_t one, two, storage;
 static const char *one_path;
-
-static void __attribute__((format(printf, 1, 2), noreturn)) die(const char *format, ...)
-{
-	va_list args;
-
-	va_start(args, format);
-	vprintf(format, args);
-	va_end(args);
-	putchar('\n');
-	exit(1);
-}
 
 /* Gives the command; it must fail with `number`, or return what is not negative if that is 0. */
 static int command(int line, const char *name, unsigned int number, void *arg, int wanted)
@@ -63,40 +32,6 @@ static int command(int line, const char *name, unsigned int number, void *arg, i
 		die("line %d: %s: found %d (%s), wanted %d (%s)", line, name, found,
 		    strerror(found), wanted, strerror(wanted));
 	return result;
-}
-
-/*
- * `size` bytes of FILL at the very end of a page: the next one cannot be touched, so what takes
- * the structure for the larger one of 64-bit programs fails with EFAULT. (Most addresses are above
- * 2 GiB: a pointer that is taken as signed fails, too.)
- */
-static void *room(size_t size)
-{
-	size_t pages = (size + PAGE - 1) / PAGE * PAGE;
-	char *start = mmap(NULL, pages + PAGE, PROT_READ | PROT_WRITE,
-			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	want(start != MAP_FAILED);
-	want(!mprotect(start + pages, PAGE, PROT_NONE));
-	memset(start, FILL, pages);
-	return start + pages - size;
-}
-
-/* Whether all of these bytes are as room() made them. */
-static int filled(const void *from, const void *to)
-{
-	const unsigned char *at = from;
-
-	while (at != (const unsigned char *)to)
-		if (*at++ != FILL)
-			return 0;
-	return 1;
-}
-
-/* Whether nothing was written before what room() gave. */
-static int alone(const void *at)
-{
-	return filled((const void *)((unsigned long)at & -PAGE), at);
 }
 
 static struct blk_snap_dev_t number_of(const char *path)
@@ -377,11 +312,6 @@ static struct blk_snap_snapshot_event *waiting(struct blk_snap_uuid id, unsigned
 	args->id = id;
 	args->timeout_ms = timeout_ms;
 	return args;
-}
-
-static void on_alarm(int number)
-{
-	(void)number;
 }
 
 static void events(void)

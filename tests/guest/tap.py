@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 
 import blksnap
+import blksnap2
 
 # Everything takes ten times longer with KASAN and lockdep: do less.
 DEBUG = Path("/sys/kernel/debug/kmemleak").exists()
@@ -121,12 +122,12 @@ def filters():
 def _run_case(function):
     if not module_loaded():
         sh("modprobe", "blksnap")
-    left = ""
+    left = []
     try:
         function()
     finally:
         if module_loaded():
-            left = blksnap.remove_all()
+            left = blksnap2.remove_all() + blksnap.remove_all()
     if left:
         raise AssertionError(f"left behind: {left}")
     equal(filters(), {}, "filters left attached")

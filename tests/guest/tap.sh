@@ -38,5 +38,6 @@ until_true() {
 }
 # The number of a device node, as MAJOR:MINOR.
 number() { echo "$((0x$(stat -L -c %t "$1"))):$((0x$(stat -L -c %T "$1")))"; }
-snapshots() { blksnap snapshot_collect | grep -c snapshot=; }
+# Of both interfaces.
+snapshots() { ls -d /sys/class/blksnap/snapshot-* 2>/dev/null | wc -l; }
 finish() { echo "1..$n"; }
