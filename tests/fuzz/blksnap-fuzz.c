@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A fuzzer of the control device.
+ * A fuzzer of the control devices.
  *
  *   blksnap-fuzz [--seconds N] [--commands N] [--calm] [--seed N] [--phase N] STORAGE DEVICE…
  *
  * Goes on in phases of some seconds. In each, two processes of four threads give commands to
- * shared files of the control device (commands.c) and read and write images, while the devices are
+ * shared files of the control devices (commands.c and second.c, for the two interfaces) and read and write images, while the devices are
  * written (load.c); then the processes are killed, half of the time in the middle of what they do.
  * After that what they left is removed, which must succeed, and a snapshot is made and read as a
  * client would (the anchor): the devices and their images must be right. --phase repeats the random
@@ -45,9 +45,10 @@ struct device devices[MAX_DEVICES];
 unsigned int device_count;
 struct blk_snap_dev_t storage;
 uint64_t storage_sectors;
+const char *storage_path;
 unsigned int image_major;
 static uint64_t seed, phase;
-static int control, calm;
+static int control, control2, calm;
 
 uint64_t next(struct rng *rng)
 {
@@ -110,6 +111,7 @@ static void remove_all(void)
 	struct blk_snap_snapshot_collect snapshots = { 64, ids };
 	struct blk_snap_tracker_collect trackers = { 64, infos };
 
+	remove_second(control2);
 	works(SNAPSHOT_COLLECT, &snapshots);
 	for (unsigned int i = 0; i < snapshots.count; i++)
 		works(SNAPSHOT_DESTROY, &ids[i]);
@@ -215,14 +217,22 @@ static void *work(void *name)
 	worker->rng = rng_of(worker->name[8] * 16 + worker->name[18]);
 	room_make(&worker->args);
 	room_make(&worker->array);
+	room_make(&worker->more);
 	for (unsigned int i = 0; i < 4; i++) {
 		worker->fds[i] = i < 2 ? dup(files[i]) : open("/dev/" BLK_SNAP_MODULE_NAME, O_RDWR | O_CLOEXEC);
 		want(worker->fds[i] >= 0);
 	}
+	for (unsigned int i = 0; i < 2; i++) {
+		worker->second[i] = open("/dev/" BLKSNAP_CTL, O_RDWR | O_CLOEXEC);
+		want(worker->second[i] >= 0);
+	}
 	while (!shared->stop) {
 		if (one_in(&worker->rng, shared->calm ? 512 : 64))
 			image_io(&worker->rng);
-		fuzz_one(worker);
+		if (one_in(&worker->rng, 2))
+			fuzz_one(worker);
+		else
+			fuzz_second(worker);
 	}
 	return NULL;
 }
@@ -333,11 +343,13 @@ static void report(double seconds)
 			given += shared->outcome[i][error];
 		want(given < 100 || shared->outcome[i][0]);
 	}
+	report_second();
 }
 
 static void set_up(char **paths, unsigned int count)
 {
 	struct device target;
+	int file;
 	FILE *major = fopen("/sys/class/blksnap/major", "r");
 
 	want(major && fscanf(major, "%u", &image_major) == 1);
@@ -345,11 +357,18 @@ static void set_up(char **paths, unsigned int count)
 	control = open("/dev/" BLK_SNAP_MODULE_NAME, O_RDWR | O_CLOEXEC);
 	if (control < 0)
 		die("/dev/" BLK_SNAP_MODULE_NAME ": %s", strerror(errno));
+	control2 = open("/dev/" BLKSNAP_CTL, O_RDWR | O_CLOEXEC);
+	if (control2 < 0)
+		die("/dev/" BLKSNAP_CTL ": %s", strerror(errno));
+	file = open(SECOND_FILE, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	want(file >= 0);
+	close(file);
 	remove_all();
 	for (device_count = 0; device_count < count - 1; device_count++)
 		load_open(&devices[device_count], paths[device_count + 1]);
 	load_open(&target, paths[0]);
 	storage = target.id;
+	storage_path = paths[0];
 	storage_sectors = target.sectors;
 	close(target.fd);
 }

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <linux/blk_snap.h>
+#include <linux/blksnap.h>
 
 #define PAGE 4096
 #define SECTOR 512
@@ -15,6 +16,9 @@
 #define MAX_IDS 3
 #define COMMANDS blk_snap_ioctl_end
 #define MAX_ERRNO 134
+/* The commands of the interface of 2025, and a file that they may give as storage. */
+#define SECOND 15
+#define SECOND_FILE "/dev/shm/fuzz-storage"
 
 /* --- Random numbers: the same with the same seed. */
 struct rng { uint64_t state; };
@@ -44,7 +48,9 @@ struct shared {
 	atomic_int calm;	/* this phase: see --calm */
 	atomic_ulong commands, io;
 	atomic_ulong outcome[COMMANDS + 1][MAX_ERRNO];
+	atomic_ulong second[SECOND][MAX_ERRNO];
 	struct blk_snap_uuid ids[MAX_IDS];	/* of some snapshots; torn if two threads meet */
+	struct blksnap_uuid second_ids[MAX_IDS];
 	char page[2 * PAGE] __attribute__((aligned(PAGE)));	/* all threads scribble on it */
 };
 
@@ -53,6 +59,7 @@ extern struct device devices[MAX_DEVICES];
 extern unsigned int device_count;
 extern struct blk_snap_dev_t storage;
 extern uint64_t storage_sectors;
+extern const char *storage_path;
 extern unsigned int image_major;
 
 /* Says what is wrong, for all processes, and ends this one. */
@@ -80,12 +87,17 @@ uintptr_t hostile_address(struct rng *rng, const struct room *room);
 /* --- commands.c: one command, valid or not, and what has to be true of its outcome. */
 struct worker {
 	struct rng rng;
-	struct room args, array;
-	int fds[4];
+	struct room args, array, more;
+	int fds[4], second[2];
 	uint64_t made;		/* commands */
 	const char *name;
 };
 void fuzz_one(struct worker *worker);
+
+/* --- second.c: the same for the interface of 2025. */
+void fuzz_second(struct worker *worker);
+void remove_second(int control);
+void report_second(void);
 
 /* --- load.c */
 void load_open(struct device *device, const char *path);
