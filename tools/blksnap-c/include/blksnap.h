@@ -186,9 +186,11 @@ const char *blksnap_last_error(void);
 /**
  * Makes a session without devices. Nothing happens yet.
  *
- * The difference storage will be in files in the directory `storage`, or with names that begin so
- * if it is none. It should be on a file system that is not captured, such as ext4 or xfs; if it
- * is captured, all the storage is allocated before the take.
+ * The difference storage will be in the directory `storage`, in a file without a name; or in the file,
+ * or on the device, with this very path, whose contents are lost. Best on a file system that is not
+ * captured; if it is, that must be ext4 or xfs, and all the storage is allocated before the take. With
+ * an older kernel module it must be ext4 or xfs in any case, and what is no directory is the beginning
+ * of the names of files.
  *
  * `storage` is NULL or a string; `session` is NULL or good for writing.
  */
@@ -205,8 +207,8 @@ int blksnap_session_set_limit(const struct blksnap_session *session,
                               uint64_t bytes);
 
 /**
- * Sets how many bytes of storage are given at a time, at least; the kernel may ask for more.
- * -EALREADY after the take.
+ * Sets how many bytes of storage are given at a time, at least; the kernel may ask for more. Of the
+ * interface of 2022 only. -EALREADY after the take.
  *
  * `session` is NULL or a session.
  */
@@ -221,6 +223,16 @@ int blksnap_session_set_portion(const struct blksnap_session *session,
  */
 int blksnap_session_set_reserve(const struct blksnap_session *session,
                                 bool reserve);
+
+/**
+ * Sets the control interface of the kernel module that is used: 1 is that of 2022, 2 that of 2025, and
+ * 0, as at first, the second where the module has it. -EINVAL for other numbers, -EALREADY after the
+ * take.
+ *
+ * `session` is NULL or a session.
+ */
+int blksnap_session_set_interface(const struct blksnap_session *session,
+                                  int number);
 
 /**
  * Adds a block device, by its path or as MAJOR:MINOR. -ENOTBLK if it is something else, -EEXIST if

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use blksnap_rs::{DevId, SessionOptions};
+use blksnap_rs::{DevId, Interface, SessionOptions};
 use rustix::io::Errno;
 
 use crate::failure::{Failure, guard};
@@ -87,9 +87,11 @@ impl Taken {
 
 /// Makes a session without devices. Nothing happens yet.
 ///
-/// The difference storage will be in files in the directory `storage`, or with names that begin so
-/// if it is none. It should be on a file system that is not captured, such as ext4 or xfs; if it
-/// is captured, all the storage is allocated before the take.
+/// The difference storage will be in the directory `storage`, in a file without a name; or in the file,
+/// or on the device, with this very path, whose contents are lost. Best on a file system that is not
+/// captured; if it is, that must be ext4 or xfs, and all the storage is allocated before the take. With
+/// an older kernel module it must be ext4 or xfs in any case, and what is no directory is the beginning
+/// of the names of files.
 ///
 /// # Safety
 ///
@@ -133,8 +135,8 @@ pub unsafe extern "C" fn blksnap_session_set_limit(session: *const Session, byte
     })
 }
 
-/// Sets how many bytes of storage are given at a time, at least; the kernel may ask for more.
-/// -EALREADY after the take.
+/// Sets how many bytes of storage are given at a time, at least; the kernel may ask for more. Of the
+/// interface of 2022 only. -EALREADY after the take.
 ///
 /// # Safety
 ///
@@ -167,6 +169,34 @@ pub unsafe extern "C" fn blksnap_session_set_reserve(
         let session = unsafe { read(session, "session") }?;
         session.prepare(|state| {
             state.options.reserve = reserve;
+            Ok(())
+        })
+    })
+}
+
+/// Sets the control interface of the kernel module that is used: 1 is that of 2022, 2 that of 2025, and
+/// 0, as at first, the second where the module has it. -EINVAL for other numbers, -EALREADY after the
+/// take.
+///
+/// # Safety
+///
+/// `session` is NULL or a session.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn blksnap_session_set_interface(
+    session: *const Session,
+    number: c_int,
+) -> c_int {
+    guard(|| {
+        // SAFETY: By the contract of this function.
+        let session = unsafe { read(session, "session") }?;
+        let interface = match number {
+            0 => None,
+            1 => Some(Interface::First),
+            2 => Some(Interface::Second),
+            _ => return Err(Failure::invalid(format!("there is no interface {number}"))),
+        };
+        session.prepare(|state| {
+            state.options.interface = interface;
             Ok(())
         })
     })

@@ -4,6 +4,7 @@
 //! made of these definitions, too.
 
 pub mod legacy;
+pub mod second;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use crate::above;
 use crate::format::Format;
 use crate::size::Size;
 pub use legacy::{Legacy, PlaceArgs};
+pub use second::{Abi, AbiArg, Field, Second};
 
 /// Snapshots of block devices, and backups of only what has changed
 #[derive(Debug, Parser)]
@@ -79,17 +81,21 @@ pub enum Command {
     },
     #[command(flatten)]
     Legacy(Legacy),
+    #[command(flatten)]
+    Second(Second),
 }
 
 /// Where the old contents of overwritten blocks go while a snapshot is held.
 #[derive(Debug, ClapArgs)]
 pub struct StorageArgs {
-    /// Directory, or beginning of file names, for the difference storage; on ext4 or xfs, also
-    /// one that is captured, where all of it is reserved before
+    /// Directory for the difference storage, on any file system; on a captured one only if that is
+    /// ext4 or xfs, where all of it is reserved before. Or a file, or a device, that is used up for it.
+    /// With an older module, a directory or the beginning of file names, on ext4 or xfs
     /// [default: the directory of the backups, or else the current one]
     #[arg(long, value_name = "DIR|PREFIX", value_hint = ValueHint::AnyPath)]
     pub storage: Option<PathBuf>,
-    /// Give storage in portions of at least this size [default: what the module asks for]
+    /// Give storage in portions of at least this size [default: what the module asks for]; with
+    /// the interface of 2022 only
     #[arg(
         long,
         value_name = "SIZE",
@@ -97,14 +103,19 @@ pub struct StorageArgs {
         hide_default_value = true
     )]
     pub portion: Size,
-    /// Never give more storage than this; the snapshot fails when it is not enough [default where it
-    /// is reserved: a fifth of the devices, at least 1G, at most half of the free space]
+    /// Never give more storage than this; the snapshot fails when it is not enough [default: as much
+    /// as the devices can need, at most half of the free space; where it is reserved, a fifth of the
+    /// devices, at least 1G]
     #[arg(long, value_name = "SIZE")]
     pub limit: Option<Size>,
     /// Reserve all of the storage before the take, also where no device of this snapshot is: needed
     /// if another snapshot may capture that file system meanwhile
     #[arg(long)]
     pub reserve: bool,
+    /// The control interface of the module: 1 is that of 2022, 2 that of 2025, by which the kernel
+    /// holds the storage [default: 2 if the module has it]
+    #[arg(long, value_name = "1|2", hide_possible_values = true)]
+    pub abi: Option<Abi>,
     /// After the snapshot, trim the file systems on the devices, as fstrim does: what is freed while
     /// it is held is not discarded by itself
     #[arg(long)]
@@ -114,9 +125,9 @@ pub struct StorageArgs {
 /// Why storage is reserved on a captured file system.
 const STORAGE_HELP: &str = "\
     Difference storage on a captured device: a file system may give a file that grows after the take blocks of files that \
-    were deleted since, and as storage these blocks would be lost for the image. So there, one file of the limit is \
-    allocated before the take, and given to the module piece by piece; nothing is added to it. Elsewhere, files are made \
-    as they are needed. All are immutable (chattr +i) until the snapshot is destroyed.\n\n\
+    were deleted since, and as storage these blocks would be lost for the image. So there, all of the limit is allocated \
+    before the take, and nothing is added to it. Elsewhere it grows as it is needed. Nobody can change, move or remove it \
+    until the snapshot is destroyed: the kernel holds it, or, with an older module, its files are immutable (chattr +i).\n\n\
     File systems above a device (on its partitions, LVM, LUKS, md) are frozen for the take; what could not be is named.";
 
 #[derive(Debug, ClapArgs)]

@@ -160,27 +160,25 @@ struct Work<'a> {
 impl<'a> Work<'a> {
     /// Plans, copies and compares all devices.
     fn copy_all(&self, devices: &[Given]) -> Result<Vec<Job<'a>>> {
-        let trackers = self.session.control().trackers()?;
         let mut jobs = Vec::new();
         for (index, device) in devices.iter().enumerate() {
-            let info = trackers
-                .iter()
-                .find(|info| info.device == device.id)
-                .with_context(|| format!("{} is no longer tracked", device.path.display()))?;
+            let info = self.session.tracker(device.id)?;
+            let info =
+                info.with_context(|| format!("{} is no longer tracked", device.path.display()))?;
             let format = self.args.format;
-            let plan = Plan::new(self.repository, self.base, device, info, format);
+            let plan = Plan::new(self.repository, self.base, device, &info, format);
             if let (Plan::Full { reason }, true) = (&plan, self.args.incremental) {
                 output::remark(format!(
                     "{}: a full backup is made: {reason}",
                     device.path.display()
                 ));
             }
-            let recorder = self.recorder(device, info, &plan)?;
+            let recorder = self.recorder(device, &info, &plan)?;
             jobs.push(Job::new(
                 self.session,
                 self.signals,
                 index,
-                *info,
+                info,
                 plan,
                 recorder,
             )?);

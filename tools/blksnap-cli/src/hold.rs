@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use blksnap::storage::Place;
 use blksnap::{DevId, Image, Session, SessionOptions, Taken};
 use serde::Serialize;
@@ -23,8 +23,10 @@ use crate::above;
 use crate::apart;
 use crate::args;
 use crate::child::{self, Outcome};
+use crate::device::is_block_device;
 use crate::names;
 use crate::output;
+use crate::restore::signature;
 use crate::signals::Signals;
 use crate::size::Size;
 use crate::trim;
@@ -134,11 +136,22 @@ pub fn open(devices: &[DevId], args: &args::StorageArgs, default: &Path) -> Resu
             device.describe()
         );
     }
+    if let Some(storage) = args.storage.as_deref().filter(|path| is_block_device(path)) {
+        // A slip of the pen would cost all that is there.
+        if let Some(what) = signature::found(storage)? {
+            bail!(
+                "{}: it has {what}, and a device that is named as storage is overwritten: name a directory, or another \
+                 device; if nothing there is needed, `wipefs -a {0}` removes it",
+                storage.display()
+            );
+        }
+    }
     let options = SessionOptions {
         place: Place::new(args.storage.as_deref().unwrap_or(default)),
         portion: args.portion.0,
         limit: args.limit.map(|limit| limit.0),
         reserve: args.reserve,
+        interface: args.abi.map(Into::into),
     };
     let place = options.place.directory();
     let session = Session::create(devices, options.clone())?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! The commands of the older tool: the same standard output and exit codes, for the scripts that
+//! The commands of the tool of 2022, the older one: the same standard output and exit codes, for the scripts that
 //! call it.
 
 mod stretch;
@@ -10,43 +10,98 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use blksnap::storage::{Extents, extents_of};
-use blksnap::{Control, DevId, EventKind, SectorRange, SnapshotId};
+use blksnap::{Control, DevId, EventKind, SectorRange, SnapshotId, v2};
 use rustix::io::Errno;
 
-use crate::args::{Legacy, PlaceArgs};
+use crate::args::{Abi, AbiArg, Legacy, PlaceArgs};
 use crate::names;
 use crate::output::print;
+use crate::second;
 
-/// Does one of them.
+/// Does one of them; or what the tool of 2025 does by the same name, if that is meant.
 pub fn run(command: Legacy) -> Result<()> {
+    let Some(command) = by_second(command)? else {
+        return Ok(());
+    };
     let control = Control::open()?;
     match command {
-        Legacy::Version => print(control.version()?.to_string()),
+        Legacy::Version { .. } => print(control.version()?.to_string()),
         Legacy::TrackerRemove { device } => Ok(control.tracker_remove(names::device(device)?)?),
         Legacy::TrackerCollect => tracker_collect(&control),
         Legacy::TrackerReadCbtMap { device, file } => {
             read_cbt_map(&control, names::device(device)?, &file)
         }
         Legacy::TrackerMarkDirtyBlock(place) => {
-            let extents = extents(&place)?;
+            let extents = extents(&place, |_| Ok(()))?;
             Ok(control.mark_dirty(extents.device, &extents.ranges)?)
         }
-        Legacy::SnapshotCreate { device } => {
+        Legacy::SnapshotCreate { device, .. } => {
             let devices = names::devices(&device)?;
             print(control.snapshot_create(&devices)?.to_string())
         }
         Legacy::SnapshotAppendStorage { id, place } => {
-            let extents = extents(&place)?;
+            let extents = extents(&place, |_| Ok(()))?;
             Ok(control.snapshot_append_storage(id, extents.device, &extents.ranges)?)
         }
-        Legacy::SnapshotTake { id } => Ok(control.snapshot_take(id)?),
-        Legacy::SnapshotDestroy { id } => Ok(control.snapshot_destroy(id)?),
-        Legacy::SnapshotWaitEvent { id, timeout } => wait_event(&control, id, timeout),
-        Legacy::SnapshotCollect { id } => snapshot_collect(&control, id),
+        Legacy::SnapshotTake { id, .. } => Ok(control.snapshot_take(id)?),
+        Legacy::SnapshotDestroy { id, .. } => Ok(control.snapshot_destroy(id)?),
+        Legacy::SnapshotWaitEvent { id, timeout, .. } => wait_event(&control, id, timeout),
+        Legacy::SnapshotCollect { id, .. } => snapshot_collect(&control, id),
         Legacy::StretchSnapshot { id, path, limit } => stretch::run(&control, id, &path, limit),
     }
+}
+
+/// Does what the tool of 2025 does, if that is meant; else gives the command back. What tells is
+/// `--abi`; or its options; or whose snapshot it is.
+fn by_second(command: Legacy) -> Result<Option<Legacy>> {
+    let asked = |abi: AbiArg| abi.abi == Some(Abi::Second);
+    let of = |id: SnapshotId, abi: AbiArg| match abi.abi {
+        Some(Abi::First) => Ok(None),
+        Some(Abi::Second) => Ok(Some(v2::Control::open()?)),
+        None => second::control_of(id),
+    };
+    match command {
+        Legacy::Version { abi } if asked(abi) => second::version()?,
+        Legacy::SnapshotCreate {
+            device,
+            file,
+            limit,
+            abi,
+        } if asked(abi) || file.is_some() => {
+            ensure!(
+                abi.abi != Some(Abi::First),
+                "--file and --limit are for the interface of 2025: leave out --abi=1, or give the storage by \
+                 snapshot_appendstorage"
+            );
+            let (Some(file), Some(limit)) = (file, limit) else {
+                bail!("the interface of 2025 needs to know the storage: give --file and --limit");
+            };
+            second::create(&device, &file, limit)?;
+        }
+        Legacy::SnapshotTake { id, abi } => match of(id, abi)? {
+            Some(control) => control.snapshot_take(id)?,
+            None => return Ok(Some(command)),
+        },
+        Legacy::SnapshotDestroy { id, abi } => match of(id, abi)? {
+            Some(control) => control.snapshot_destroy(id)?,
+            None => return Ok(Some(command)),
+        },
+        Legacy::SnapshotWaitEvent { id, timeout, abi } => match of(id, abi)? {
+            Some(control) => second::wait_event(&control, id, timeout)?,
+            None => return Ok(Some(command)),
+        },
+        Legacy::SnapshotCollect { id, abi } if asked(abi) => {
+            ensure!(
+                id.is_none(),
+                "snapshot_collect of the interface of 2025 takes no --id: snapshot_info tells the image of a device"
+            );
+            second::collect()?;
+        }
+        command => return Ok(Some(command)),
+    }
+    Ok(None)
 }
 
 /// Lists the trackers.
@@ -84,13 +139,14 @@ fn read_cbt_map(control: &Control, device: DevId, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The blocks that are meant. Those of a file are printed.
-fn extents(place: &PlaceArgs) -> Result<Extents> {
+/// The blocks that are meant. Those of a file are printed, after what `announce` prints of its device.
+pub fn extents(place: &PlaceArgs, announce: impl FnOnce(DevId) -> Result<()>) -> Result<Extents> {
     match (&place.file, &place.device) {
         (Some(path), _) => {
             let file =
                 File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
             let extents = extents_of(&file, path)?;
+            announce(extents.device)?;
             for range in &extents.ranges {
                 print(allocated(range))?;
             }

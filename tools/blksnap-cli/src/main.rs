@@ -36,6 +36,7 @@ mod progress;
 mod prune;
 mod repository;
 mod restore;
+mod second;
 mod signals;
 mod size;
 mod status;
@@ -91,6 +92,7 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::ThawIfAlone { paths } => above::watchdog::run(&paths)?,
         Command::Man { directory } => pages::manual(&directory)?,
         Command::Legacy(command) => legacy::run(command)?,
+        Command::Second(command) => second::run(command)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@
 //! extents, the size of each file, each target. The data is checked as it is read; what is damaged
 //! is not written.
 
-mod signature;
+pub mod signature;
 mod target;
 
 use std::path::{Path, PathBuf};

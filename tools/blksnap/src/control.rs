@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The control device: one method for each command of the module.
+//! The control device of the first interface: one method for each command of the module.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::ptr;
 use std::time::Duration;
 
+use crate::call::{bind, collect, count_of, failed, if_there, open_control, raw_ranges};
 use crate::cbt::{CbtInfo, ChangeMap};
-use crate::error::{Command, Error, Result};
+use crate::error::{Command, Result};
 use crate::event::Event;
 use crate::id::{DevId, SnapshotId};
 use crate::sys;
@@ -42,6 +42,17 @@ impl fmt::Display for Version {
     }
 }
 
+impl From<sys::Version> for Version {
+    fn from(raw: sys::Version) -> Self {
+        Self {
+            major: raw.major,
+            minor: raw.minor,
+            revision: raw.revision,
+            build: raw.build,
+        }
+    }
+}
+
 /// An original device and its image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
@@ -67,14 +78,19 @@ impl Control {
 
     /// Opens the control device at another path.
     pub fn open_at(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        match OpenOptions::new().read(true).write(true).open(path) {
-            Ok(file) => Ok(Self { file }),
-            Err(error) => Err(Error::Open {
-                path: path.to_owned(),
-                errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
-            }),
-        }
+        let file = open_control(path.as_ref())?;
+        Ok(Self { file })
+    }
+
+    /// Opens it if there is one.
+    pub fn open_if_there() -> Result<Option<Self>> {
+        if_there(Self::open())
+    }
+
+    /// Binds the snapshots that this value creates from now on to it: they end when it is dropped, or
+    /// the process ends. `false` if the module does not know that.
+    pub fn bind(&self) -> Result<bool> {
+        bind(&self.file)
     }
 
     /// Gets the version of the module.
@@ -83,12 +99,7 @@ impl Control {
         // SAFETY: The number is that of this structure, which holds no pointer.
         unsafe { sys::call(&self.file, sys::VERSION, &mut raw) }
             .map_err(|errno| failed(Command::Version, "", errno))?;
-        Ok(Version {
-            major: raw.major,
-            minor: raw.minor,
-            revision: raw.revision,
-            build: raw.build,
-        })
+        Ok(raw.into())
     }
 
     /// Stops tracking a device. Its change map is lost; the next backup of it must be a full one.
@@ -311,80 +322,5 @@ impl Control {
 impl AsFd for Control {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
-    }
-}
-
-/// The error of a command.
-fn failed(command: Command, subject: impl fmt::Display, errno: Errno) -> Error {
-    Error::Command {
-        command,
-        subject: subject.to_string(),
-        errno,
-    }
-}
-
-/// The number of elements as the interface has it. More than it can say is refused by the module
-/// all the same.
-fn count_of<T>(slice: &[T]) -> u32 {
-    u32::try_from(slice.len()).unwrap_or(u32::MAX)
-}
-
-/// The ranges as the interface has them.
-fn raw_ranges(ranges: &[SectorRange]) -> Vec<sys::BlockRange> {
-    ranges
-        .iter()
-        .map(|range| sys::BlockRange {
-            sector_offset: range.start.0,
-            sector_count: range.count.0,
-        })
-        .collect()
-}
-
-/// Asks for the number of elements, then for the elements, and again while there are more than
-/// there was room for.
-///
-/// `ask` gets the room and the array, and gives the number; or the error and the number needed.
-fn collect<T: Copy + Default>(
-    too_small: Errno,
-    mut ask: impl FnMut(u32, *mut T) -> Result<u32, (Errno, u32)>,
-) -> Result<Vec<T>, Errno> {
-    let mut room = ask(0, ptr::null_mut()).map_err(|(errno, _)| errno)?;
-    loop {
-        if room == 0 {
-            return Ok(Vec::new());
-        }
-        let mut array = vec![T::default(); room as usize];
-        match ask(room, array.as_mut_ptr()) {
-            Ok(count) => {
-                array.truncate(count as usize);
-                return Ok(array);
-            }
-            Err((errno, needed)) if errno == too_small && needed > room => room = needed,
-            Err((errno, _)) => return Err(errno),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn collecting_asks_again_when_there_are_more() {
-        let mut real = vec![1u64, 2];
-        let found = collect(Errno::NOBUFS, |room, array: *mut u64| {
-            let count = real.len() as u32;
-            if array.is_null() {
-                real.push(3);
-                return Ok(count);
-            }
-            if room < count {
-                return Err((Errno::NOBUFS, count));
-            }
-            // SAFETY: `collect` gives room for `room` elements, and these are no more.
-            unsafe { ptr::copy_nonoverlapping(real.as_ptr(), array, real.len()) };
-            Ok(count)
-        });
-        assert_eq!(found, Ok(vec![1, 2, 3]));
     }
 }

@@ -106,7 +106,10 @@ impl Error {
 
 /// The commands of the control interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "each is the method of Control with its name")]
+#[expect(
+    missing_docs,
+    reason = "each is the method of Control or v2::Device with its name; SnapshotCreateAt is v2::Control's"
+)]
 pub enum Command {
     Version,
     TrackerRemove,
@@ -120,6 +123,16 @@ pub enum Command {
     SnapshotCollect,
     SnapshotCollectImages,
     SnapshotWaitEvent,
+    Bind,
+    SnapshotCreateAt,
+    Attach,
+    Detach,
+    CbtInfo,
+    CbtMap,
+    CbtDirty,
+    SnapshotAdd,
+    SnapshotInfo,
+    Stat,
 }
 
 impl fmt::Display for Command {
@@ -137,6 +150,16 @@ impl fmt::Display for Command {
             Self::SnapshotCollect => "cannot list the snapshots",
             Self::SnapshotCollectImages => "cannot list the images of the snapshot",
             Self::SnapshotWaitEvent => "cannot wait for an event of the snapshot",
+            Self::Bind => "cannot bind snapshots to this process",
+            Self::SnapshotCreateAt => "cannot create a snapshot with its storage at",
+            Self::Attach => "cannot begin to track",
+            Self::Detach => "cannot stop tracking",
+            Self::CbtInfo => "cannot tell what is known of the changes of",
+            Self::CbtMap => "cannot read the change map of",
+            Self::CbtDirty => "cannot mark changed blocks of",
+            Self::SnapshotAdd => "cannot add to the snapshot:",
+            Self::SnapshotInfo => "cannot tell of the image of",
+            Self::Stat => "cannot tell the counters of",
         })
     }
 }
@@ -158,14 +181,14 @@ fn meaning(command: Command, errno: Errno) -> &'static str {
     match (command, errno) {
         (_, Errno::NOTTY) => "the module does not know this command: ",
         (C::TrackerRemove | C::TrackerReadCbtMap, Errno::NODATA) => "the device is not tracked: ",
-        (C::TrackerRemove, Errno::BUSY) => {
+        (C::TrackerRemove | C::Detach, Errno::BUSY) => {
             "it is part of a snapshot, which must be destroyed first: "
         }
         (C::TrackerReadCbtMap, Errno::PERM) => {
             "the map can be read only while a snapshot of the device is held: "
         }
         (C::TrackerMarkDirtyBlocks, Errno::NODEV) => "neither a tracked device nor an image: ",
-        (C::TrackerMarkDirtyBlocks, Errno::INVAL) => {
+        (C::TrackerMarkDirtyBlocks | C::CbtDirty, Errno::INVAL) => {
             "a range is empty or not inside the device; none was marked: "
         }
         (C::SnapshotCreate, Errno::BUSY) => {
@@ -192,6 +215,37 @@ fn meaning(command: Command, errno: Errno) -> &'static str {
             "the writes of a device do not come to an end (`dmesg` tells of which): "
         }
         (C::SnapshotCollectImages, Errno::NODEV) => "it has not been taken: ",
+        (_, errno) => meaning_v2(command, errno),
+    }
+}
+
+/// The same for the commands that only the second interface has.
+fn meaning_v2(command: Command, errno: Errno) -> &'static str {
+    use Command as C;
+    match (command, errno) {
+        (C::Attach, Errno::NOENT) => {
+            "the blksnap module is not loaded; load it with `modprobe blksnap`: "
+        }
+        (
+            C::Detach | C::CbtInfo | C::CbtMap | C::CbtDirty | C::SnapshotInfo | C::Stat,
+            Errno::NOENT,
+        ) => "the device is not tracked: ",
+        (C::CbtMap, Errno::NODATA) => "its map ends before: ",
+        (C::SnapshotAdd, Errno::SRCH) => "there is no such snapshot: ",
+        (C::SnapshotAdd, Errno::ALREADY) => "it is in this snapshot already: ",
+        (C::SnapshotAdd, Errno::BUSY) => {
+            "it is in another snapshot (`blksnap status` shows which), the snapshot was taken before, or the difference \
+             storage is on it in a way that does not allow it (`dmesg` tells): choose another file system for that: "
+        }
+        (C::SnapshotCreateAt, Errno::INVAL) => "neither a directory nor a file nor a device: ",
+        (C::SnapshotCreateAt, Errno::BUSY) => "it is in use: ",
+        (C::SnapshotCreateAt, Errno::OPNOTSUPP | Errno::ISDIR) => {
+            "its file system has no unnamed files (O_TMPFILE), or cannot allocate space for a file; name a file there, \
+             or another file system: "
+        }
+        (C::SnapshotCreateAt, Errno::NOSPC) => {
+            "there is too little space, or it is too small and may not become larger: "
+        }
         _ => "",
     }
 }

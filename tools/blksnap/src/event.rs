@@ -49,17 +49,8 @@ impl Event {
                 }
             }
             sys::EVENT_CORRUPTED => {
-                let (data, _) =
-                    sys::EventCorrupted::read_from_prefix(&raw.data).map_err(|_| unknown(()))?;
-                // Errno is asked for in its range only: anything else is reported as an I/O error.
-                let errno = match data.err_code {
-                    code @ 1..4096 => Errno::from_raw_os_error(code),
-                    _ => Errno::IO,
-                };
-                EventKind::Corrupted {
-                    device: data.orig_dev_id.into(),
-                    errno,
-                }
+                let (device, errno) = corrupted(raw).ok_or_else(|| unknown(()))?;
+                EventKind::Corrupted { device, errno }
             }
             _ => return Err(unknown(())),
         };
@@ -68,6 +59,17 @@ impl Event {
             kind,
         })
     }
+}
+
+/// Decodes what tells of a loss: the same in both interfaces.
+pub(crate) fn corrupted(raw: &sys::SnapshotEvent) -> Option<(DevId, Errno)> {
+    let (data, _) = sys::EventCorrupted::read_from_prefix(&raw.data).ok()?;
+    // Errno is asked for in its range only: anything else is reported as an I/O error.
+    let errno = match data.err_code {
+        code @ 1..4096 => Errno::from_raw_os_error(code),
+        _ => Errno::IO,
+    };
+    Some((data.orig_dev_id.into(), errno))
 }
 
 #[cfg(test)]

@@ -12,17 +12,22 @@
 //! block device that shows it as it was when the snapshot was taken. All devices of one snapshot
 //! are captured at one instant, with their file systems frozen.
 //!
-//! The module asks for difference storage by events: for a first portion when a snapshot is
+//! The module has two control interfaces, of 2022 and of 2025. By the second, the kernel holds the
+//! difference storage: it opens a file, a directory or a device that is named, and lets it grow up to a
+//! limit.
+//!
+//! By the first, the module asks for difference storage by events: for a first portion when a snapshot is
 //! created, and for more as it fills up. A writer never waits for an answer, so somebody must
 //! listen. If the storage overflows all the same, the snapshot is lost, which is another event; the
 //! original devices go on unharmed.
 //!
 //! # This crate
 //!
-//! - [`Session`] does all of this for one snapshot: creates it, feeds it storage from a thread of
-//!   its own, takes it, tells when it is lost, and at the end destroys it and removes the files,
-//!   whatever happens.
-//! - [`Control`] has a method for each command of the module.
+//! - [`Session`] does all of this for one snapshot: creates it, sees to its storage, takes it, tells
+//!   when it is lost, and at the end destroys it and removes the files, whatever happens. It uses the
+//!   second interface where the module has it.
+//! - [`Control`] has a method for each command of the first interface, [`v2::Control`] and
+//!   [`v2::Device`] for each of the second.
 //! - [`Changes`] are what a backup has to read that continues an earlier one; [`ChangeMap`] is the
 //!   whole of what the module knows.
 //! - [`EventWatch`] waits for the events of snapshots in an event loop.
@@ -89,6 +94,7 @@
 //! }
 //! ```
 
+mod call;
 pub mod cbt;
 pub mod control;
 pub mod error;
@@ -101,6 +107,7 @@ pub mod storage;
 pub mod sys;
 mod topology;
 pub mod units;
+pub mod v2;
 pub mod watch;
 
 pub use cbt::{CbtInfo, ChangeMap, Point};
@@ -109,7 +116,7 @@ pub use error::{Command, Error, Result};
 pub use event::{Event, EventKind};
 pub use id::{DevId, GenerationId, SnapshotId};
 pub use owner::Owner;
-pub use session::{Changes, Session, SessionEvent, SessionOptions, Taken};
+pub use session::{Changes, Interface, Session, SessionEvent, SessionOptions, Taken};
 pub use topology::Relation;
 pub use units::{ByteSet, SectorRange, Sectors};
 pub use watch::EventWatch;

@@ -18,6 +18,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::control::Control;
 use crate::id::SnapshotId;
 use crate::storage::Place;
+use crate::v2;
 
 /// Where the files are. Gone after a reboot, as the snapshots are.
 const DIRECTORY: &str = "/run/blksnap";
@@ -103,7 +104,7 @@ impl Drop for Claim {
 }
 
 /// Removes what killed processes have left of snapshots that are no more.
-pub(crate) fn forget_ended(control: &Control) -> crate::Result<()> {
+pub(crate) fn forget_ended() -> crate::Result<()> {
     let entries = fs::read_dir(DIRECTORY).into_iter().flatten().flatten();
     let claims: Vec<_> = entries
         .filter_map(|entry| {
@@ -112,13 +113,25 @@ pub(crate) fn forget_ended(control: &Control) -> crate::Result<()> {
         })
         .collect();
     // Asked for after the names were read, and so without those that are just made.
-    let snapshots = control.snapshots()?;
+    let snapshots = snapshots()?;
     for (id, path) in claims {
         if !snapshots.contains(&id) {
             let _ = fs::remove_file(path);
         }
     }
     Ok(())
+}
+
+/// The snapshots of both interfaces, as far as the module has them.
+fn snapshots() -> crate::Result<Vec<SnapshotId>> {
+    let mut snapshots = match Control::open_if_there()? {
+        Some(control) => control.snapshots()?,
+        None => Vec::new(),
+    };
+    if let Some(control) = v2::Control::open_if_there()? {
+        snapshots.extend(control.snapshots()?);
+    }
+    Ok(snapshots)
 }
 
 #[cfg(test)]

@@ -6,59 +6,84 @@
 //! create ── first portion appended ── take ── images are read ── destroy ── files removed
 //!              └────── a thread: low free space → new file → append; corrupted → noted ──────┘
 //! ```
+//!
+//! That is what it does by the first interface (`fed`). By the second (`held`), the kernel has the
+//! storage, and there is no thread.
 
 mod changes;
+mod engine;
+mod fed;
 mod feeder;
 mod health;
+mod held;
+mod room;
+mod sizes;
 mod supply;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::control::{Control, Image};
+use crate::cbt::{CbtInfo, ChangeMap};
+use crate::control::Image;
 use crate::error::{Error, Result};
 use crate::id::{DevId, SnapshotId};
-use crate::owner::{self, Claim};
 use crate::state::{self, ImageState, SnapshotState};
-use crate::storage::{Place, remove_stale};
+use crate::storage::Place;
 use crate::units::ByteSet;
-use feeder::{Feeder, Shared};
+use crate::v2;
+use engine::Engine;
+use fed::Fed;
+use held::Held;
 
 pub use changes::Changes;
 pub use health::SessionEvent;
 
+/// A control interface of the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interface {
+    /// That of 2022, `/dev/blksnap`: the session finds storage, and feeds the snapshot with it.
+    First,
+    /// That of 2025, `/dev/blksnap-control`: the kernel holds the storage.
+    Second,
+}
+
 /// How a [`Session`] gets its difference storage.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
-    /// Where its files are made.
+    /// Where it is. By the first interface, files are made there. By the second, the kernel makes
+    /// one without a name in that directory, or uses the regular file or the block device with this
+    /// very path, whose contents are lost.
     pub place: Place,
-    /// Bytes appended at a time, at least; the module may ask for more.
+    /// Bytes appended at a time, at least; the module may ask for more. Of the first interface only:
+    /// by the second, it is the module's parameter `diff_storage_minimum`.
     pub portion: u64,
     /// Bytes that are never exceeded; the snapshot is lost when they are not enough.
     ///
     /// Where storage has to be reserved (see [`Session`]), this is how much: by default a fifth of
     /// the captured devices, at least 1 GiB or as much as they can need, at most half of the space
-    /// that is free.
+    /// that is free. By the second interface there is always a limit: elsewhere, by default as much
+    /// as the devices can need, at most half of the space that is free.
     pub limit: Option<u64>,
     /// Reserve the storage before the take wherever it is: for when another snapshot may capture
     /// its file system meanwhile.
     pub reserve: bool,
+    /// Which interface is used; if nothing is said, the second where the module has it.
+    pub interface: Option<Interface>,
 }
 
 impl SessionOptions {
-    /// Storage in files in a directory, as much as the module asks for.
+    /// Storage in a directory, as much as the module asks for.
     pub fn in_directory(path: impl Into<PathBuf>) -> Self {
         Self {
             place: Place::new(path.into()),
             portion: 0,
             limit: None,
             reserve: false,
+            interface: None,
         }
     }
 }
@@ -92,8 +117,18 @@ pub struct Taken {
     pub after: Moment,
 }
 
-/// A snapshot that feeds itself with storage. Dropping it destroys the snapshot and removes its
-/// files.
+/// A snapshot whose storage is looked after. Dropping it destroys the snapshot and removes its files.
+///
+/// # By the second interface
+///
+/// Where the module has `/dev/blksnap-control`, the kernel makes and holds the storage, on any file
+/// system in which it can: nobody can take its blocks away, it grows without us, and it is gone with
+/// the snapshot. If its file system is captured, all of [the limit](SessionOptions::limit) is
+/// allocated in [`create`](Self::create); for this it must be of a kind that can be held by its
+/// blocks, such as ext4 and xfs. A device that is built on a captured one is refused. The
+/// snapshot is bound to the session: when the process is killed, nothing is left.
+///
+/// # By the first interface
 ///
 /// Usually a file is made for each portion of storage when the module asks for it. If the files are
 /// on a captured device, that would destroy old data: a block which belonged, at the instant, to a
@@ -106,16 +141,16 @@ pub struct Taken {
 ///
 /// The files are removed only after the snapshot has been destroyed: the module may write to their
 /// blocks until then. So they are immutable meanwhile, where that is possible. A process that is killed
-/// leaves both behind, and the next session with the
+/// leaves them behind (and, with an older module, the snapshot), and the next session with the
 /// same place removes both, whatever its devices are: the files of a session that lives are locked,
-/// and these are not. ([`remove_stale`] does only that.) A process that forks without exec(2) keeps
-/// the locks as long as the child lives.
+/// and these are not. ([`remove_stale`](crate::storage::remove_stale) does only that.) A process that
+/// forks without exec(2) keeps the locks as long as the child lives, and a bound snapshot as well.
 ///
 /// # In an event loop
 ///
 /// A session is `Send` and `Sync`. Methods that wait for something say **blocks** and belong on a
-/// thread that may (`spawn_blocking`, for example); all others return at once. The feeding goes on
-/// in a thread of the session's own, whatever its user does.
+/// thread that may (`spawn_blocking`, for example); all others return at once. The feeding, where
+/// there is any, goes on in a thread of the session's own, whatever its user does.
 ///
 /// The session's descriptor can be read (`POLLIN`) as long as [`next_event`](Self::next_event) has
 /// something to give: put it into poll(2), epoll, or what a runtime has for it, such as tokio's
@@ -123,15 +158,12 @@ pub struct Taken {
 /// must not be read or written itself. `examples/event_loop.rs` holds several snapshots in one loop.
 #[derive(Debug)]
 pub struct Session {
-    control: Control,
     id: SnapshotId,
-    shared: Arc<Shared>,
-    feeder: Option<JoinHandle<()>>,
+    engine: Box<dyn Engine>,
+    interface: Interface,
     images: Vec<Image>,
     taken: Option<Taken>,
     destroyed: bool,
-    /// Tells others that this process lives.
-    _claim: Option<Claim>,
 }
 
 impl Session {
@@ -140,31 +172,23 @@ impl Session {
     ///
     /// **Blocks** while files are allocated and written back.
     pub fn create(devices: &[DevId], options: SessionOptions) -> Result<Self> {
-        let control = Control::open()?;
-        remove_stale(&options.place, &control)?;
-        owner::forget_ended(&control)?;
-        let feeder_control = Control::open()?;
-        let shared = Arc::new(Shared::new()?);
-        let id = control.snapshot_create(devices)?;
-        // From here on, dropping the session destroys the snapshot.
-        let mut session = Self {
-            control,
+        let second = match options.interface {
+            Some(Interface::First) => None,
+            Some(Interface::Second) => Some(v2::Control::open()?),
+            None => v2::Control::open_if_there()?,
+        };
+        let (interface, (id, engine)) = match second {
+            Some(control) => (Interface::Second, Held::create(control, devices, &options)?),
+            None => (Interface::First, Fed::create(devices, options)?),
+        };
+        Ok(Self {
             id,
-            shared: shared.clone(),
-            feeder: None,
+            engine,
+            interface,
             images: Vec::new(),
             taken: None,
             destroyed: false,
-            _claim: Claim::new(id, &options.place),
-        };
-        let mut feeder = Feeder::new(feeder_control, id, devices, options, shared)?;
-        feeder.first_portion()?;
-        let thread = std::thread::Builder::new().name("blksnap-feeder".into());
-        let thread = thread
-            .spawn(move || feeder.run())
-            .map_err(|source| Error::file("start a thread for", "/dev/blksnap", source))?;
-        session.feeder = Some(thread);
-        Ok(session)
+        })
     }
 
     /// The snapshot.
@@ -172,9 +196,19 @@ impl Session {
         self.id
     }
 
-    /// The control device the session works with.
-    pub fn control(&self) -> &Control {
-        &self.control
+    /// The interface that is used.
+    pub fn interface(&self) -> Interface {
+        self.interface
+    }
+
+    /// What is known of a tracked device; `None` if it is not tracked any more.
+    pub fn tracker(&self, device: DevId) -> Result<Option<CbtInfo>> {
+        self.engine.tracker(device)
+    }
+
+    /// The whole change map of a device, as of its last take.
+    pub fn change_map(&self, info: &CbtInfo) -> Result<ChangeMap> {
+        self.engine.change_map(info)
     }
 
     /// Captures all devices at one instant. When this returns, the images are there.
@@ -182,9 +216,9 @@ impl Session {
     /// **Blocks** until the file systems on the devices are written back.
     pub fn take(&mut self) -> Result<Taken> {
         let before = Moment::now();
-        self.control.snapshot_take(self.id)?;
+        self.engine.take()?;
         let after = Moment::now();
-        self.images = self.control.images(self.id)?;
+        self.images = self.engine.images()?;
         let taken = Taken { before, after };
         self.taken = Some(taken);
         Ok(taken)
@@ -214,10 +248,10 @@ impl Session {
         self.look(Duration::from_millis(500))
     }
 
-    /// Looks at what the feeder was told, waiting for it; then at what the module shows, as the
-    /// feeder may be behind.
+    /// Looks at what the module has told, waiting for it; then at what it shows, as the telling may
+    /// be behind.
     fn look(&self, patience: Duration) -> Result<()> {
-        self.shared.health.check(self.id, patience)?;
+        self.engine.check(patience)?;
         for image in &self.images {
             if let Some(errno @ 1..) = ImageState::read(image).error {
                 return Err(Error::Corrupted {
@@ -236,7 +270,7 @@ impl Session {
     /// Fetches the oldest of what the session has to say; never waits. Each event is given once, to
     /// one caller; [`check`](Self::check) remembers a loss for ever.
     pub fn next_event(&self) -> Option<SessionEvent> {
-        self.shared.health.next()
+        self.engine.wait(Duration::ZERO)
     }
 
     /// As [`next_event`](Self::next_event), but waits for an event until `timeout` is over.
@@ -244,35 +278,35 @@ impl Session {
     /// **Blocks.** An event loop waits for the session's descriptor instead: see
     /// [`AsFd`](#impl-AsFd-for-Session).
     pub fn wait_event(&self, timeout: Duration) -> Option<SessionEvent> {
-        self.shared.health.wait(timeout)
+        self.engine.wait(timeout)
     }
 
     /// What went wrong while storage was appended, if anything. The snapshot may still be good.
     pub fn trouble(&self) -> Option<String> {
-        self.shared.health.trouble()
+        self.engine.trouble()
     }
 
-    /// Bytes of difference storage given so far.
+    /// Bytes of difference storage that there is so far.
     pub fn storage_bytes(&self) -> u64 {
-        self.shared.storage_bytes()
+        self.engine.storage_bytes()
     }
 
     /// How many portions of storage were given so far: one before the take, the others because the
-    /// module asked for them.
+    /// module asked for them. By the second interface, where the kernel takes them, always 1.
     pub fn portions(&self) -> usize {
-        self.shared.portions()
+        self.engine.portions()
     }
 
     /// Bytes of difference storage that were allocated before the take, if they had to be: nothing
     /// is added to them.
     pub fn reserved_bytes(&self) -> Option<u64> {
-        self.shared.reserved()
+        self.engine.reserved()
     }
 
     /// Why difference files can be changed, moved and removed by others; `None` if all were made
-    /// immutable (see [`storage`](crate::storage)).
+    /// immutable (see [`storage`](crate::storage)), or the kernel holds them.
     pub fn changeable_storage(&self) -> Option<Errno> {
-        self.shared.changeable()
+        self.engine.changeable()
     }
 
     /// What the module shows of the snapshot.
@@ -284,9 +318,10 @@ impl Session {
     /// partition of the other. These blocks read as zeros in the image of the device, since the
     /// moment at which they were given, and are marked as changed for the snapshot and the next one.
     ///
-    /// What it does not name is not storage yet: so it **blocks** while storage is being given.
+    /// What it does not name is not storage yet: so it **blocks** while storage is being given. Empty by
+    /// the second interface, where all storage on a captured device was there before the take.
     pub fn storage_on(&self, device: DevId) -> ByteSet {
-        self.shared.storage_on(device)
+        self.engine.storage_on(device)
     }
 
     /// Destroys the snapshot and removes its files, as dropping it does, and tells how that went.
@@ -296,27 +331,19 @@ impl Session {
         self.finish()
     }
 
-    /// Destroys the snapshot, waits for the thread, removes the files.
+    /// Destroys the snapshot, and all that belongs to it.
     fn finish(&mut self) -> Result<()> {
         if std::mem::replace(&mut self.destroyed, true) {
             return Ok(());
         }
-        self.shared.stop();
-        let destroyed = self.control.snapshot_end(self.id);
-        if let Some(thread) = self.feeder.take() {
-            // A panic of the thread has been printed, and there is nothing more to do about it.
-            let _ = thread.join();
-        }
-        // While the snapshot lives, its files must stay.
-        destroyed?;
-        self.shared.remove_files()
+        self.engine.finish()
     }
 }
 
 /// The descriptor that can be read while there are events: see [`Session`].
 impl AsFd for Session {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.health.as_fd()
+        self.engine.as_fd()
     }
 }
 

@@ -21,6 +21,15 @@ pub(crate) fn directory(id: SnapshotId) -> PathBuf {
     Path::new(CLASS).join(format!("snapshot-{id}"))
 }
 
+/// All snapshots that the module shows, whichever interface they were made by; in no order.
+pub(crate) fn snapshots() -> Vec<SnapshotId> {
+    let entries = fs::read_dir(CLASS).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names
+        .filter_map(|name| name.strip_prefix("snapshot-")?.parse().ok())
+        .collect()
+}
+
 /// Whether a snapshot that was there is no more; `false` if the module shows nothing.
 pub(crate) fn has_gone(id: SnapshotId) -> bool {
     Path::new(CLASS).exists() && !directory(id).exists()
@@ -65,7 +74,23 @@ impl SnapshotState {
 
     /// The devices, in the order in which they were given.
     pub fn originals(&self) -> impl Iterator<Item = DevId> {
-        let list = self.0.get("originals").map_or("", String::as_str);
+        self.devices("originals")
+    }
+
+    /// The images, in the same order; none before the take.
+    pub fn images(&self) -> Vec<Image> {
+        let pairs = self.originals().zip(self.devices("images"));
+        let image = |(original, device): (DevId, DevId)| Image {
+            original,
+            device,
+            path: device.path(),
+        };
+        pairs.map(image).collect()
+    }
+
+    /// The device numbers in a value.
+    fn devices(&self, name: &str) -> impl Iterator<Item = DevId> {
+        let list = self.0.get(name).map_or("", String::as_str);
         list.split_whitespace().filter_map(|id| id.parse().ok())
     }
 
@@ -152,7 +177,7 @@ mod tests {
             ("storage_size", "33554432\n"),
             ("storage_used", "8192\n"),
             ("bytes_copied", "4608\n"),
-            ("images", "\n"),
+            ("images", "4095:3 4095:4\n"),
             ("originals", "8:0 8:16\n"),
             ("uevent", "X=1\n"),
         ] {
@@ -167,6 +192,8 @@ mod tests {
         assert_eq!(state.copied_bytes(), Some(4608));
         let originals: Vec<_> = state.originals().map(|id| id.minor).collect();
         assert_eq!(originals, [0, 16]);
+        let images = state.images();
+        assert_eq!((images[1].original.minor, images[1].device.minor), (16, 4));
         assert_eq!(state.iter().count(), 7);
         let none = SnapshotState::read_from(&directory.path().join("nothing"));
         assert_eq!(none, SnapshotState::default());

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The raw control interface: numbers and layouts of `include/uapi/linux/blk_snap.h`.
+//! The raw control interface: numbers and layouts of `include/uapi/linux/blk_snap.h`, and, in
+//! [`v2`], those of `include/uapi/linux/blksnap.h`.
 //!
 //! Nothing here checks anything. The layouts are those of the C compiler for the target this crate
 //! is built for, so a 32-bit build has the 32-bit layouts. [`Control`](crate::Control) is the safe
 //! side.
+
+pub mod v2;
 
 use std::ffi::c_void;
 use std::os::fd::AsFd;
@@ -52,6 +55,9 @@ pub const SNAPSHOT_COLLECT: u32 = number::<SnapshotCollect>(WRITE, 9);
 pub const SNAPSHOT_COLLECT_IMAGES: u32 = number::<SnapshotCollectImages>(WRITE, 10);
 /// Waits for an event.
 pub const SNAPSHOT_WAIT_EVENT: u32 = number::<SnapshotEvent>(WRITE, 11);
+
+/// Binds snapshots to the open file that makes them; of both interfaces, and without an argument.
+pub const BIND: u32 = (b'V' as u32) << 8 | 64;
 
 /// Code of [`EventLowFreeSpace`].
 pub const EVENT_LOW_FREE_SPACE: u32 = 0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! The commands of the older tool: scripts call them, so their names and options stay as they are.
+//! The commands of the tool of 2022, the older one: scripts call them, so their names and options stay
+//! as they are. Where that of 2025 has one of the same name, its options are here, too.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -9,13 +10,22 @@ use std::path::PathBuf;
 use blksnap::{SectorRange, SnapshotId};
 use clap::{Args as ClapArgs, Subcommand};
 
+use super::second::{AbiArg, Second};
+use crate::size::Size;
+
 /// The commands of the older tool, one for each command of the module.
 #[derive(Debug, Subcommand)]
 #[command(rename_all = "snake_case")]
 pub enum Legacy {
     /// Print the version of the module
-    #[command(infer_long_args = true, after_help = "Example:\n  blksnap version")]
-    Version,
+    #[command(
+        infer_long_args = true,
+        after_help = "Examples:\n  blksnap version\n  blksnap version --abi=2"
+    )]
+    Version {
+        #[command(flatten)]
+        abi: AbiArg,
+    },
     /// Stop tracking a device
     #[command(
         infer_long_args = true,
@@ -56,12 +66,20 @@ pub enum Legacy {
     /// Prepare a snapshot, and print its id
     #[command(
         infer_long_args = true,
-        after_help = "Example:\n  id=$(blksnap snapshot_create --device=/dev/vda --device=/dev/vdb)"
+        after_help = "Examples:\n  id=$(blksnap snapshot_create --device=/dev/vda --device=/dev/vdb)\n  id=$(blksnap snapshot_create --device=/dev/vda --file=/var/tmp --limit=8G)\n\nWith --file and --limit, it is that of the tool of 2025."
     )]
     SnapshotCreate {
         /// A device; give one option for each
-        #[arg(short, long, required = true, num_args = 1..)]
+        #[arg(short, long, required_unless_present = "file", num_args = 1..)]
         device: Vec<PathBuf>,
+        /// The storage, which the kernel is to hold: a directory, a file, or a device
+        #[arg(short, long, requires = "limit")]
+        file: Option<PathBuf>,
+        /// No more storage than this, in bytes, or with K, M or G
+        #[arg(short, long, requires = "file")]
+        limit: Option<Size>,
+        #[command(flatten)]
+        abi: AbiArg,
     },
     /// Give a snapshot storage: the blocks of a file, or ranges of a device
     #[command(
@@ -85,6 +103,8 @@ pub enum Legacy {
         /// The snapshot
         #[arg(short, long)]
         id: SnapshotId,
+        #[command(flatten)]
+        abi: AbiArg,
     },
     /// End a snapshot
     #[command(
@@ -95,6 +115,8 @@ pub enum Legacy {
         /// The snapshot
         #[arg(short, long)]
         id: SnapshotId,
+        #[command(flatten)]
+        abi: AbiArg,
     },
     /// Wait for an event of a snapshot, and print it
     #[command(
@@ -109,17 +131,20 @@ pub enum Legacy {
         /// How long to wait, in milliseconds
         #[arg(short, long)]
         timeout: u32,
+        #[command(flatten)]
+        abi: AbiArg,
     },
     /// List the snapshots and their images
     #[command(
         infer_long_args = true,
-        after_help = "Examples:\n  blksnap snapshot_collect\n  blksnap snapshot_collect --id=$id"
+        after_help = "Examples:\n  blksnap snapshot_collect\n  blksnap snapshot_collect --id=$id\n  blksnap snapshot_collect --abi=2"
     )]
     SnapshotCollect {
-        /// Only this one
-        /// The snapshot
+        /// Only this snapshot; not with --abi=2
         #[arg(short, long)]
         id: Option<SnapshotId>,
+        #[command(flatten)]
+        abi: AbiArg,
     },
     /// Give a snapshot storage whenever it asks, until it ends
     ///
@@ -169,7 +194,7 @@ pub fn split_values(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
         .find(|word| !word.as_bytes().starts_with(b"-"));
     let is_legacy = named
         .and_then(|word| word.to_str())
-        .is_some_and(Legacy::has_subcommand);
+        .is_some_and(|name| Legacy::has_subcommand(name) || Second::has_subcommand(name));
     if !is_legacy {
         return words;
     }
@@ -221,7 +246,7 @@ mod tests {
 
     #[test]
     fn the_order_of_devices_is_kept() {
-        let Ok(Command::Legacy(Legacy::SnapshotCreate { device })) =
+        let Ok(Command::Legacy(Legacy::SnapshotCreate { device, .. })) =
             parse("blksnap snapshot_create --device=/b /d -d /a --device=/c")
         else {
             panic!("not parsed");

@@ -20,7 +20,7 @@ impl Known {
     pub fn now(session: &Session, info: &CbtInfo) -> blksnap::Result<Self> {
         Ok(Self {
             storage: session.storage_on(info.device),
-            map: session.control().cbt_map(info)?,
+            map: session.change_map(info)?,
         })
     }
 

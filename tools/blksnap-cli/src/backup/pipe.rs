@@ -74,7 +74,7 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
     let taken = above::take(&mut session, &[device.id], signals)?;
     signals.check()?;
     hold::after_take(args.exec_after_take.as_deref(), &session, signals)?;
-    let info = session.control().tracker(device.id)?;
+    let info = session.tracker(device.id)?;
     let info = info.with_context(|| format!("{} is no longer tracked", device.path.display()))?;
     let since = old.and_then(|old| {
         let number = plan::continued(old.size, old.generation, old.number, &info)?;

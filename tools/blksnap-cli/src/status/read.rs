@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use blksnap::state::{ImageState, SnapshotState, TrackerState};
-use blksnap::{CbtInfo, Control, DevId, Image, Owner, SnapshotId};
+use blksnap::{CbtInfo, Control, DevId, Image, Owner, SnapshotId, v2};
 use rustix::io::Errno;
 use serde::Serialize;
 use uuid::Uuid;
@@ -41,6 +41,8 @@ pub struct Tracker {
 #[derive(Debug, Serialize)]
 pub struct Snapshot {
     pub id: Uuid,
+    /// The control interface that it was made by: 1 is that of 2022, 2 that of 2025.
+    pub interface: u8,
     pub state: Phase,
     pub error: Option<Failure>,
     pub created: Option<u64>,
@@ -116,12 +118,29 @@ impl Status {
     pub fn read(control: &Control) -> blksnap::Result<Self> {
         let mut snapshots = Vec::new();
         for id in control.snapshots()? {
-            match Snapshot::read(control, id) {
+            match control.images(id) {
                 // It has just ended.
                 Err(error) if error.errno() == Some(Errno::SRCH) => {}
-                read => snapshots.push(read?),
+                // It has not been taken.
+                Err(error) if error.errno() == Some(Errno::NODEV) => {
+                    snapshots.push(Snapshot::new(1, id, SnapshotState::read(id), None));
+                }
+                images => {
+                    let images = Some(images?);
+                    snapshots.push(Snapshot::new(1, id, SnapshotState::read(id), images));
+                }
             }
         }
+        let second = v2::Control::open_if_there()?;
+        for id in second.map_or(Ok(Vec::new()), |second| second.snapshots())? {
+            let state = SnapshotState::read(id);
+            let images = Some(state.images()).filter(|images| !images.is_empty());
+            // It may have just ended.
+            if state.phase().is_some() {
+                snapshots.push(Snapshot::new(2, id, state, images));
+            }
+        }
+        snapshots.sort_by_key(|snapshot| snapshot.created);
         Ok(Self {
             module: control.version()?.to_string(),
             trackers: control.trackers()?.iter().map(Tracker::from).collect(),
@@ -149,15 +168,17 @@ impl From<&CbtInfo> for Tracker {
 }
 
 impl Snapshot {
-    fn read(control: &Control, id: SnapshotId) -> blksnap::Result<Self> {
-        let images = match control.images(id) {
-            Err(error) if error.errno() == Some(Errno::NODEV) => None,
-            read => Some(read?),
-        };
-        let state = SnapshotState::read(id);
+    /// Of what was read, and its images if it was taken.
+    fn new(
+        interface: u8,
+        id: SnapshotId,
+        state: SnapshotState,
+        images: Option<Vec<Image>>,
+    ) -> Self {
         let error = state.number("error").and_then(Failure::new);
-        Ok(Self {
+        Self {
             id: id.0,
+            interface,
             state: match (&error, &images) {
                 (Some(_), _) => Phase::Corrupted,
                 (None, Some(_)) => Phase::Taken,
@@ -183,7 +204,7 @@ impl Snapshot {
                 Some(images) => images.iter().map(Captured::from).collect(),
                 None => state.originals().map(Captured::from).collect(),
             },
-        })
+        }
     }
 }
 

@@ -240,6 +240,7 @@ mod tests {
         };
         let snapshot = Snapshot {
             id: Uuid::nil(),
+            interface: 1,
             state: Phase::Corrupted,
             error: Some(full()),
             created: Some(1000),

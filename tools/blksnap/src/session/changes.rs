@@ -49,7 +49,7 @@ impl Session {
     ///
     /// **Blocks** while the change map is read, which is a byte in memory for each tracking block.
     pub fn changes(&self, device: DevId, since: Option<Point>) -> Result<Changes> {
-        let tracker = self.control.tracker(device)?;
+        let tracker = self.tracker(device)?;
         let info = tracker.ok_or_else(|| Error::Command {
             command: Command::TrackerReadCbtMap,
             subject: device.to_string(),
@@ -57,7 +57,7 @@ impl Session {
         })?;
         let since = since.filter(|&point| info.knows_since(point));
         let map = match since {
-            Some(point) => Some((self.control.cbt_map(&info)?, point.number)),
+            Some(point) => Some((self.change_map(&info)?, point.number)),
             None => None,
         };
         Ok(Changes { info, map })
