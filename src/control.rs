@@ -3,9 +3,9 @@
 //! How clients control the driver: by one of several ABIs.
 //!
 //! Each has a front end, which decodes its commands, and has its errnos and its events: [`v1`],
-//! [`v2`] and [`standalone`]. What they do is done by one [registry](registry), by the functions in
-//! [`commands`] and [`storing`]. A snapshot is seen only by clients of the ABI by which it was
-//! made; a tracker, and what is in [`sysfs`], by all.
+//! [`v2`] and [`standalone`]. What they do is done by one [registry](registry), by the functions
+//! in [`commands`], [`storing`] and [`holding`]. A snapshot is seen only by clients of the ABI by
+//! which it was made; a tracker, and what is in [`sysfs`], by all.
 
 use kernel::{
     block::filter_type,
@@ -27,10 +27,12 @@ use kernel::{
 use front_end::FrontEnd;
 use registry::Registry;
 
+mod call;
 mod client;
 mod commands;
 mod feeding;
 mod front_end;
+mod holding;
 pub(crate) mod registry;
 pub(crate) mod standalone;
 mod storing;

@@ -30,15 +30,17 @@ use kernel::{
 };
 
 use super::{
+    call::{
+        command_of_word,
+        Call,
+        Entry, //
+    },
     front_end::FrontEnd,
     may_open,
     registry::Registry,
     structs::{
-        command_of_word,
         user,
         Abi,
-        Call,
-        Entry,
         Field,
         Struct,
         NAME_LEN, //
@@ -121,18 +123,8 @@ pub(crate) struct Control {
 }
 
 impl OpenFile for Control {
-    fn ioctl(this: ArcBorrow<'_, Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
-        this.command(Abi::NATIVE, cmd, arg)
-    }
-
-    #[cfg(CONFIG_COMPAT)]
-    fn compat_ioctl(
-        this: ArcBorrow<'_, Self>,
-        _file: &File,
-        cmd: u32,
-        arg: usize,
-    ) -> Result<isize> {
-        this.command(Abi::COMPAT, cmd, arg)
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: usize, compat: bool) -> Result<isize> {
+        this.command(Abi::of(compat), cmd, arg)
     }
 }
 
@@ -208,23 +200,14 @@ impl SharedDevice for DevicesNode {
 pub(crate) struct DevicesFile(Devices);
 
 impl OpenFile for DevicesFile {
-    fn ioctl(this: ArcBorrow<'_, Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
-        this.command(Abi::NATIVE, false, cmd, arg)
-    }
-
-    #[cfg(CONFIG_COMPAT)]
-    fn compat_ioctl(
-        this: ArcBorrow<'_, Self>,
-        _file: &File,
-        cmd: u32,
-        arg: usize,
-    ) -> Result<isize> {
-        this.command(Abi::COMPAT, true, cmd, arg)
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: usize, compat: bool) -> Result<isize> {
+        this.command(compat, cmd, arg)
     }
 }
 
 impl DevicesFile {
-    fn command(&self, abi: Abi, compat: bool, word: u32, address: usize) -> Result<isize> {
+    fn command(&self, compat: bool, word: u32, address: usize) -> Result<isize> {
+        let abi = Abi::of(compat);
         let word = word.wrapping_sub(FIRST);
         let found = command_of_word(&COMMANDS, b'F', word, abi)
             .or_else(|| command_of_word(&OLDER, b'F', word, abi));

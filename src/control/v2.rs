@@ -21,6 +21,13 @@ use kernel::{
 };
 
 use super::{
+    call::{
+        command_of_word,
+        write_event,
+        write_version,
+        Call,
+        Entry, //
+    },
     client::{
         Client,
         BIND, //
@@ -29,12 +36,7 @@ use super::{
     may_open,
     registry::Registry,
     structs::{
-        command_of_word,
-        write_event,
-        write_version,
         Abi,
-        Call,
-        Entry,
         Layout,
         Struct, //
     }, //
@@ -114,18 +116,8 @@ pub(crate) struct Control {
 }
 
 impl OpenFile for Control {
-    fn ioctl(this: ArcBorrow<'_, Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
-        this.command(Abi::NATIVE, cmd, arg)
-    }
-
-    #[cfg(CONFIG_COMPAT)]
-    fn compat_ioctl(
-        this: ArcBorrow<'_, Self>,
-        _file: &File,
-        cmd: u32,
-        arg: usize,
-    ) -> Result<isize> {
-        this.command(Abi::COMPAT, cmd, arg)
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: usize, compat: bool) -> Result<isize> {
+        this.command(Abi::of(compat), cmd, arg)
     }
 }
 

@@ -22,14 +22,16 @@ use kernel::{
 use crate::{
     base::units::SECTOR_SHIFT,
     control::{
+        call::{
+            copy_map,
+            Call, //
+        },
         commands::mark,
         front_end::FrontEnd,
         registry::Registry,
         structs::{
-            copy_map,
             size,
             Abi,
-            Call,
             Layout,
             Struct,
             NAME_LEN, //
@@ -112,7 +114,7 @@ impl Devices {
             STAT => (Command::Stat, STAT_LAYOUT),
             number => *COMMANDS.get(number as usize).ok_or(ENOTTY)?,
         };
-        let abi = abi(control);
+        let abi = Abi::of(control.compat);
         let length = control.length as usize;
         let least = match command {
             Command::CbtInfo => CBT_INFO,
@@ -168,16 +170,6 @@ fn not_attached(err: Error) -> Error {
     } else {
         err
     }
-}
-
-/// How the client lays out structures.
-fn abi(control: Control) -> Abi {
-    #[cfg(CONFIG_COMPAT)]
-    if control.compat {
-        return Abi::COMPAT;
-    }
-    let _ = control.compat;
-    Abi::NATIVE
 }
 
 fn cbt_info(mut call: Call, tracker: &TrackerRef, length: usize) -> Result {

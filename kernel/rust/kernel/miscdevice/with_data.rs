@@ -38,12 +38,9 @@ pub trait SharedDevice: Send + Sync + Sized + 'static {
 
 /// The state of an open file of a misc device.
 pub trait OpenFile: Send + Sync + Sized + 'static {
-    /// Handles an ioctl. Any number of them run at the same time, on one file too.
-    fn ioctl(this: ArcBorrow<'_, Self>, file: &File, cmd: u32, arg: usize) -> Result<isize>;
-
-    /// Handles an ioctl of a 32-bit program.
-    #[cfg(CONFIG_COMPAT)]
-    fn compat_ioctl(this: ArcBorrow<'_, Self>, file: &File, cmd: u32, arg: usize) -> Result<isize>;
+    /// Handles an ioctl; `compat` says that it is of a 32-bit program on a 64-bit kernel. Any
+    /// number of them run at the same time, on one file too.
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: usize, compat: bool) -> Result<isize>;
 }
 
 /// What makes a [`SharedDevice`] a [`MiscDevice`]. Private, so that each registration of it is
@@ -62,18 +59,18 @@ impl<T: SharedDevice> MiscDevice for Wrapper<T> {
         this.data.open(file)
     }
 
-    fn ioctl(open: ArcBorrow<'_, T::Open>, file: &File, cmd: u32, arg: usize) -> Result<isize> {
-        T::Open::ioctl(open, file, cmd, arg)
+    fn ioctl(open: ArcBorrow<'_, T::Open>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        T::Open::ioctl(open, cmd, arg, false)
     }
 
     #[cfg(CONFIG_COMPAT)]
     fn compat_ioctl(
         open: ArcBorrow<'_, T::Open>,
-        file: &File,
+        _file: &File,
         cmd: u32,
         arg: usize,
     ) -> Result<isize> {
-        T::Open::compat_ioctl(open, file, cmd, arg)
+        T::Open::ioctl(open, cmd, arg, true)
     }
 }
 
