@@ -104,6 +104,11 @@ int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
 	const char *name = args.name;
 	int ret;
 
+#ifdef CONFIG_COMPAT_FOR_U64_ALIGNMENT
+	/* These have another word for it. */
+	if (in_compat_syscall() && cmd == BLKFILTER_ATTACH)
+		return -ENOTTY;
+#endif
 	if (!capable(CAP_SYS_ADMIN))
 		return -EPERM;
 	if (copy_from_user(&args, argp, min(_IOC_SIZE(cmd), sizeof(args))))

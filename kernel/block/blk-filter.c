@@ -428,6 +428,7 @@ static void blk_filter_replace(struct gendisk *disk, int levels)
  * For filters that write something to see whether, and where, it comes by.
  *
  * Context: Where filters are called.
+ * Return: Whether one does.
  */
 bool blk_filter_bio_has(struct bio *bio, const void *mark, size_t len)
 {
@@ -478,6 +479,7 @@ static bool blk_disk_is_above(struct gendisk *disk, struct block_device *bdev,
  * kernel knows: by device mapper or md, but not by way of a file or a network.
  *
  * Context: Process context.
+ * Return: Whether it does.
  */
 bool blk_filter_sees_writes(struct block_device *bdev, struct gendisk *disk)
 {

@@ -266,8 +266,10 @@ free_name:
 EXPORT_SYMBOL_GPL(held_file_open);
 
 /**
- * held_file_size - the size of a file in bytes
+ * held_file_size - the size of a file
  * @hf: the file
+ *
+ * Return: The size in bytes.
  */
 u64 held_file_size(struct held_file *hf)
 {

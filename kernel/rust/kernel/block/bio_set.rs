@@ -118,9 +118,10 @@ impl Target {
     /// Brings what was written there to stable storage. May sleep.
     pub fn flush(&self) -> Result {
         match self {
-            // SAFETY: The device is open.
             Self::Device(file) => {
-                to_result(unsafe { bindings::blkdev_issue_flush(file.bdev().as_raw()) })
+                let bdev = file.bdev().as_raw();
+                // SAFETY: The device is open.
+                to_result(unsafe { bindings::blkdev_issue_flush(bdev) })
             }
             #[cfg(CONFIG_HELD_FILE)]
             Self::File(file) => file.sync(),

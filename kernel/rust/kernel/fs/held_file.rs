@@ -166,7 +166,7 @@ impl HeldFile {
 
     /// Its extents on the device, each as first sector and number of sectors, in the order of the
     /// file. Those that were told before come again. May sleep; calls must not overlap with those
-    /// of [`grow`](Self::grow).
+    /// of [`allocate`](Self::allocate).
     ///
     /// Fails with an error of the file system, or with `EOPNOTSUPP` if it is held by its content.
     pub fn extents(&self) -> Result<KVVec<(u64, u64)>> {
