@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 
 import devices
-from blksnap import size_of
+from blksnap import parameters, size_of
 from tap import DEBUG, SEED, note
 
 MIB = 1 << 20
@@ -54,6 +54,15 @@ def thin():
     with devices.null_blk(4 * MIB) as metadata, devices.null_blk(2 * SIZE) as data, \
             devices.thin(SIZE, metadata, data) as path:
         yield path, SMALL
+
+
+@contextlib.contextmanager
+def held():
+    """A directory for storage that the kernel holds, and lets grow."""
+    with devices.null_blk(96 * MIB) as disk, parameters(diff_storage_minimum=8192):
+        devices.make_fs("ext4", disk)
+        with devices.mounted(disk) as where:
+            yield where
 
 
 STACKS = {"drivers": drivers, "partitions": partitions, "whole": whole, "stacks": stacks, "thin": thin}

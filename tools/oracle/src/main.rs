@@ -14,7 +14,10 @@ mod load;
 mod stamp;
 mod world;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -47,6 +50,9 @@ struct Args {
     /// Where old data is stored
     #[arg(long, value_name = "DEVICE")]
     storage: String,
+    /// Half of the snapshots have storage that the kernel holds, in this directory
+    #[arg(long, value_name = "DIRECTORY")]
+    held: Option<PathBuf>,
     /// Devices to be captured, with the nodes through which they are written: the device itself,
     /// and others on which it begins at a sector, which is less than 0 if they are parts of it. All
     /// their data is lost
@@ -62,7 +68,13 @@ impl Args {
             .map(|text| Original::parse(text))
             .collect::<Result<_>>()?;
         let steps = world::steps(seed, self.steps);
-        let mut world = World::new(&originals, &self.storage, self.writers, seed)?;
+        let mut world = World::new(
+            &originals,
+            &self.storage,
+            self.held.as_deref(),
+            self.writers,
+            seed,
+        )?;
         let mut result = Ok(());
         for &number in only {
             let Some(&step) = steps.get(number) else {

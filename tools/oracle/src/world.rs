@@ -6,6 +6,7 @@
 //! makes no sense. So any part of a list of steps is one, too, which is what shrinking needs.
 
 use std::{
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -15,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use blksnap::{Control, DevId, EventKind, GenerationId, SectorRange, SnapshotId};
+use blksnap::{Control, DevId, EventKind, GenerationId, SectorRange, Sectors, SnapshotId, v2};
 
 use crate::{
     disk::{Buffer, Node, Original},
@@ -80,7 +81,9 @@ struct User {
 struct Held {
     id: SnapshotId,
     devices: Vec<usize>,
-    /// It gets too little storage.
+    /// The kernel holds its storage, which is made by the interface of 2025.
+    held: bool,
+    /// It gets too little storage, or may get it too late.
     lean: bool,
     /// The next sector of the slot's storage.
     storage: u64,
@@ -121,6 +124,8 @@ pub struct World {
     last: Vec<Option<Last>>,
     storage: DevId,
     storage_node: Node,
+    /// Where the kernel may hold storage, and by what it is told.
+    second: Option<(v2::Control, PathBuf)>,
     slots: [Option<Held>; SLOTS],
     writers: Vec<JoinHandle<()>>,
     users: usize,
@@ -130,7 +135,13 @@ pub struct World {
 
 impl World {
     /// Fills the originals and begins to write to them.
-    pub fn new(originals: &[Original], storage: &str, writers: usize, seed: u64) -> Result<Self> {
+    pub fn new(
+        originals: &[Original],
+        storage: &str,
+        held: Option<&Path>,
+        writers: usize,
+        seed: u64,
+    ) -> Result<Self> {
         let shared = Shared::new(
             originals,
             writers,
@@ -157,6 +168,10 @@ impl World {
             last: originals.iter().map(|_| None).collect(),
             storage: DevId::resolve(storage)?,
             storage_node: Node::open(storage, 0)?,
+            second: match held {
+                Some(path) => Some((v2::Control::open()?, path.to_owned())),
+                None => None,
+            },
             slots: [const { None }; SLOTS],
             writers: Vec::new(),
             users: 0,
@@ -239,23 +254,42 @@ impl World {
         random.shuffle(&mut free);
         free.truncate(random.usize(1..=free.len()));
         let ids: Vec<_> = free.iter().map(|&device| self.ids[device]).collect();
-        let id = self.control.snapshot_create(&ids)?;
         let sectors: u64 = free.iter().map(|&d| self.shared.originals[d].sectors).sum();
         let lean = random.u8(..6) == 0;
-        let size = self.storage_node.size() / SLOTS as u64;
-        self.slots[slot] = Some(Held {
-            id,
-            devices: free,
-            lean,
-            storage: slot as u64 * size,
-            users: Vec::new(),
-            taken: false,
-        });
         let wanted = if lean {
             sectors / 20
         } else {
             sectors + sectors / 8 + 4096
         };
+        let second = self.second.as_ref().filter(|_| random.bool());
+        if let Some((control, path)) = second {
+            let id = control.snapshot_create(path, Sectors(wanted))?;
+            self.slots[slot] = Some(Held {
+                id,
+                devices: free,
+                held: true,
+                // What writes faster than a file grows may overflow at any time.
+                lean: true,
+                storage: 0,
+                users: Vec::new(),
+                taken: false,
+            });
+            for id_of_device in ids {
+                v2::Device::of(id_of_device)?.snapshot_add(id)?;
+            }
+            return Ok(());
+        }
+        let id = self.control.snapshot_create(&ids)?;
+        let size = self.storage_node.size() / SLOTS as u64;
+        self.slots[slot] = Some(Held {
+            id,
+            devices: free,
+            held: false,
+            lean,
+            storage: slot as u64 * size,
+            users: Vec::new(),
+            taken: false,
+        });
         self.append(slot, wanted, random)
     }
 
@@ -292,7 +326,10 @@ impl World {
         }
         let journals = &self.shared.journals;
         let done: Vec<_> = journals.iter().map(|journal| journal.done()).collect();
-        self.control.snapshot_take(held.id)?;
+        match &self.second {
+            Some((control, _)) if held.held => control.snapshot_take(held.id)?,
+            _ => self.control.snapshot_take(held.id)?,
+        }
         let begun: Vec<_> = journals.iter().map(|journal| journal.begun()).collect();
         held.taken = true;
         self.counts.takes += 1;
@@ -301,8 +338,8 @@ impl World {
             return Ok(());
         };
         let mut images = Vec::new();
-        for (&device, image) in held.devices.iter().zip(self.control.images(held.id)?) {
-            let node = Node::open(&image.path, 0)?;
+        for (&device, path) in held.devices.iter().zip(self.images(held)?) {
+            let node = Node::open(&path, 0)?;
             let sectors = self.shared.originals[device].sectors;
             let size = node.size();
             ensure!(
@@ -310,10 +347,11 @@ impl World {
                 "the image of device {device} has {size} sectors"
             );
             match load::read_image(&node, self.shared.stamps(device), sectors)? {
-                Ok(tags) => images.push((device, image.path, tags)),
+                Ok(tags) => images.push((device, path, tags)),
                 Err(errno) if held.lean => {
                     self.counts.overflows += 1;
-                    return check_failed(&self.control, held.id, errno.raw_os_error())
+                    return self
+                        .check_failed(held, errno.raw_os_error())
                         .and_then(|()| self.check_storage_rests(slot, held));
                 }
                 Err(errno) => bail!("the image of device {device} cannot be read: {errno}"),
@@ -411,20 +449,72 @@ impl World {
             Ok(())
         } else if held.lean {
             self.counts.overflows += 1;
-            check_failed(&self.control, held.id, failed as i32)
+            self.check_failed(&held, failed as i32)
                 .and_then(|()| self.check_storage_rests(slot, &held))
         } else {
             Err(anyhow!(
                 "an image failed with errno {failed}, and there is storage enough"
             ))
         };
-        self.control.snapshot_destroy(held.id)?;
+        self.end_snapshot(&held)?;
         result
+    }
+
+    /// The images of a snapshot, in the order of its devices.
+    fn images(&self, held: &Held) -> Result<Vec<PathBuf>> {
+        if !held.held {
+            let images = self.control.images(held.id)?;
+            return Ok(images.into_iter().map(|image| image.path).collect());
+        }
+        let path = |&device: &usize| {
+            let info = v2::Device::of(self.ids[device])?.snapshot_info()?;
+            info.image.context("a device has no image")
+        };
+        held.devices.iter().map(path).collect()
+    }
+
+    fn end_snapshot(&self, held: &Held) -> Result<()> {
+        match &self.second {
+            Some((control, _)) if held.held => control.snapshot_destroy(held.id)?,
+            _ => self.control.snapshot_destroy(held.id)?,
+        }
+        Ok(())
+    }
+
+    /// An image has failed with this errno: the snapshot must say so, for want of storage.
+    fn check_failed(&self, held: &Held, errno: i32) -> Result<()> {
+        ensure!(
+            errno == 5,
+            "an image failed with errno {errno}, not with EIO"
+        );
+        // It comes when the last write to the storage has ended.
+        let patience = Duration::from_secs(60);
+        match &self.second {
+            Some((control, _)) if held.held => {
+                while let Some(event) = control.wait_event(held.id, patience)? {
+                    if let v2::EventKind::Corrupted { .. } = event.kind {
+                        return Ok(());
+                    }
+                }
+            }
+            _ => {
+                while let Some(event) = self.control.wait_event(held.id, patience)? {
+                    if let EventKind::Corrupted { .. } = event.kind {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        bail!("an image failed, and no event tells of it")
     }
 
     /// After a failure nothing more is stored, once what was under way has ended: even if there is
     /// room again.
     fn check_storage_rests(&self, slot: usize, held: &Held) -> Result<()> {
+        if held.held {
+            // Nobody can look at it.
+            return Ok(());
+        }
         let size = self.storage_node.size() / SLOTS as u64;
         let start = slot as u64 * size;
         let more = SectorRange::new(held.storage, 4096.min(start + size - held.storage));
@@ -458,12 +548,15 @@ impl World {
             let joined = writer.join().map_err(|_| anyhow!("a writer panicked"));
             result = result.and(joined);
         }
-        for held in self.slots.iter_mut().filter_map(Option::take) {
-            for user in held.users {
+        for slot in 0..SLOTS {
+            let Some(mut held) = self.slots[slot].take() else {
+                continue;
+            };
+            for user in std::mem::take(&mut held.users) {
                 let joined = user.thread.join().map_err(|_| anyhow!("a user panicked"));
                 result = result.and(joined);
             }
-            result = result.and(self.control.snapshot_destroy(held.id).map_err(Into::into));
+            result = result.and(self.end_snapshot(&held));
         }
         for &id in &self.ids {
             if self.control.tracker(id)?.is_some() {
@@ -474,19 +567,4 @@ impl World {
         self.counts.writes = self.done() as u64;
         result.map(|()| self.counts)
     }
-}
-
-/// An image has failed with this errno: the snapshot must say so, for want of storage.
-fn check_failed(control: &Control, id: SnapshotId, errno: i32) -> Result<()> {
-    ensure!(
-        errno == 5,
-        "an image failed with errno {errno}, not with EIO"
-    );
-    // It comes when the last write to the storage has ended.
-    while let Some(event) = control.wait_event(id, Duration::from_secs(60))? {
-        if let EventKind::Corrupted { .. } = event.kind {
-            return Ok(());
-        }
-    }
-    bail!("an image failed, and no event tells of it")
 }
