@@ -226,6 +226,8 @@ static void *work(void *name)
 		worker->second[i] = open("/dev/" BLKSNAP_CTL, O_RDWR | O_CLOEXEC);
 		want(worker->second[i] >= 0);
 	}
+	/* Only if the module was told to serve it. */
+	worker->wrapped = open("/dev/bdevfilter", O_RDWR | O_CLOEXEC);
 	while (!shared->stop) {
 		if (one_in(&worker->rng, shared->calm ? 512 : 64))
 			image_io(&worker->rng);

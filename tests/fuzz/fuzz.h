@@ -88,7 +88,7 @@ uintptr_t hostile_address(struct rng *rng, const struct room *room);
 struct worker {
 	struct rng rng;
 	struct room args, array, more;
-	int fds[4], second[2];
+	int fds[4], second[2], wrapped;
 	uint64_t made;		/* commands */
 	const char *name;
 };

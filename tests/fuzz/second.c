@@ -11,8 +11,15 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 #include <linux/blk-filter.h>
+#include <linux/types.h>
 #include <linux/blksnap.h>
 #include "fuzz.h"
+
+/* The same in the wrapping of agents that bring their own module: with the device's path. */
+struct wrapped_attach { __u64 path; __u8 name[BLKFILTER_NAME_LENGTH]; __u64 opt; __u32 optlen; };
+struct wrapped_detach { __u64 path; __u8 name[BLKFILTER_NAME_LENGTH]; };
+struct wrapped_ctl { __u64 path; __u8 name[BLKFILTER_NAME_LENGTH]; __u32 cmd, optlen; __u64 opt; };
+#define WRAPPED(number, type) _IOWR('F', number, struct wrapped_##type)
 
 /* Those that take a number of a command have one word. */
 enum { VERSION, CREATE, DESTROY, TAKE, COLLECT, WAIT, BIND, ATTACH, DETACH, INFO, MAP, DIRTY, ADD, IMAGE, STAT };
@@ -35,6 +42,9 @@ struct second {
 		struct blkfilter_attach attach;
 		struct blkfilter_detach detach;
 		struct blkfilter_ctl ctl;
+		struct wrapped_attach wrapped_attach;
+		struct wrapped_detach wrapped_detach;
+		struct wrapped_ctl wrapped_ctl;
 		char bytes[PAGE];
 	} args;
 	unsigned int size;
@@ -165,6 +175,31 @@ static void put_payload(struct worker *worker, struct second *call, const struct
 	}
 }
 
+/* Puts a command of a device into the other wrapping. */
+static void wrap(struct worker *worker, struct second *call, const struct device *device)
+{
+	struct blkfilter_ctl ctl = call->args.ctl;
+	__u64 path = (uintptr_t)device->path;
+
+	call->fd = worker->wrapped;
+	memset(&call->args, 0, sizeof(call->args));
+	memcpy(call->args.wrapped_ctl.name, ctl.name, sizeof(ctl.name));
+	call->args.wrapped_ctl.path = path;
+	if (call->nr == ATTACH) {
+		call->word = WRAPPED(140, attach);
+		call->size = sizeof(struct wrapped_attach);
+	} else if (call->nr == DETACH) {
+		call->word = WRAPPED(141, detach);
+		call->size = sizeof(struct wrapped_detach);
+	} else {
+		call->word = WRAPPED(142, ctl);
+		call->size = sizeof(struct wrapped_ctl);
+		call->args.wrapped_ctl.cmd = ctl.cmd;
+		call->args.wrapped_ctl.optlen = ctl.optlen;
+		call->args.wrapped_ctl.opt = ctl.opt;
+	}
+}
+
 static void make(struct worker *worker, struct second *call)
 {
 	static const unsigned int numbers[] = {
@@ -215,6 +250,8 @@ static void make(struct worker *worker, struct second *call)
 			put_payload(worker, call, device);
 		}
 	}
+	if (call->nr >= ATTACH && worker->wrapped >= 0 && one_in(rng, 3))
+		wrap(worker, call, device);
 }
 
 /* Some bits of the word, the address, or what is there, are others than they should be. */
@@ -242,7 +279,7 @@ static void spoil(struct worker *worker, struct second *call)
 		break;
 	default:
 		/* What says where the kernel writes to stays. */
-		if (call->size && call->nr != COLLECT && call->nr != CREATE && call->nr < INFO)
+		if (call->size && call->nr != COLLECT && call->nr != CREATE && call->nr < ATTACH)
 			call->args.bytes[below(rng, call->size)] = next(rng);
 	}
 }
