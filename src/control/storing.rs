@@ -268,7 +268,10 @@ impl Registry {
         ranges: KVVec<(u64, u64)>,
     ) -> Result {
         let room = snapshot.space.with_room(ranges.len())?;
+        // What was appended must be known as such: twice it would be two copies' place.
+        held.make_room(ranges.len())?;
         snapshot.space.append(room, held.target(), &ranges)?;
-        held.note_appended(ranges)
+        held.note_appended(ranges);
+        Ok(())
     }
 }

@@ -129,13 +129,16 @@ impl Held {
         behind(&self.appended, &all)
     }
 
-    /// These ranges were appended: all of [`unappended`](Self::unappended).
-    pub(crate) fn note_appended(&mut self, ranges: KVVec<(u64, u64)>) -> Result {
-        self.appended.reserve(ranges.len(), GFP_KERNEL)?;
+    /// Makes room for [`note_appended`](Self::note_appended). May sleep.
+    pub(crate) fn make_room(&mut self, ranges: usize) -> Result {
+        Ok(self.appended.reserve(ranges, GFP_KERNEL)?)
+    }
+
+    /// These ranges were appended: all of [`unappended`](Self::unappended). There must be room.
+    pub(crate) fn note_appended(&mut self, ranges: KVVec<(u64, u64)>) {
         for range in ranges {
             let _ = self.appended.push_within_capacity(range);
         }
-        Ok(())
     }
 }
 
