@@ -52,6 +52,31 @@ def _fail_nth(number):
         os.close(fd)
 
 
+@contextlib.contextmanager
+def workers_failing_at(number):
+    """In each of the kernel's workers that belong to no processor, the n-th allocation of the block
+    fails. Gives what tells in how many it has."""
+    files = [path.with_name("fail-nth") for path in Path("/proc").glob("[0-9]*/comm")
+             if _first_line(path).startswith("kworker/u")]
+    for file in files:
+        with contextlib.suppress(OSError):
+            file.write_text(str(number))
+    try:
+        yield lambda: sum(_first_line(file) == "0" for file in files)
+    finally:
+        for file in files:
+            with contextlib.suppress(OSError):
+                file.write_text("0")
+
+
+def _first_line(path):
+    """What is in it, unless it belongs to a task that is gone."""
+    try:
+        return path.read_text().partition("\n")[0].strip("\0")
+    except OSError:
+        return ""
+
+
 def failing_at(number, function):
     """Calls it with its n-th allocation failing. Returns whether it was reached, and the errno."""
     error = None
