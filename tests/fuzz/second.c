@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -370,13 +371,18 @@ void fuzz_second(struct worker *worker)
 /* Destroys all snapshots of this interface. Nobody else gives commands. */
 void remove_second(int control)
 {
-	struct blksnap_uuid ids[64];
-	struct blksnap_snapshot_collect snapshots = { 64, (uintptr_t)ids };
+	struct blksnap_snapshot_collect snapshots = { 0 };
+	struct blksnap_uuid *ids;
 
+	want(!ioctl(control, IOCTL_BLKSNAP_SNAPSHOT_COLLECT, &snapshots));
+	ids = calloc(snapshots.count + 1, sizeof(*ids));
+	want(ids);
+	snapshots.ids = (uintptr_t)ids;
 	want(!ioctl(control, IOCTL_BLKSNAP_SNAPSHOT_COLLECT, &snapshots));
 	for (unsigned int i = 0; i < snapshots.count; i++)
 		want(!ioctl(control, IOCTL_BLKSNAP_SNAPSHOT_DESTROY, &ids[i]));
 	want(!ioctl(control, IOCTL_BLKSNAP_SNAPSHOT_COLLECT, &snapshots) && !snapshots.count);
+	free(ids);
 }
 
 void report_second(void)
