@@ -5,7 +5,9 @@
 
 DEBUG ?= 0
 UML ?= 0
-variant := $(if $(filter-out 0 n no,$(UML)),uml,$(if $(filter-out 0 n no,$(DEBUG)),debug,release))
+QUICK ?= 0
+on = $(filter-out 0 n no,$($1))
+variant := $(or $(if $(call on,QUICK),quick),$(if $(call on,UML),uml),$(if $(call on,DEBUG),debug),release)
 export KDIR
 # The scripts use all processors themselves, and `deps` comes before what needs it.
 .NOTPARALLEL:
@@ -22,10 +24,10 @@ help:
 ## make coverage             lines of the driver that the tests reach   (TESTS=…; JOBS=n machines at a time)
 ## make vm [CMD='…']         run a command, or a shell, in a virtual machine with the module at hand
 ##         [DEBUG=1] [MEM=4G] [CPUS=2] [DISKS='512M 2G'] [APPEND='kernel parameters'] [LIMIT=seconds]
-##         [SHARE=/directory that the guest may write to]   [UML=1: a process instead of a machine, with
-##         the checks of DEBUG=1; for CMD only]
+##         [SHARE=/directory that the guest may write to]   [QUICK=1: a process instead of a machine, for
+##         CMD only; UML=1: with the checks of DEBUG=1]
 ## make bench                measurements   (FULL=1 larger, REPS=n, CPUS=n; ICOUNT=1: instructions instead of time)
-## make kernel [DEBUG=1|UML=1]   build the test kernel
+## make kernel [QUICK=1|DEBUG=1|UML=1]   build the test kernel
 ## make tools                build the blksnap command, libblksnap and the examples (needs cargo and cc)
 ## make tools-static         build it without shared libraries, for an initramfs
 ## make man DIR=…            write the manual pages there
