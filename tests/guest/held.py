@@ -144,6 +144,16 @@ def fill(path, first, end, piece=128):
         write(path, b"f" * (min(piece, end - at) * 512), at * 512)
 
 
+def fill_slowly(snapshot, path, first, end, limit=LIMIT, piece=128):
+    """The same, but no faster than the storage grows, which has that limit."""
+    def has_room():
+        state = snapshot.state()
+        return state["capacity"] - state["filled"] > 8 * piece or state["capacity"] > limit - HALF
+    for at in range(first, end, piece):
+        until(has_room)
+        fill(path, at, min(at + piece, end), piece)
+
+
 def usable(snapshot):
     """The size of the storage in sectors."""
     return snapshot.state()["capacity"]

@@ -467,7 +467,13 @@ impl World {
             return Ok(images.into_iter().map(|image| image.path).collect());
         }
         let path = |&device: &usize| {
-            let info = v2::Device::of(self.ids[device])?.snapshot_info()?;
+            let device = v2::Device::of(self.ids[device])?;
+            let stat = device.stat()?.context("the module has no counters")?;
+            ensure!(
+                0 < stat.storage_size && stat.storage_used <= stat.storage_size,
+                "impossible counters: {stat:?}"
+            );
+            let info = device.snapshot_info()?;
             info.image.context("a device has no image")
         };
         held.devices.iter().map(path).collect()
