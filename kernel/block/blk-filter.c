@@ -8,12 +8,13 @@
  * and a filter on a partition also sees what is sent to its sectors through the
  * whole disk.
  *
- * The hook, blk_filter_bio(), stands after the queue was entered.  A filter's
- * decision and the hand-over to the driver thus happen under one reference on
- * q_usage_counter, and once the queue is frozen no task is between the two.  That
- * is what makes the list of filters safe to walk without a lock (it changes only
- * while the queue is frozen) and what a filter can build an exact point in time
- * on.
+ * This is what does not depend on how bios get here, and how it is known that a
+ * disk goes: that is a matter of the front.  It is blk-filter-tree.c where the block
+ * layer calls it, and stock/ where the kernel does not know of filters.  A front
+ * warrants that a filter's decision and the hand-over to the driver are one: once
+ * blk_filter_freeze_wait() has succeeded no task is between the two.  That is what
+ * makes the list of filters safe to walk without a lock (it changes only while the
+ * queue is frozen) and what a filter can build an exact point in time on.
  *
  * Locks: disk->open_mutex (attach and partition removal only), then fd->mutex,
  * then the queue freeze, then blk_filter_lock, which is a leaf and may be taken
@@ -24,13 +25,10 @@
 #include <linux/blk-filter.h>
 #include <linux/blk-mq.h>
 #include <linux/module.h>
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/sysfs.h>
-#include "blk.h"
 #include "blk-filter.h"
-
-/* Patched out late, so that coming and going filters do not patch all the time. */
-DEFINE_STATIC_KEY_DEFERRED_FALSE(blk_filter_enabled, 10 * HZ);
 
 /*
  * For who has not entered a queue: the lists of filters, and the device of each
@@ -50,10 +48,9 @@ static sector_t blk_filter_sectors(const struct blk_filter *flt)
 	return max(READ_ONCE(flt->sectors), bdev_nr_sectors(flt->bdev));
 }
 
-/* Whether a filter took the bio. */
-bool __blk_filter_bio(struct bio *bio)
+/* Whether a filter of its disk, or the gate, took the bio. */
+bool __blk_filter_bio(struct blk_filter_disk *fd, struct bio *bio)
 {
-	struct blk_filter_disk *fd = bio->bi_bdev->bd_disk->filters;
 	struct blk_filter *flt;
 
 	if (!bio_sectors(bio))
@@ -79,14 +76,14 @@ bool __blk_filter_bio(struct bio *bio)
 
 static struct blk_filter_disk *blk_filter_alloc_disk(struct gendisk *disk)
 {
-	struct blk_filter_disk *fd = kzalloc(sizeof(*fd), GFP_KERNEL);
+	struct blk_filter_disk *fd = blk_front_alloc(disk);
 
 	if (!fd)
 		return NULL;
 	if (bdev_test_flag(disk->part0, BD_HAS_SUBMIT_BIO)) {
 		fd->gate = blk_write_gate_alloc();
 		if (!fd->gate) {
-			kfree(fd);
+			blk_front_free(fd);
 			return NULL;
 		}
 	}
@@ -95,59 +92,65 @@ static struct blk_filter_disk *blk_filter_alloc_disk(struct gendisk *disk)
 	return fd;
 }
 
-static void blk_filter_flag_bdevs(struct gendisk *disk, bool on)
+/* The front has forgotten the disk, and nobody uses what there was of it. */
+void blk_filter_free_disk(struct blk_filter_disk *fd)
 {
-	struct block_device *part;
-	unsigned long idx;
-
-	rcu_read_lock();
-	xa_for_each(&disk->part_tbl, idx, part) {
-		if (on)
-			bdev_set_flag(part, BD_FILTERED);
-		else
-			bdev_clear_flag(part, BD_FILTERED);
-	}
-	rcu_read_unlock();
+	blk_write_gate_free(fd->gate);
+	blk_front_free(fd);
 }
 
-static void blk_filter_link(struct blk_filter *flt, struct block_device *bdev)
+static int blk_filter_link(struct blk_filter *flt, struct block_device *bdev,
+			   struct blk_filter_disk *fd)
 {
 	struct gendisk *disk = bdev->bd_disk;
-	struct blk_filter_disk *fd = disk->filters;
+	struct blk_filter_freeze freeze;
 	unsigned int memflags;
 
 	lockdep_assert_held(&fd->mutex);
 
-	memflags = blk_mq_freeze_queue(disk->queue);
+	if (list_empty(&fd->filters)) {
+		int ret = blk_front_begin(disk, fd);
+
+		if (ret)
+			return ret;
+	}
+	memflags = memalloc_noio_save();
+	blk_filter_freeze_start(&freeze, disk->queue);
+	blk_filter_freeze_wait(&freeze, MAX_SCHEDULE_TIMEOUT);
 	if (list_empty(&fd->filters))
 		blk_write_gate_begin(fd->gate);
-	blk_filter_flag_bdevs(disk, true);
+	blk_front_flag(disk, true);
 	spin_lock_irq(&blk_filter_lock);
 	flt->bdev = bdev;
 	flt->sectors = bdev_nr_sectors(bdev);
 	list_add_tail(&flt->node, &fd->filters);
 	/* This, and a lock in the unfreeze, order it before bios that enter. */
 	spin_unlock_irq(&blk_filter_lock);
-	blk_mq_unfreeze_queue(disk->queue, memflags);
+	blk_filter_freeze_end(&freeze);
+	memalloc_noio_restore(memflags);
+	return 0;
 }
 
-static void blk_filter_unlink(struct blk_filter *flt)
+static void blk_filter_unlink(struct blk_filter *flt, struct blk_filter_disk *fd)
 {
 	struct gendisk *disk = flt->bdev->bd_disk;
-	struct blk_filter_disk *fd = disk->filters;
+	struct blk_filter_freeze freeze;
 	unsigned int memflags;
 
 	lockdep_assert_held(&fd->mutex);
 
-	memflags = blk_mq_freeze_queue(disk->queue);
+	memflags = memalloc_noio_save();
+	blk_filter_freeze_start(&freeze, disk->queue);
+	blk_filter_freeze_wait(&freeze, MAX_SCHEDULE_TIMEOUT);
 	spin_lock_irq(&blk_filter_lock);
 	list_del_init(&flt->node);
 	flt->bdev = NULL;
 	spin_unlock_irq(&blk_filter_lock);
 	if (list_empty(&fd->filters))
-		blk_filter_flag_bdevs(disk, false);
-	blk_mq_unfreeze_queue(disk->queue, memflags);
-	static_branch_slow_dec_deferred(&blk_filter_enabled);
+		blk_front_flag(disk, false);
+	blk_filter_freeze_end(&freeze);
+	memalloc_noio_restore(memflags);
+	blk_front_sub(disk, fd);
 }
 
 /**
@@ -162,7 +165,8 @@ static void blk_filter_unlink(struct blk_filter *flt)
  *
  * Context: May sleep; freezes the queue.
  * Return: 0, -ENODEV if the device is being removed, -EOPNOTSUPP for zoned
- * devices (their writes may bypass the hook), or -ENOMEM.
+ * devices (their writes may bypass the hook), -ENOMEM, or what the front says: see
+ * blk_front_add().
  */
 int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev,
 		      const struct blk_filter_operations *ops)
@@ -180,33 +184,35 @@ int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev,
 	atomic_set(&flt->held, 0);
 	init_waitqueue_head(&flt->wait);
 
-	/* Takes cpus_read_lock(), which does not nest into a freeze. */
-	static_branch_deferred_inc(&blk_filter_enabled);
+	ret = blk_front_add(disk);
+	if (ret)
+		return ret;
 
-	/* New partitions inherit BD_FILTERED under open_mutex. */
+	/* So the device does not go meanwhile; and see blk_front_flag(). */
 	mutex_lock(&disk->open_mutex);
 	if (!disk_live(disk) ||
 	    xa_load(&disk->part_tbl, bdev_partno(bdev)) != bdev) {
 		ret = -ENODEV;
 		goto unlock;
 	}
-	fd = disk->filters;
+	fd = blk_front_disk(disk);
 	if (!fd) {
 		fd = blk_filter_alloc_disk(disk);
 		if (!fd) {
 			ret = -ENOMEM;
 			goto unlock;
 		}
-		/* Pairs with READ_ONCE() where it is looked at without open_mutex. */
-		smp_store_release(&disk->filters, fd);
+		blk_front_publish(disk, fd);
 	}
 	mutex_lock(&fd->mutex);
-	blk_filter_link(flt, bdev);
+	ret = blk_filter_link(flt, bdev, fd);
 	mutex_unlock(&fd->mutex);
 unlock:
 	mutex_unlock(&disk->open_mutex);
-	if (ret)
-		static_branch_slow_dec_deferred(&blk_filter_enabled);
+	if (ret) {
+		blk_front_sub(disk, NULL);
+		blk_front_settle();
+	}
 	return ret;
 }
 EXPORT_SYMBOL_GPL(blk_filter_attach);
@@ -223,20 +229,22 @@ EXPORT_SYMBOL_GPL(blk_filter_attach);
  */
 void blk_filter_detach(struct blk_filter *flt)
 {
+	struct blk_filter_disk *fd = NULL;
 	struct gendisk *disk = NULL;
 
 	/* A device that goes takes its filters off before its last reference. */
 	spin_lock_irq(&blk_filter_lock);
 	if (flt->bdev) {
 		disk = flt->bdev->bd_disk;
+		fd = blk_front_disk(disk);
 		get_device(disk_to_dev(disk));
 	}
 	spin_unlock_irq(&blk_filter_lock);
 	if (disk) {
-		mutex_lock(&disk->filters->mutex);
+		mutex_lock(&fd->mutex);
 		if (flt->bdev)
-			blk_filter_unlink(flt);
-		mutex_unlock(&disk->filters->mutex);
+			blk_filter_unlink(flt, fd);
+		mutex_unlock(&fd->mutex);
 		put_disk(disk);
 	}
 
@@ -245,6 +253,7 @@ void blk_filter_detach(struct blk_filter *flt)
 	/* The last blk_filter_resubmit() is about to leave this lock. */
 	spin_lock_irq(&flt->wait.lock);
 	spin_unlock_irq(&flt->wait.lock);
+	blk_front_settle();
 }
 EXPORT_SYMBOL_GPL(blk_filter_detach);
 
@@ -252,10 +261,10 @@ EXPORT_SYMBOL_GPL(blk_filter_detach);
  * The device of filters, or the code of their owner, goes: take off all filters
  * of @disk, or those of @part, or those of @owner.
  */
-static void blk_filter_remove(struct gendisk *disk, struct block_device *part,
-			      struct module *owner)
+void blk_filter_remove(struct gendisk *disk, struct block_device *part,
+		       struct module *owner)
 {
-	struct blk_filter_disk *fd = READ_ONCE(disk->filters);
+	struct blk_filter_disk *fd = blk_front_disk(disk);
 	struct blk_filter *flt, *next;
 
 	if (!fd)
@@ -270,48 +279,14 @@ static void blk_filter_remove(struct gendisk *disk, struct block_device *part,
 			       flt->bdev, flt->ops->name);
 		else if (flt->ops->gone)
 			flt->ops->gone(flt);
-		blk_filter_unlink(flt);
+		blk_filter_unlink(flt, fd);
 	}
 	mutex_unlock(&fd->mutex);
 }
 
-/*
- * Called by del_gendisk() with no locks, after disk_live() became false: so
- * blk_filter_attach() adds no filter any more.
- */
-void blk_filter_del_disk(struct gendisk *disk)
+bool blk_filter_has_owner(struct gendisk *disk, struct module *owner)
 {
-	blk_filter_remove(disk, NULL, NULL);
-}
-
-/*
- * Called when a partition is removed, with disk->open_mutex held, which keeps
- * blk_filter_attach() out.
- */
-void blk_filter_del_part(struct block_device *part)
-{
-	struct blk_filter_disk *fd = part->bd_disk->filters;
-
-	/*
-	 * When the whole disk goes, blk_filter_del_disk() has been called, and
-	 * the queue is frozen, where the mutex must not be taken.
-	 */
-	if (fd && !list_empty(&fd->filters))
-		blk_filter_remove(part->bd_disk, part, NULL);
-}
-
-/* Called when the last reference on the disk is dropped. */
-void blk_filter_release_disk(struct gendisk *disk)
-{
-	if (!disk->filters)
-		return;
-	blk_write_gate_free(disk->filters->gate);
-	kfree(disk->filters);
-}
-
-static bool blk_filter_has_owner(struct gendisk *disk, struct module *owner)
-{
-	struct blk_filter_disk *fd = READ_ONCE(disk->filters);
+	struct blk_filter_disk *fd = blk_front_disk(disk);
 	struct blk_filter *flt;
 	bool has = false;
 
@@ -325,43 +300,12 @@ static bool blk_filter_has_owner(struct gendisk *disk, struct module *owner)
 }
 
 /*
- * A module's exit function has run, and its code is about to be freed.  Disks that
- * have no filter of it are not waited for.
- */
-static int blk_filter_module_event(struct notifier_block *nb,
-				   unsigned long event, void *module)
-{
-	struct class_dev_iter iter;
-	struct device *dev;
-
-	if (event != MODULE_STATE_GOING ||
-	    !static_key_enabled(&blk_filter_enabled.key))
-		return NOTIFY_DONE;
-	class_dev_iter_init(&iter, &block_class, NULL, &disk_type);
-	while ((dev = class_dev_iter_next(&iter)))
-		if (blk_filter_has_owner(dev_to_disk(dev), module))
-			blk_filter_remove(dev_to_disk(dev), NULL, module);
-	class_dev_iter_exit(&iter);
-	return NOTIFY_OK;
-}
-
-static struct notifier_block blk_filter_module_nb = {
-	.notifier_call = blk_filter_module_event,
-};
-
-static int __init blk_filter_setup(void)
-{
-	return register_module_notifier(&blk_filter_module_nb);
-}
-subsys_initcall(blk_filter_setup);
-
-/*
  * Called by set_capacity(), in whatever context that is called, before it does
  * something.
  */
 void blk_filter_resize_disk(struct gendisk *disk, sector_t sectors)
 {
-	struct blk_filter_disk *fd = READ_ONCE(disk->filters);
+	struct blk_filter_disk *fd = blk_front_disk(disk);
 	sector_t old = get_capacity(disk);
 	struct blk_filter *flt;
 	unsigned long flags;
@@ -381,21 +325,29 @@ void blk_filter_resize_disk(struct gendisk *disk, sector_t sectors)
  */
 void blk_filter_resize_part(struct block_device *part, sector_t sectors)
 {
-	struct blk_filter_disk *fd = part->bd_disk->filters;
+	struct blk_filter_disk *fd = blk_front_disk(part->bd_disk);
 	struct blk_filter *flt;
+	unsigned long flags;
 
 	if (!fd)
 		return;
-	spin_lock_irq(&blk_filter_lock);
+	spin_lock_irqsave(&blk_filter_lock, flags);
 	list_for_each_entry(flt, &fd->filters, node)
 		if (flt->bdev == part)
 			WRITE_ONCE(flt->sectors, max(flt->sectors, sectors));
-	spin_unlock_irq(&blk_filter_lock);
+	spin_unlock_irqrestore(&blk_filter_lock, flags);
+}
+
+/* Disks, of which each has the same class and type. */
+static void blk_disk_iter_init(struct class_dev_iter *iter, struct gendisk *disk)
+{
+	class_dev_iter_init(iter, disk_to_dev(disk)->class, NULL,
+			    disk_to_dev(disk)->type);
 }
 
 static void blk_filter_replace(struct gendisk *disk, int levels)
 {
-	struct blk_filter_disk *fd = READ_ONCE(disk->filters);
+	struct blk_filter_disk *fd = blk_front_disk(disk);
 	struct class_dev_iter iter;
 	struct blk_filter *flt;
 	struct device *dev;
@@ -412,9 +364,9 @@ static void blk_filter_replace(struct gendisk *disk, int levels)
 			     disk->disk_name);
 		return;
 	}
-	class_dev_iter_init(&iter, &block_class, NULL, &disk_type);
+	blk_disk_iter_init(&iter, disk);
 	while ((dev = class_dev_iter_next(&iter)))
-		if (bd_disk_holds(dev_to_disk(dev), disk->part0))
+		if (blk_front_holds(dev_to_disk(dev), disk->part0))
 			blk_filter_replace(dev_to_disk(dev), levels - 1);
 	class_dev_iter_exit(&iter);
 }
@@ -457,11 +409,11 @@ static bool blk_disk_is_above(struct gendisk *disk, struct block_device *bdev,
 	struct device *dev;
 	bool above = false;
 
-	class_dev_iter_init(&iter, &block_class, NULL, &disk_type);
+	blk_disk_iter_init(&iter, disk);
 	while (!above && levels && (dev = class_dev_iter_next(&iter))) {
 		struct gendisk *holder = dev_to_disk(dev);
 
-		if (bd_disk_holds(holder, bdev))
+		if (blk_front_holds(holder, bdev))
 			above = holder == disk ||
 				blk_disk_is_above(disk, holder->part0,
 						  levels - 1);
@@ -501,7 +453,7 @@ EXPORT_SYMBOL_GPL(blk_filter_sees_writes);
  */
 void blk_filter_replace_data(struct gendisk *disk)
 {
-	if (static_key_enabled(&blk_filter_enabled.key))
+	if (blk_front_active())
 		blk_filter_replace(disk, BLK_FILTER_LEVELS);
 }
 EXPORT_SYMBOL_GPL(blk_filter_replace_data);
@@ -556,7 +508,7 @@ EXPORT_SYMBOL_GPL(blk_filter_hold);
  */
 void blk_filter_resubmit(struct blk_filter *flt, struct bio *bio)
 {
-	resubmit_bio_noacct_nocheck(bio, false);
+	blk_front_resubmit(bio);
 
 	/*
 	 * The owner may free the filter once blk_filter_detach() has seen zero
@@ -569,11 +521,10 @@ void blk_filter_resubmit(struct blk_filter *flt, struct bio *bio)
 }
 EXPORT_SYMBOL_GPL(blk_filter_resubmit);
 
-static ssize_t filters_show(struct device *dev, struct device_attribute *attr,
-			    char *buf)
+/* The names of the filters of a device, one in a line, as an attribute shows them. */
+ssize_t blk_filter_show(struct block_device *bdev, char *buf)
 {
-	struct block_device *bdev = dev_to_bdev(dev);
-	struct blk_filter_disk *fd = READ_ONCE(bdev->bd_disk->filters);
+	struct blk_filter_disk *fd = blk_front_disk(bdev->bd_disk);
 	struct blk_filter *flt;
 	ssize_t len = 0;
 
@@ -586,18 +537,6 @@ static ssize_t filters_show(struct device *dev, struct device_attribute *attr,
 	spin_unlock_irq(&blk_filter_lock);
 	return len;
 }
-DEVICE_ATTR_RO(filters);
-
-static ssize_t filter_show(struct device *dev, struct device_attribute *attr,
-			   char *buf)
-{
-	ssize_t len = filters_show(dev, attr, buf);
-	char *end = memchr(buf, '\n', len);
-
-	/* Programs that know of one filter: the first. */
-	return end ? end + 1 - buf : sysfs_emit(buf, "\n");
-}
-DEVICE_ATTR_RO(filter);
 
 /*
  * Whether a filter of that name is attached to the device: 0, -ENOENT if none is
@@ -605,7 +544,7 @@ DEVICE_ATTR_RO(filter);
  */
 int blk_filter_find(struct block_device *bdev, const char *name)
 {
-	struct blk_filter_disk *fd = READ_ONCE(bdev->bd_disk->filters);
+	struct blk_filter_disk *fd = blk_front_disk(bdev->bd_disk);
 	struct blk_filter *flt;
 	int ret = -ENOENT;
 

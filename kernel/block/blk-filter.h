@@ -4,7 +4,6 @@
 
 #include <linux/blkdev.h>
 #include <linux/compat.h>
-#include <linux/jump_label_ratelimit.h>
 #include <uapi/linux/blk-filter.h>
 
 struct blk_write_gate;
@@ -36,33 +35,20 @@ struct compat_blkfilter_attach {
 #endif
 
 #ifdef CONFIG_BLK_FILTER
-extern struct static_key_false_deferred blk_filter_enabled;
-extern struct device_attribute dev_attr_filters;
-extern struct device_attribute dev_attr_filter;
-
 /* blk-filter.c */
-bool __blk_filter_bio(struct bio *bio);
+bool __blk_filter_bio(struct blk_filter_disk *fd, struct bio *bio);
 void blk_filter_resize_disk(struct gendisk *disk, sector_t sectors);
 void blk_filter_resize_part(struct block_device *part, sector_t sectors);
-void blk_filter_del_disk(struct gendisk *disk);
-void blk_filter_del_part(struct block_device *part);
-void blk_filter_release_disk(struct gendisk *disk);
+void blk_filter_remove(struct gendisk *disk, struct block_device *part,
+		       struct module *owner);
+bool blk_filter_has_owner(struct gendisk *disk, struct module *owner);
+void blk_filter_free_disk(struct blk_filter_disk *fd);
+ssize_t blk_filter_show(struct block_device *bdev, char *buf);
 int blk_filter_find(struct block_device *bdev, const char *name);
 
 /* blk-filter-type.c */
 int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
 		     void __user *argp);
-
-/* holder.c */
-#ifdef CONFIG_BLOCK_HOLDER_DEPRECATED
-bool bd_disk_holds(struct gendisk *disk, struct block_device *slave);
-#else
-static inline bool bd_disk_holds(struct gendisk *disk,
-				 struct block_device *slave)
-{
-	return false;
-}
-#endif
 
 /* blk-write-gate.c */
 struct blk_write_gate *blk_write_gate_alloc(void);
@@ -71,74 +57,24 @@ void blk_write_gate_begin(struct blk_write_gate *gate);
 bool blk_write_gate_enter(struct blk_write_gate *gate, struct bio *bio);
 void blk_write_gate_end_io(struct bio *bio);
 void blk_write_gate_leave(struct bio *bio);
+bool blk_write_gate_idle(struct blk_write_gate *gate);
+int blk_write_gate_setup(void);
+void blk_write_gate_end(void);
 
-/*
- * Show @bio to the filters of its disk.  Called with the queue entered; returns
- * true if a filter took the bio, which must then not be touched any more.
- */
-static inline bool blk_filter_bio(struct bio *bio)
-{
-	if (!static_branch_unlikely(&blk_filter_enabled.key))
-		return false;
-	/*
-	 * Whoever entered the queue after an unfreeze has to see what was
-	 * changed while it was frozen: the flag, the list of filters, and what
-	 * a filter changed.  As long as q_usage_counter counts per processor,
-	 * getting a reference is a load and a branch.  Pairs with the release
-	 * in __percpu_ref_switch_to_percpu().
-	 */
-	smp_acquire__after_ctrl_dep();
-	return bdev_test_flag(bio->bi_bdev, BD_FILTERED) &&
-	       __blk_filter_bio(bio);
-}
-
-/*
- * Called where a bio ends.  A counted write has the completion of its submitter
- * after this: bio_endio() walks a chain of bios by that, which would recurse, once
- * for each bio, if a completion of ours called it.
- */
-static inline void blk_filter_bio_endio(struct bio *bio)
-{
-	while (unlikely(bio->bi_end_io == blk_write_gate_end_io))
-		blk_write_gate_leave(bio);
-}
-#else /* CONFIG_BLK_FILTER */
-static inline void blk_filter_resize_disk(struct gendisk *disk,
-					  sector_t sectors)
-{
-}
-
-static inline void blk_filter_resize_part(struct block_device *part,
-					  sector_t sectors)
-{
-}
-
-static inline void blk_filter_bio_endio(struct bio *bio)
-{
-}
-
-static inline bool blk_filter_bio(struct bio *bio)
-{
-	return false;
-}
-
-static inline void blk_filter_del_disk(struct gendisk *disk)
-{
-}
-
-static inline void blk_filter_del_part(struct block_device *part)
-{
-}
-
-static inline void blk_filter_release_disk(struct gendisk *disk)
-{
-}
-
-static inline int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
-				   void __user *argp)
-{
-	return -ENOIOCTLCMD;
-}
-#endif /* CONFIG_BLK_FILTER */
+/* What the front does for the above: blk-filter-tree.c, or stock/front.c. */
+int blk_front_add(struct gendisk *disk);
+void blk_front_sub(struct gendisk *disk, struct blk_filter_disk *fd);
+void blk_front_settle(void);
+bool blk_front_active(void);
+struct blk_filter_disk *blk_front_alloc(struct gendisk *disk);
+void blk_front_free(struct blk_filter_disk *fd);
+struct blk_filter_disk *blk_front_disk(struct gendisk *disk);
+void blk_front_publish(struct gendisk *disk, struct blk_filter_disk *fd);
+int blk_front_begin(struct gendisk *disk, struct blk_filter_disk *fd);
+void blk_front_flag(struct gendisk *disk, bool on);
+bool blk_front_holds(struct gendisk *disk, struct block_device *slave);
+void blk_front_resubmit(struct bio *bio);
+void blk_front_end_chain(struct bio *bio);
+#endif
 
 #endif /* _BLK_FILTER_INTERNAL_H */

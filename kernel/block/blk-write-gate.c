@@ -27,7 +27,6 @@
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/workqueue.h>
-#include "blk.h"
 #include "blk-filter.h"
 
 /* Counted writes of a disk that make progress whatever the state of memory. */
@@ -81,7 +80,7 @@ static void blk_write_gate_release_workfn(struct work_struct *work)
 	spin_unlock(&gate->lock);
 
 	while ((bio = bio_list_pop(&bios)))
-		resubmit_bio_noacct_nocheck(bio, false);
+		blk_front_resubmit(bio);
 }
 
 struct blk_write_gate *blk_write_gate_alloc(void)
@@ -152,6 +151,7 @@ void blk_write_gate_leave(struct bio *bio)
 void blk_write_gate_end_io(struct bio *bio)
 {
 	blk_write_gate_leave(bio);
+	blk_front_end_chain(bio);
 	bio_endio(bio);
 }
 
@@ -171,6 +171,18 @@ static bool blk_write_gate_drained(struct blk_write_gate *gate)
 	/* Pairs with the first barrier in blk_write_gate_leave(). */
 	smp_mb();
 	return !writes;
+}
+
+/* Whether an open gate neither counts a write nor has one that waits. */
+bool blk_write_gate_idle(struct blk_write_gate *gate)
+{
+	bool idle;
+
+	spin_lock(&gate->lock);
+	idle = !gate->closed && bio_list_empty(&gate->waiting);
+	spin_unlock(&gate->lock);
+	return idle && !delayed_work_pending(&gate->release_work) &&
+	       blk_write_gate_drained(gate);
 }
 
 static bool blk_write_gate_covers(struct blk_write_gate *gate, struct bio *bio)
@@ -225,7 +237,9 @@ bool blk_write_gate_enter(struct blk_write_gate *gate, struct bio *bio)
 
 static struct blk_write_gate *bdev_write_gate(struct block_device *bdev)
 {
-	return READ_ONCE(bdev->bd_disk->filters)->gate;
+	struct blk_filter_disk *fd = blk_front_disk(bdev->bd_disk);
+
+	return fd ? fd->gate : NULL;
 }
 
 /*
@@ -339,12 +353,16 @@ void blk_write_gate_open(struct block_device *bdev)
 }
 EXPORT_SYMBOL_GPL(blk_write_gate_open);
 
-static int __init blk_write_gate_setup(void)
+/* Called by the front, before there is a gate. */
+int blk_write_gate_setup(void)
 {
 	blk_write_gate_wq = alloc_workqueue("blk_write_gate",
 					    WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
-	if (!blk_write_gate_wq)
-		panic("Failed to set up write gates\n");
-	return 0;
+	return blk_write_gate_wq ? 0 : -ENOMEM;
 }
-subsys_initcall(blk_write_gate_setup);
+
+/* Called when there is no gate any more, if the front ever ends. */
+void blk_write_gate_end(void)
+{
+	destroy_workqueue(blk_write_gate_wq);
+}

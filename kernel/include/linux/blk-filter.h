@@ -9,6 +9,7 @@
 
 #include <linux/atomic.h>
 #include <linux/bits.h>
+#include <linux/blk-mq.h>
 #include <linux/blk_types.h>
 #include <linux/completion.h>
 #include <linux/list.h>
@@ -16,6 +17,7 @@
 #include <linux/wait.h>
 
 struct blk_filter;
+struct blk_filter_disk;
 struct module;
 
 /* Masks for &blk_filter_operations.op_mask: all operations; those that are op_is_write(). */
@@ -124,6 +126,58 @@ struct blk_filter_type {
 	refcount_t users;
 	struct completion unused;
 };
+
+/**
+ * struct blk_filter_freeze - the freeze of a queue whose disk may have filters
+ * @q: the queue
+ * @fd: where the bios of the disk are stopped before they reach the queue; else NULL
+ * @frozen: the queue is frozen
+ *
+ * Filled in by blk_filter_freeze_start(); may be moved.
+ */
+struct blk_filter_freeze {
+	struct request_queue *q;
+	struct blk_filter_disk *fd;
+	bool frozen;
+};
+
+#ifdef CONFIG_BLK_FILTER_STOCK
+/* Filters see bios before they enter the queue: see stock/freeze.c. */
+void blk_filter_freeze_start(struct blk_filter_freeze *freeze,
+			     struct request_queue *q);
+bool blk_filter_freeze_wait(struct blk_filter_freeze *freeze,
+			    unsigned long timeout);
+void blk_filter_freeze_end(struct blk_filter_freeze *freeze);
+#elif defined(CONFIG_BLOCK)
+/*
+ * Filters see bios that have entered the queue: so these are what freezes any queue.
+ * Begin with memalloc_noio_save(); MAX_SCHEDULE_TIMEOUT is forever.
+ */
+static inline void blk_filter_freeze_start(struct blk_filter_freeze *freeze,
+					   struct request_queue *q)
+{
+	*freeze = (struct blk_filter_freeze){ .q = q };
+	blk_freeze_queue_start(q);
+}
+
+/* Whether nobody is in the queue any more; if not, the freeze goes on. */
+static inline bool blk_filter_freeze_wait(struct blk_filter_freeze *freeze,
+					  unsigned long timeout)
+{
+	if (timeout == MAX_SCHEDULE_TIMEOUT)
+		blk_mq_freeze_queue_wait(freeze->q);
+	else if (!blk_mq_freeze_queue_wait_timeout(freeze->q, timeout))
+		return false;
+	freeze->frozen = true;
+	return true;
+}
+
+/* Undoes blk_filter_freeze_start(), whether or not somebody waited. */
+static inline void blk_filter_freeze_end(struct blk_filter_freeze *freeze)
+{
+	blk_mq_unfreeze_queue_nomemrestore(freeze->q);
+}
+#endif
 
 #ifdef CONFIG_BLK_FILTER
 int blk_filter_register(struct blk_filter_type *type);

@@ -2,6 +2,7 @@
 
 #include <linux/bio.h>
 #include <linux/blk-cgroup.h>
+#include <linux/blk-filter.h>
 #include <linux/blkdev.h>
 #include <linux/highmem.h>
 #include <linux/part_stat.h>
@@ -17,6 +18,28 @@ __rust_helper void rust_helper_bio_charge_root(struct bio *bio)
 {
 	bio_associate_blkg_from_css(bio, blkcg_root_css);
 }
+
+#ifndef CONFIG_BLK_FILTER_STOCK
+__rust_helper void
+rust_helper_blk_filter_freeze_start(struct blk_filter_freeze *freeze,
+				    struct request_queue *q)
+{
+	blk_filter_freeze_start(freeze, q);
+}
+
+__rust_helper bool
+rust_helper_blk_filter_freeze_wait(struct blk_filter_freeze *freeze,
+				   unsigned long timeout)
+{
+	return blk_filter_freeze_wait(freeze, timeout);
+}
+
+__rust_helper void
+rust_helper_blk_filter_freeze_end(struct blk_filter_freeze *freeze)
+{
+	blk_filter_freeze_end(freeze);
+}
+#endif
 #endif
 
 __rust_helper bool rust_helper_bio_in_atomic(void)

@@ -128,6 +128,7 @@ impl Drop for QuickFreeze {
 /// Our freeze of the queue of `file`'s device was started on this thread and not undone.
 #[must_use]
 pub struct Freezing {
+    freeze: bindings::blk_filter_freeze,
     file: Arc<BdevFile>,
     _not_send: NotThreadSafe,
 }
@@ -137,19 +138,23 @@ impl Freezing {
     ///
     /// A [`NoIoScope`] must be in force until the queue was thawed.
     pub fn start(file: &Arc<BdevFile>, _scope: &NoIoScope) -> Self {
+        let mut freeze = bindings::blk_filter_freeze::default();
         // SAFETY: The device is open, so its queue is valid.
-        unsafe { bindings::blk_freeze_queue_start(file.bdev().queue()) };
+        unsafe { bindings::blk_filter_freeze_start(&mut freeze, file.bdev().queue()) };
         // INVARIANT: Just started.
         Self {
+            freeze,
             file: file.clone(),
             _not_send: NotThreadSafe,
         }
     }
 
     /// Waits, however long it takes, until all that had entered the queue has left it.
-    pub fn complete(self) -> Frozen {
+    pub fn complete(mut self) -> Frozen {
+        // `MAX_SCHEDULE_TIMEOUT`.
+        let forever = c_long::MAX as c_ulong;
         // SAFETY: The queue is valid, as the device is open, and the freeze was started.
-        unsafe { bindings::blk_mq_freeze_queue_wait(self.file.bdev().queue()) };
+        unsafe { bindings::blk_filter_freeze_wait(&mut self.freeze, forever) };
         // INVARIANT: The freeze is complete.
         Frozen(self)
     }
@@ -157,11 +162,9 @@ impl Freezing {
     /// Waits until all that had entered the queue has left it.
     ///
     /// Fails with `ETIMEDOUT`, and undoes the freeze.
-    pub fn wait(self, timeout: Jiffies) -> Result<Frozen> {
-        let queue = self.file.bdev().queue();
+    pub fn wait(mut self, timeout: Jiffies) -> Result<Frozen> {
         // SAFETY: The queue is valid, as the device is open, and the freeze was started.
-        let left = unsafe { bindings::blk_mq_freeze_queue_wait_timeout(queue, timeout as c_ulong) };
-        if left == 0 {
+        if !unsafe { bindings::blk_filter_freeze_wait(&mut self.freeze, timeout as c_ulong) } {
             return Err(ETIMEDOUT);
         }
         // INVARIANT: The freeze is complete.
@@ -171,8 +174,9 @@ impl Freezing {
 
 impl Drop for Freezing {
     fn drop(&mut self) {
-        // SAFETY: The freeze was started by the type invariant.
-        unsafe { bindings::blk_mq_unfreeze_queue_nomemrestore(self.file.bdev().queue()) };
+        // SAFETY: The freeze was started by the type invariant, and the queue is valid, as the
+        // device is open.
+        unsafe { bindings::blk_filter_freeze_end(&mut self.freeze) };
     }
 }
 
