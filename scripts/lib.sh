@@ -83,3 +83,11 @@ kmake() {
 	shift 2
 	make -C "$tree" O="$out" LLVM="-$LLVM_VERSION" "$@"
 }
+
+# Old images go, but not one that a guest is using.
+prune_images() {
+	local dir
+	for dir in $(ls -dt "$CACHE/image/$1"-*/ 2>/dev/null | tail -n +5); do
+		(flock -n 9 && rm -rf "$dir") 9>"$dir/lock" || true
+	done
+}

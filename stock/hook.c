@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Hooks: let calls of a function of the kernel come by here first.
+ *
+ * ftrace calls a callback of ours at the beginning of the function.  It only looks at
+ * the arguments; or it sends the caller to a wrapper (IPMODIFY), which goes on behind
+ * the ftrace call in the function's body when it likes.  Only one may do the latter
+ * with a function, livepatch for one.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/kprobes.h>
+#include "stock.h"
+
+/**
+ * stock_find - find where ftrace patches a function
+ * @name: its name; or NULL
+ * @addr: its address, if there is no name
+ *
+ * A probe that is never armed knows: names that are not exported, and whether there is
+ * an ENDBR before the place.
+ *
+ * Context: Process context.
+ * Return: The address, or 0 if there is no such function, or it cannot be traced.
+ */
+unsigned long stock_find(const char *name, const void *addr)
+{
+	struct kprobe probe = {
+		.symbol_name = name,
+		.addr = (kprobe_opcode_t *)addr,
+		.flags = KPROBE_FLAG_DISABLED,
+	};
+	unsigned long ip = 0;
+
+	if (register_kprobe(&probe))
+		return 0;
+	if (probe.flags & KPROBE_FLAG_FTRACE)
+		ip = (unsigned long)probe.addr;
+	unregister_kprobe(&probe);
+	return ip;
+}
+
+/**
+ * stock_hook_at - begin to hook a function
+ * @hook: the hook, which is not in use
+ * @ip: what stock_find() says of the function
+ *
+ * Who has entered the function before is not seen.
+ *
+ * Context: Process context.
+ * Return: 0; -EOPNOTSUPP if it cannot be traced; -EBUSY if somebody else redirects it;
+ * another error of ftrace.  All but 0 were logged.
+ */
+int stock_hook_at(struct stock_hook *hook, unsigned long ip)
+{
+	int ret;
+
+	if (!ip) {
+		pr_err("%s() cannot be traced in this kernel\n", hook->name);
+		return -EOPNOTSUPP;
+	}
+	if (hook->set_body)
+		hook->set_body(ip + MCOUNT_INSN_SIZE);
+	ret = ftrace_set_filter_ip(&hook->ops, ip, 0, 0);
+	if (!ret)
+		ret = register_ftrace_function(&hook->ops);
+	if (!ret) {
+		hook->ip = ip;
+		return 0;
+	}
+	ftrace_free_filter(&hook->ops);
+	if (ret == -EBUSY)
+		pr_err("%ps() is redirected by another tracer or a live patch\n",
+		       (void *)ip);
+	else
+		pr_err("%ps() cannot be hooked: error %d\n", (void *)ip, ret);
+	return ret;
+}
+
+/**
+ * stock_hook - begin to hook a function of the kernel by its name
+ * @hook: the hook; nothing is done if it is in use
+ *
+ * Context: Process context.
+ * Return: As stock_hook_at().
+ */
+int stock_hook(struct stock_hook *hook)
+{
+	if (hook->ip)
+		return 0;
+	return stock_hook_at(hook, stock_find(hook->name, NULL));
+}
+
+/**
+ * stock_unhook - end that
+ * @hook: the hook; nothing is done if it is not in use
+ *
+ * No callback runs when this returns.  Who was sent to the wrapper may be on the way
+ * there, or in it.
+ *
+ * Context: Process context.
+ */
+void stock_unhook(struct stock_hook *hook)
+{
+	if (!hook->ip)
+		return;
+	WARN_ON(unregister_ftrace_function(&hook->ops));
+	ftrace_free_filter(&hook->ops);
+	hook->ip = 0;
+}

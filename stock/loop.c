@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Loop devices: LOOP_SET_STATUS may let one begin elsewhere in its file.  Another file
+ * is another medium already, by the sequence number of the disk.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/major.h>
+#include <linux/slab.h>
+#include <uapi/linux/loop.h>
+#include "stock.h"
+
+struct loop_device;
+
+static int no_loop_get_status(struct loop_device *lo, struct loop_info64 *info)
+{
+	return -ENXIO;
+}
+
+static int no_loop_set_status(struct loop_device *lo,
+			      const struct loop_info64 *info)
+{
+	return -ENXIO;
+}
+
+STOCK_CALL(loop_get_status, no_loop_get_status)
+STOCK_BODY(loop_set_status, no_loop_set_status)
+
+static void stock_loop_replace(struct loop_device *lo)
+{
+	struct class_dev_iter iter;
+	struct device *dev;
+
+	stock_disk_iter_init(&iter);
+	while ((dev = class_dev_iter_next(&iter))) {
+		struct gendisk *disk = dev_to_disk(dev);
+
+		if (disk->major == LOOP_MAJOR && disk->private_data == lo)
+			blk_filter_replace_data(disk);
+	}
+	class_dev_iter_exit(&iter);
+}
+
+static int notrace wrap_loop_set_status(struct loop_device *lo,
+					const struct loop_info64 *info)
+{
+	struct loop_info64 *old;
+	int ret;
+
+	stock_count_in(&stock_tasks);
+	/* When in doubt the data is other. */
+	old = kzalloc_obj(*old, GFP_NOIO);
+	if (!old || (static_call(loop_get_status_body)(lo, old) != -ENXIO &&
+		     old->lo_offset != info->lo_offset))
+		stock_loop_replace(lo);
+	kfree(old);
+	ret = static_call(loop_set_status_body)(lo, info);
+	stock_count_out(&stock_tasks);
+	return ret;
+}
+
+STOCK_REDIRECT(loop_set_status);
+
+/**
+ * stock_loop_hook - begin to watch offsets of loop devices
+ *
+ * Context: Process context, with stock_replaced_mutex held.
+ * Return: The hook, hooked or not; NULL if there are no loop devices.
+ */
+struct stock_hook *stock_loop_hook(void)
+{
+	if (hook_loop_set_status.ip)
+		return &hook_loop_set_status;
+	if (!find_loop_get_status())
+		return NULL;
+	stock_hook(&hook_loop_set_status);
+	return &hook_loop_set_status;
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Disks that get other data without a bio: see dm.c and loop.c.
+ *
+ * Both drivers may be modules, which come and go, and so do their hooks.  What is in
+ * the way of a hook is logged, and filters of such disks are not told then.
+ */
+#include <linux/module.h>
+#include "stock.h"
+
+/*
+ * Held while these hooks come and go.  Taken with the lock of the module notifiers, or
+ * with stock_mutex held.
+ */
+static DEFINE_MUTEX(stock_replaced_mutex);
+
+/* Those of the drivers that there are. */
+static struct stock_hook *stock_replaced_hooks[2];
+
+/**
+ * stock_replaced_hook - watch the drivers that there are
+ *
+ * Context: Process context.  May be called again, when there are more.
+ */
+void stock_replaced_hook(void)
+{
+	mutex_lock(&stock_replaced_mutex);
+	stock_replaced_hooks[0] = stock_dm_hook();
+	stock_replaced_hooks[1] = stock_loop_hook();
+	mutex_unlock(&stock_replaced_mutex);
+}
+
+static void stock_replaced_end(struct module *mod)
+{
+	unsigned int i;
+
+	mutex_lock(&stock_replaced_mutex);
+	for (i = 0; i < ARRAY_SIZE(stock_replaced_hooks); i++) {
+		struct stock_hook *hook = stock_replaced_hooks[i];
+
+		if (hook && hook->ip && (!mod || within_module(hook->ip, mod)))
+			stock_unhook(hook);
+	}
+	mutex_unlock(&stock_replaced_mutex);
+}
+
+/**
+ * stock_replaced_forget - the code of a module is about to be freed
+ * @mod: the module
+ *
+ * Context: Process context.
+ */
+void stock_replaced_forget(struct module *mod)
+{
+	stock_replaced_end(mod);
+}
+
+/**
+ * stock_replaced_unhook - watch none
+ *
+ * Context: Process context.
+ */
+void stock_replaced_unhook(void)
+{
+	stock_replaced_end(NULL);
+}
