@@ -7,7 +7,7 @@ DEBUG ?= 0
 UML ?= 0
 QUICK ?= 0
 on = $(filter-out 0 n no,$($1))
-variant := $(or $(if $(call on,QUICK),quick),$(if $(call on,UML),uml),$(if $(call on,DEBUG),debug),release)
+variant := $(or $(KERNEL),$(if $(call on,QUICK),quick),$(if $(call on,UML),uml),$(if $(call on,DEBUG),debug),release)
 export KDIR
 # The scripts use all processors themselves, and `deps` comes before what needs it.
 .NOTPARALLEL:
@@ -20,14 +20,16 @@ help:
 
 ## make demo                 see it work, in a virtual machine
 ## make check                all tests   (TESTS='20-fidelity lint' for some, DEBUG=0|1 for one kernel)
+##         [KERNEL=debian: what there is for Debian's own kernel, and TESTS=…, on that]
 ## make soak                 the long tests   (TESTS=… and DEBUG=0|1 as above; HOURS=n of fuzzing)
 ## make coverage             lines of the driver that the tests reach   (TESTS=…; JOBS=n machines at a time)
 ## make vm [CMD='…']         run a command, or a shell, in a virtual machine with the module at hand
 ##         [DEBUG=1] [MEM=4G] [CPUS=2] [DISKS='512M 2G'] [APPEND='kernel parameters'] [LIMIT=seconds]
 ##         [SHARE=/directory that the guest may write to]   [QUICK=1: a process instead of a machine, for
-##         CMD only; UML=1: with the checks of DEBUG=1]
+##         CMD only; UML=1: with the checks of DEBUG=1]   [KERNEL=debian: Debian's own kernel; else release
+##         (as it is without), quick, uml, debug]
 ## make bench                measurements   (FULL=1 larger, REPS=n, CPUS=n; ICOUNT=1: instructions instead of time)
-## make kernel [QUICK=1|DEBUG=1|UML=1]   build the test kernel
+## make kernel [QUICK=1|DEBUG=1|UML=1|KERNEL=…]   build the test kernel
 ## make tools                build the blksnap command, libblksnap and the examples (needs cargo and cc)
 ## make tools-static         build it without shared libraries, for an initramfs
 ## make man DIR=…            write the manual pages there
@@ -52,7 +54,7 @@ toolchain:
 	@scripts/deps toolchain
 
 kernel: deps
-	@scripts/kernel build $(variant)
+	@$(if $(filter debian,$(variant)),scripts/stock build,scripts/kernel build $(variant))
 
 # No deps for these: cargo and a C compiler are enough.
 tools:
@@ -84,7 +86,7 @@ tools-fuzz: deps
 	@scripts/tools fuzz
 
 check: deps tools tools-static tools-fuzz
-	@tests/check $(TESTS)
+	@tests/check $(if $(filter debian,$(KERNEL)),--debian) $(TESTS)
 
 soak: deps tools tools-fuzz
 	@tests/check --soak $(TESTS)
