@@ -12,18 +12,11 @@
 #include <linux/kprobes.h>
 #include "stock.h"
 
-/**
- * stock_find - find where ftrace patches a function
- * @name: its name; or NULL
- * @addr: its address, if there is no name
- *
- * A probe that is never armed knows: names that are not exported, and whether there is
- * an ENDBR before the place.
- *
- * Context: Process context.
- * Return: The address, or 0 if there is no such function, or it cannot be traced.
+/*
+ * Where a function begins, behind an ENDBR; 0 if there is none of the name, or several.
+ * A probe that is never armed knows, also for names that are not exported.
  */
-unsigned long stock_find(const char *name, const void *addr)
+static unsigned long stock_probe(const char *name, const void *addr, bool traced)
 {
 	struct kprobe probe = {
 		.symbol_name = name,
@@ -34,10 +27,35 @@ unsigned long stock_find(const char *name, const void *addr)
 
 	if (register_kprobe(&probe))
 		return 0;
-	if (probe.flags & KPROBE_FLAG_FTRACE)
+	if (!traced || probe.flags & KPROBE_FLAG_FTRACE)
 		ip = (unsigned long)probe.addr;
 	unregister_kprobe(&probe);
 	return ip;
+}
+
+/**
+ * stock_find - find where ftrace patches a function
+ * @name: its name; or NULL
+ * @addr: its address, if there is no name
+ *
+ * Context: Process context.
+ * Return: The address, or 0 if there is no such function, or it cannot be traced.
+ */
+unsigned long stock_find(const char *name, const void *addr)
+{
+	return stock_probe(name, addr, true);
+}
+
+/**
+ * stock_find_call - find a function that is only called
+ * @name: its name
+ *
+ * Context: Process context.
+ * Return: What a static call can go to, or 0 if there is no such function.
+ */
+unsigned long stock_find_call(const char *name)
+{
+	return stock_probe(name, NULL, false);
 }
 
 /**

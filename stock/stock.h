@@ -47,6 +47,7 @@ struct stock_hook {
 };
 
 unsigned long stock_find(const char *name, const void *addr);
+unsigned long stock_find_call(const char *name);
 int stock_hook_at(struct stock_hook *hook, unsigned long ip);
 int stock_hook(struct stock_hook *hook);
 void stock_unhook(struct stock_hook *hook);
@@ -76,7 +77,7 @@ static void set_##name##_body(unsigned long body)			\
 STOCK_BODY(name, none)							\
 static bool find_##name(void)						\
 {									\
-	unsigned long ip = stock_find(#name, NULL);			\
+	unsigned long ip = stock_find_call(#name);			\
 									\
 	if (ip)								\
 		set_##name##_body(ip);					\

@@ -135,7 +135,7 @@ STOCK_BODY(resubmit, no_resubmit)
  */
 int stock_submit_setup(void)
 {
-	unsigned long ip = stock_find("submit_bio_noacct_nocheck", NULL);
+	unsigned long ip = stock_find_call("submit_bio_noacct_nocheck");
 
 	if (!ip) {
 		pr_err("submit_bio_noacct_nocheck() is not in this kernel\n");
