@@ -289,7 +289,7 @@ int blk_front_add(struct gendisk *disk)
 	if (!stock_started)
 		ret = stock_start(disk);
 	if (!ret) {
-		ret = stock_submit_add(disk);
+		ret = stock_replaced_check(disk) ?: stock_submit_add(disk);
 		if (!ret)
 			atomic_inc(&stock_filters);
 		else

@@ -2,9 +2,12 @@
 /*
  * Disks that get other data without a bio: see dm.c and loop.c.
  *
- * Both drivers may be modules, which come and go, and so do their hooks.  What is in
- * the way of a hook is logged, and filters of such disks are not told then.
+ * Both drivers may be modules, which come and go, and so do their hooks.  Where one cannot
+ * be hooked, its disks get no filter: that would not be told of other data.
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/major.h>
 #include <linux/module.h>
 #include "stock.h"
 
@@ -28,6 +31,42 @@ void stock_replaced_hook(void)
 	stock_replaced_hooks[0] = stock_dm_hook();
 	stock_replaced_hooks[1] = stock_loop_hook();
 	mutex_unlock(&stock_replaced_mutex);
+}
+
+/* Which of the above a disk needs; -1 is none. */
+static int stock_replaced_index(struct gendisk *disk)
+{
+	if (str_has_prefix(disk->disk_name, "dm-"))
+		return 0;
+	return disk->major == LOOP_MAJOR ? 1 : -1;
+}
+
+/**
+ * stock_replaced_check - whether a filter of a disk would be told of other data
+ * @disk: the disk
+ *
+ * Context: Process context, with stock_mutex held.
+ * Return: 0, or -EOPNOTSUPP, which was logged.
+ */
+int stock_replaced_check(struct gendisk *disk)
+{
+	int index = stock_replaced_index(disk);
+	struct stock_hook *hook;
+	bool hooked;
+
+	if (index < 0)
+		return 0;
+	/* Somebody else may have been in the way, and is not any more. */
+	stock_replaced_hook();
+	mutex_lock(&stock_replaced_mutex);
+	hook = stock_replaced_hooks[index];
+	hooked = hook && hook->ip;
+	mutex_unlock(&stock_replaced_mutex);
+	if (hooked)
+		return 0;
+	pr_err("%s: its driver cannot be hooked, and may give it other data unseen\n",
+	       disk->disk_name);
+	return -EOPNOTSUPP;
 }
 
 static void stock_replaced_end(struct module *mod)

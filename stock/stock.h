@@ -222,6 +222,7 @@ struct stock_hook *stock_loop_hook(void);
 
 /* replaced.c */
 void stock_replaced_hook(void);
+int stock_replaced_check(struct gendisk *disk);
 void stock_replaced_forget(struct module *mod);
 void stock_replaced_unhook(void);
 
