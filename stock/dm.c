@@ -155,20 +155,20 @@ static notrace struct dm_table *wrap_dm_swap_table(struct mapped_device *md,
 
 STOCK_REDIRECT(dm_swap_table);
 
-/**
- * stock_dm_hook - begin to watch tables of device mapper
- *
- * Context: Process context, with stock_replaced_mutex held.
- * Return: The hook, hooked or not; NULL if there is no device mapper.
- */
-struct stock_hook *stock_dm_hook(void)
+static bool find_dm(void)
 {
-	if (hook_dm_swap_table.ip)
-		return &hook_dm_swap_table;
-	if (!find_dm_get_live_table() || !find_dm_put_live_table() ||
-	    !find_dm_disk() || !find_dm_table_get_size() ||
-	    !find_dm_table_find_target())
-		return NULL;
-	stock_hook(&hook_dm_swap_table);
-	return &hook_dm_swap_table;
+	return find_dm_get_live_table() && find_dm_put_live_table() &&
+	       find_dm_disk() && find_dm_table_get_size() &&
+	       find_dm_table_find_target();
 }
+
+static bool drives_dm(struct gendisk *disk)
+{
+	return str_has_prefix(disk->disk_name, "dm-");
+}
+
+const struct stock_replacing stock_dm = {
+	.hook = &hook_dm_swap_table,
+	.find = find_dm,
+	.drives = drives_dm,
+};

@@ -6,11 +6,18 @@
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
 #include <linux/major.h>
+#include <linux/mutex.h>
 #include <linux/slab.h>
 #include <uapi/linux/loop.h>
 #include "stock.h"
 
 struct loop_device;
+
+/*
+ * Between the look at the offset and the change nobody else is to change it.  Taken in
+ * the wrapper only, with no lock of the driver held, and no bio waits for it.
+ */
+static DEFINE_MUTEX(stock_loop_mutex);
 
 static int no_loop_get_status(struct loop_device *lo, struct loop_info64 *info)
 {
@@ -26,6 +33,11 @@ static int no_loop_set_status(struct loop_device *lo,
 STOCK_CALL(loop_get_status, no_loop_get_status)
 STOCK_BODY(loop_set_status, no_loop_set_status)
 
+static bool drives_loop(struct gendisk *disk)
+{
+	return disk->major == LOOP_MAJOR;
+}
+
 static void stock_loop_replace(struct loop_device *lo)
 {
 	struct class_dev_iter iter;
@@ -35,7 +47,7 @@ static void stock_loop_replace(struct loop_device *lo)
 	while ((dev = class_dev_iter_next(&iter))) {
 		struct gendisk *disk = dev_to_disk(dev);
 
-		if (disk->major == LOOP_MAJOR && disk->private_data == lo)
+		if (drives_loop(disk) && disk->private_data == lo)
 			blk_filter_replace_data(disk);
 	}
 	class_dev_iter_exit(&iter);
@@ -48,6 +60,7 @@ static int notrace wrap_loop_set_status(struct loop_device *lo,
 	int ret;
 
 	stock_count_in(&stock_tasks);
+	mutex_lock(&stock_loop_mutex);
 	/* When in doubt the data is other. */
 	old = kzalloc_obj(*old, GFP_NOIO);
 	if (!old || (static_call(loop_get_status_body)(lo, old) != -ENXIO &&
@@ -55,24 +68,15 @@ static int notrace wrap_loop_set_status(struct loop_device *lo,
 		stock_loop_replace(lo);
 	kfree(old);
 	ret = static_call(loop_set_status_body)(lo, info);
+	mutex_unlock(&stock_loop_mutex);
 	stock_count_out(&stock_tasks);
 	return ret;
 }
 
 STOCK_REDIRECT(loop_set_status);
 
-/**
- * stock_loop_hook - begin to watch offsets of loop devices
- *
- * Context: Process context, with stock_replaced_mutex held.
- * Return: The hook, hooked or not; NULL if there are no loop devices.
- */
-struct stock_hook *stock_loop_hook(void)
-{
-	if (hook_loop_set_status.ip)
-		return &hook_loop_set_status;
-	if (!find_loop_get_status())
-		return NULL;
-	stock_hook(&hook_loop_set_status);
-	return &hook_loop_set_status;
-}
+const struct stock_replacing stock_loop = {
+	.hook = &hook_loop_set_status,
+	.find = find_loop_get_status,
+	.drives = drives_loop,
+};

@@ -7,7 +7,6 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <linux/major.h>
 #include <linux/module.h>
 #include "stock.h"
 
@@ -17,8 +16,9 @@
  */
 static DEFINE_MUTEX(stock_replaced_mutex);
 
-/* Those of the drivers that there are. */
-static struct stock_hook *stock_replaced_hooks[2];
+static const struct stock_replacing *const stock_replacing[] = {
+	&stock_dm, &stock_loop,
+};
 
 /**
  * stock_replaced_hook - watch the drivers that there are
@@ -27,18 +27,13 @@ static struct stock_hook *stock_replaced_hooks[2];
  */
 void stock_replaced_hook(void)
 {
-	mutex_lock(&stock_replaced_mutex);
-	stock_replaced_hooks[0] = stock_dm_hook();
-	stock_replaced_hooks[1] = stock_loop_hook();
-	mutex_unlock(&stock_replaced_mutex);
-}
+	unsigned int i;
 
-/* Which of the above a disk needs; -1 is none. */
-static int stock_replaced_index(struct gendisk *disk)
-{
-	if (str_has_prefix(disk->disk_name, "dm-"))
-		return 0;
-	return disk->major == LOOP_MAJOR ? 1 : -1;
+	mutex_lock(&stock_replaced_mutex);
+	for (i = 0; i < ARRAY_SIZE(stock_replacing); i++)
+		if (!stock_replacing[i]->hook->ip && stock_replacing[i]->find())
+			stock_hook(stock_replacing[i]->hook);
+	mutex_unlock(&stock_replaced_mutex);
 }
 
 /**
@@ -50,23 +45,21 @@ static int stock_replaced_index(struct gendisk *disk)
  */
 int stock_replaced_check(struct gendisk *disk)
 {
-	int index = stock_replaced_index(disk);
-	struct stock_hook *hook;
-	bool hooked;
+	unsigned int i;
 
-	if (index < 0)
-		return 0;
-	/* Somebody else may have been in the way, and is not any more. */
-	stock_replaced_hook();
-	mutex_lock(&stock_replaced_mutex);
-	hook = stock_replaced_hooks[index];
-	hooked = hook && hook->ip;
-	mutex_unlock(&stock_replaced_mutex);
-	if (hooked)
-		return 0;
-	pr_err("%s: its driver cannot be hooked, and may give it other data unseen\n",
-	       disk->disk_name);
-	return -EOPNOTSUPP;
+	for (i = 0; i < ARRAY_SIZE(stock_replacing); i++) {
+		if (!stock_replacing[i]->drives(disk))
+			continue;
+		/* Who was in the way when the driver came may be gone. */
+		stock_replaced_hook();
+		/* An open disk keeps its driver, so the hook stays. */
+		if (READ_ONCE(stock_replacing[i]->hook->ip))
+			return 0;
+		pr_err("%s: its driver cannot be hooked, and may give it other data unseen\n",
+		       disk->disk_name);
+		return -EOPNOTSUPP;
+	}
+	return 0;
 }
 
 static void stock_replaced_end(struct module *mod)
@@ -74,10 +67,10 @@ static void stock_replaced_end(struct module *mod)
 	unsigned int i;
 
 	mutex_lock(&stock_replaced_mutex);
-	for (i = 0; i < ARRAY_SIZE(stock_replaced_hooks); i++) {
-		struct stock_hook *hook = stock_replaced_hooks[i];
+	for (i = 0; i < ARRAY_SIZE(stock_replacing); i++) {
+		struct stock_hook *hook = stock_replacing[i]->hook;
 
-		if (hook && hook->ip && (!mod || within_module(hook->ip, mod)))
+		if (hook->ip && (!mod || within_module(hook->ip, mod)))
 			stock_unhook(hook);
 	}
 	mutex_unlock(&stock_replaced_mutex);

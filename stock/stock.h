@@ -216,9 +216,21 @@ void stock_holder_wait(void);
 int stock_removal_hook(struct gendisk *disk);
 void stock_removal_unhook(void);
 
+/**
+ * struct stock_replacing - a driver that can give its disks other data without a bio
+ * @hook: the function that does it
+ * @find: finds what else is called; false if the driver is not there
+ * @drives: whether a disk is one of this driver
+ */
+struct stock_replacing {
+	struct stock_hook *hook;
+	bool (*find)(void);
+	bool (*drives)(struct gendisk *disk);
+};
+
 /* dm.c, loop.c */
-struct stock_hook *stock_dm_hook(void);
-struct stock_hook *stock_loop_hook(void);
+extern const struct stock_replacing stock_dm;
+extern const struct stock_replacing stock_loop;
 
 /* replaced.c */
 void stock_replaced_hook(void);
