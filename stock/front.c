@@ -12,8 +12,10 @@
 
 #include <linux/hashtable.h>
 #include <linux/module.h>
+#include <linux/moduleparam.h>
 #include <linux/percpu.h>
 #include <linux/slab.h>
+#include <linux/sysfs.h>
 #include <linux/workqueue.h>
 #include "stock.h"
 
@@ -193,7 +195,7 @@ static int stock_start(struct gendisk *disk)
 unhook:
 	stock_removal_unhook();
 	/* Somebody may have gone there meanwhile. */
-	stock_wait_tasks(MAX_SCHEDULE_TIMEOUT);
+	stock_count_wait(&stock_tasks, MAX_SCHEDULE_TIMEOUT);
 destroy_wq:
 	destroy_workqueue(stock_wq);
 end_gates:
@@ -201,30 +203,6 @@ end_gates:
 free_count:
 	stock_count_free(&stock_tasks);
 	return ret;
-}
-
-/**
- * stock_wait_tasks - wait for tasks in wrappers that nobody is sent to any more
- * @timeout: how long, in jiffies; MAX_SCHEDULE_TIMEOUT is forever
- *
- * Context: Process context; sleeps.
- * Return: Whether none is left.
- */
-bool stock_wait_tasks(unsigned long timeout)
-{
-	unsigned long end = jiffies + timeout;
-	bool zero;
-
-	/* Those on the way there are counted then: they have not slept yet. */
-	synchronize_rcu_tasks();
-	while (!(zero = stock_count_is_zero(&stock_tasks))) {
-		if (timeout != MAX_SCHEDULE_TIMEOUT && time_after(jiffies, end))
-			break;
-		schedule_timeout_uninterruptible(1);
-	}
-	/* Those who were counted out have returned. */
-	synchronize_rcu_tasks();
-	return zero;
 }
 
 /* Whether nobody stops a disk, and no write in flight has our completion. */
@@ -273,7 +251,7 @@ static void stock_stop(void)
 	unregister_module_notifier(&stock_module_nb);
 	stock_replaced_unhook();
 	stock_removal_unhook();
-	stock_wait_tasks(MAX_SCHEDULE_TIMEOUT);
+	stock_count_wait(&stock_tasks, MAX_SCHEDULE_TIMEOUT);
 	stock_free_disks();
 	blk_write_gate_end();
 	stock_count_free(&stock_tasks);
@@ -369,8 +347,11 @@ int blk_front_begin(struct gendisk *disk, struct blk_filter_disk *fd)
 		return 0;
 	do {
 		while (wq_has_sleeper(frozen)) {
-			if (time_after(jiffies, end))
+			if (time_after(jiffies, end)) {
+				pr_err("%s: its queue has been frozen for too long\n",
+				       disk->disk_name);
 				return -EBUSY;
+			}
 			schedule_timeout_uninterruptible(1);
 		}
 		synchronize_rcu_tasks();
@@ -383,3 +364,39 @@ int blk_front_begin(struct gendisk *disk, struct blk_filter_disk *fd)
 void blk_front_flag(struct gendisk *disk, bool on)
 {
 }
+
+/*
+ * What the kernel would show as the attribute "filters" of each disk and partition, if
+ * it knew of filters: the devices that have one, one in a line.
+ */
+static int stock_show_filters(char *buffer, const struct kernel_param *kp)
+{
+	struct class_dev_iter iter;
+	struct block_device *part;
+	struct device *dev;
+	unsigned long idx;
+	int len = 0;
+
+	mutex_lock(&stock_mutex);
+	if (!stock_started)
+		goto unlock;
+	stock_disk_iter_init(&iter);
+	while ((dev = class_dev_iter_next(&iter))) {
+		rcu_read_lock();
+		xa_for_each(&dev_to_disk(dev)->part_tbl, idx, part)
+			if (!blk_filter_find(part, KBUILD_MODNAME))
+				len += sysfs_emit_at(buffer, len, "%pg\n", part);
+		rcu_read_unlock();
+	}
+	class_dev_iter_exit(&iter);
+unlock:
+	mutex_unlock(&stock_mutex);
+	return len;
+}
+
+static const struct kernel_param_ops stock_filters_ops = {
+	.get = stock_show_filters,
+};
+module_param_cb(filters, &stock_filters_ops, NULL, 0444);
+__MODULE_PARM_TYPE(filters, "list");
+MODULE_PARM_DESC(filters, "The devices that have the filter; read only");

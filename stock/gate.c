@@ -12,6 +12,7 @@
  * would stand still.
  */
 #include <linux/percpu.h>
+#include <linux/rcupdate.h>
 #include <linux/wait.h>
 #include "stock.h"
 
@@ -55,6 +56,31 @@ bool stock_count_is_zero(struct stock_count *count)
 	for_each_possible_cpu(cpu)
 		in += READ_ONCE(*per_cpu_ptr(count->in, cpu));
 	return in == out;
+}
+
+/**
+ * stock_count_wait - wait for tasks in wrappers that nobody is sent to any more
+ * @count: which they are in
+ * @timeout: how long, in jiffies; MAX_SCHEDULE_TIMEOUT is forever
+ *
+ * Context: Process context; sleeps.
+ * Return: Whether none is left.
+ */
+bool stock_count_wait(struct stock_count *count, unsigned long timeout)
+{
+	unsigned long end = jiffies + timeout;
+	bool zero;
+
+	/* Those on the way there are counted then: they have not slept yet. */
+	synchronize_rcu_tasks();
+	while (!(zero = stock_count_is_zero(count))) {
+		if (timeout != MAX_SCHEDULE_TIMEOUT && time_after(jiffies, end))
+			break;
+		schedule_timeout_uninterruptible(1);
+	}
+	/* Those who were counted out have returned. */
+	synchronize_rcu_tasks();
+	return zero;
 }
 
 int stock_gate_init(struct stock_gate *gate)

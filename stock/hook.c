@@ -74,7 +74,7 @@ int stock_hook_at(struct stock_hook *hook, unsigned long ip)
 	int ret;
 
 	if (!ip) {
-		pr_err("%s() cannot be traced in this kernel\n", hook->name);
+		pr_err("%s cannot be traced in this kernel\n", hook->name);
 		return -EOPNOTSUPP;
 	}
 	if (hook->set_body)
@@ -88,10 +88,10 @@ int stock_hook_at(struct stock_hook *hook, unsigned long ip)
 	}
 	ftrace_free_filter(&hook->ops);
 	if (ret == -EBUSY)
-		pr_err("%ps() is redirected by another tracer or a live patch\n",
+		pr_err("%ps is redirected by another tracer or a live patch\n",
 		       (void *)ip);
 	else
-		pr_err("%ps() cannot be hooked: error %d\n", (void *)ip, ret);
+		pr_err("%ps cannot be hooked: error %d\n", (void *)ip, ret);
 	return ret;
 }
 

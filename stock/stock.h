@@ -12,6 +12,7 @@
  *	chain.c		the end of bios that end each other
  *	removal.c	disks and partitions that go, or get another size
  *	replaced.c	disks that get other data: dm.c, loop.c
+ *	ioctl.c		how user space attaches and controls filters
  *	holder.c	which disk is made of which
  *	hook.c		ftrace
  *	module.c	the module's beginning and end
@@ -118,6 +119,7 @@ struct stock_count {
 int stock_count_init(struct stock_count *count);
 void stock_count_free(struct stock_count *count);
 bool stock_count_is_zero(struct stock_count *count);
+bool stock_count_wait(struct stock_count *count, unsigned long timeout);
 
 static inline void stock_count_in(struct stock_count *count)
 {
@@ -186,7 +188,6 @@ static inline bool stock_disk_is_bio_based(struct stock_disk *sd)
 
 struct stock_disk *stock_disk_find(struct gendisk *disk);
 void stock_disk_forget(struct gendisk *disk);
-bool stock_wait_tasks(unsigned long timeout);
 void stock_disk_iter_init(struct class_dev_iter *iter);
 void stock_end(void);
 extern struct stock_count stock_tasks;
@@ -198,6 +199,10 @@ void stock_submit_sub(struct gendisk *disk);
 unsigned int stock_submit_generation(struct gendisk *disk);
 void stock_submit_settle(void);
 void stock_submit_forget(struct module *mod);
+
+/* ioctl.c */
+int stock_ioctl_hook(void);
+void stock_ioctl_unhook(void);
 
 /* module.c: in the place of system_dfl_wq, for the kernel crate; see Kbuild */
 extern struct workqueue_struct *stock_dfl_wq;

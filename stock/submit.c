@@ -172,7 +172,7 @@ static struct stock_slot *stock_slot_new(void)
 		if (!stock_slots[i].used)
 			return &stock_slots[i];
 	/* Drivers were unloaded and loaded again, all over the time. */
-	if (!stock_wait_tasks(10 * HZ))
+	if (!stock_count_wait(&stock_tasks, 10 * HZ))
 		return NULL;
 	for (i = 1; i < ARRAY_SIZE(stock_slots); i++)
 		if (!stock_slots[i].hook.ip)
@@ -191,7 +191,7 @@ static int stock_slot_hook(struct stock_slot *slot, struct gendisk *disk)
 	if (disk->fops->submit_bio) {
 		ip = stock_find(NULL, disk->fops->submit_bio);
 		if (!ip) {
-			pr_err("%s: %ps() cannot be traced in this kernel\n",
+			pr_err("%s: %ps cannot be traced in this kernel\n",
 			       disk->disk_name, disk->fops->submit_bio);
 			return -EOPNOTSUPP;
 		}

@@ -8,6 +8,7 @@ whose titles contain one of them. SEED=n repeats what a run with that seed did.
 """
 
 import contextlib
+import errno
 import os
 import random
 import subprocess
@@ -111,9 +112,18 @@ def module_loaded():
     return Path("/sys/module/blksnap").exists()
 
 
+# Whether this kernel does not know of filters: the module is of the stock flavour.
+STOCK = any(Path("/sys/block").iterdir()) and not any(Path("/sys/block").glob("*/filters"))
+# What is not served, an ioctl of a device says so.
+NOT_SERVED = errno.ENOTTY if STOCK else errno.ENOENT
+
+
 def filters():
     """All attached filters, as `{disk or partition: names}`."""
     found = {}
+    if STOCK:
+        shown = Path("/sys/module/blksnap/parameters/filters")
+        return {name: ["blksnap"] for name in shown.read_text().split()} if shown.exists() else {}
     for path in [*Path("/sys/block").glob("*/filters"), *Path("/sys/block").glob("*/*/filters")]:
         if names := path.read_text().split():
             found[path.parent.name] = names
