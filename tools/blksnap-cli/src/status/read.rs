@@ -3,11 +3,12 @@
 //! What the module tells, as one value. Its JSON form is stable: `blksnap-command.rst` describes it,
 //! members may be added, none changes its meaning. What an older module does not tell is `null`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use blksnap::state::{ImageState, SnapshotState, TrackerState};
 use blksnap::{CbtInfo, Control, DevId, Image, Owner, SnapshotId, v2};
 use rustix::io::Errno;
+use rustix::system::uname;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -16,8 +17,33 @@ use uuid::Uuid;
 pub struct Status {
     /// Version of the module.
     pub module: String,
+    /// What calls it.
+    pub flavour: Flavour,
+    /// The release of the kernel that runs.
+    pub kernel: String,
     pub trackers: Vec<Tracker>,
     pub snapshots: Vec<Snapshot>,
+}
+
+/// How the module sees bios, see `flavours.rst`.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Flavour {
+    /// The kernel was patched for it.
+    Tree,
+    /// It is one that nobody patched.
+    Stock,
+}
+
+impl Flavour {
+    /// That of the module that is loaded: only one of them has this parameter.
+    fn read() -> Self {
+        if Path::new("/sys/module/blksnap/parameters/filters").exists() {
+            Self::Stock
+        } else {
+            Self::Tree
+        }
+    }
 }
 
 /// A tracked device. Sizes are in bytes, times in seconds since 1970.
@@ -143,6 +169,8 @@ impl Status {
         snapshots.sort_by_key(|snapshot| snapshot.created);
         Ok(Self {
             module: control.version()?.to_string(),
+            flavour: Flavour::read(),
+            kernel: uname().release().to_string_lossy().into_owned(),
             trackers: control.trackers()?.iter().map(Tracker::from).collect(),
             snapshots,
         })

@@ -4,12 +4,22 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::read::{Captured, Failure, Holder, Phase, Snapshot, Status, Tracker};
+use super::read::{Captured, Failure, Flavour, Holder, Phase, Snapshot, Status, Tracker};
 use crate::size::Size;
 
 /// All of it, as it is at a time.
 pub fn table(status: &Status, now: SystemTime) -> String {
-    let mut lines = vec![format!("module version {}", status.module), String::new()];
+    let flavour = match status.flavour {
+        Flavour::Tree => "",
+        Flavour::Stock => " (stock)",
+    };
+    let mut lines = vec![
+        format!(
+            "module version {}{flavour}, kernel {}",
+            status.module, status.kernel
+        ),
+        String::new(),
+    ];
     if status.trackers.is_empty() {
         lines.push("no device is tracked".into());
     } else {
@@ -272,12 +282,14 @@ mod tests {
         };
         let status = Status {
             module: "1.0.0.0".into(),
+            flavour: Flavour::Tree,
+            kernel: "7.3.4".into(),
             trackers: vec![tracker],
             snapshots: vec![snapshot],
         };
         let text = table(&status, UNIX_EPOCH + Duration::from_secs(1070));
         let wanted = "\
-module version 1.0.0.0
+module version 1.0.0.0, kernel 7.3.4
 
 DEVICE    NUMBER  SIZE      BLOCK     TRACKED     LAST  SNAPSHOT
 /dev/vda  254:0   1.00 GiB  64.0 KiB  1 min 10 s  3     00000000
@@ -301,12 +313,14 @@ snapshot 00000000-0000-0000-0000-000000000000: CORRUPTED, taken 10 s ago
     fn nothing_is_said_too() {
         let status = Status {
             module: "1.0.0.0".into(),
+            flavour: Flavour::Stock,
+            kernel: "7.3.4+deb13-amd64".into(),
             trackers: Vec::new(),
             snapshots: Vec::new(),
         };
         assert_eq!(
             table(&status, UNIX_EPOCH),
-            "module version 1.0.0.0\n\nno device is tracked\n\nno snapshot"
+            "module version 1.0.0.0 (stock), kernel 7.3.4+deb13-amd64\n\nno device is tracked\n\nno snapshot"
         );
     }
 }
