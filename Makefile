@@ -12,7 +12,7 @@ export KDIR
 # The scripts use all processors themselves, and `deps` comes before what needs it.
 .NOTPARALLEL:
 
-.PHONY: help deps toolchain kernel tools tools-static tools-fuzz man install-tools vm check soak lint matrix bench demo coverage \
+.PHONY: help deps toolchain kernel tools tools-static tools-fuzz man install-tools deb vm check soak lint matrix bench demo coverage \
 	install-tree uninstall-tree check-tree modules clean
 
 help:
@@ -35,6 +35,7 @@ help:
 ## make man DIR=…            write the manual pages there
 ## make install-tools        install them, manual pages, completions, units of systemd, a rule of udev, …
 ##         [PREFIX=/usr/local] [LIBDIR=PREFIX/lib] [DESTDIR=…]
+## make deb                  Debian packages of everything, for Debian 13; as root (needs cargo and rsync)
 ## make lint                 format, clippy, checkpatch, documentation
 ## make matrix               build the driver built in, without modules, without sysfs, …
 ## make deps                 install and fetch what building needs (the others do it too)
@@ -70,6 +71,9 @@ man: tools
 export PREFIX LIBDIR DESTDIR
 install-tools: $(if $(SUDO_USER),,tools)
 	@scripts/install-tools
+
+deb:
+	@scripts/deb build
 
 # As they were written: a `$` in them is the guest's, not make's.
 override CMD := $(value CMD)

@@ -56,3 +56,7 @@ static void __exit stock_exit(void)
 
 module_init(stock_init);
 module_exit(stock_exit);
+
+/* The driver's part of the module has the rest, and its version. */
+MODULE_INFO(flavour, "stock");
+MODULE_INFO(package, BLKSNAP_PACKAGE);
