@@ -26,6 +26,7 @@ mod init;
 mod legacy;
 mod list;
 mod manifest;
+mod module;
 mod mounts;
 mod names;
 mod output;
@@ -68,6 +69,9 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("blksnap: {error:#}");
+            if let Some(trouble) = module::trouble(&error) {
+                eprintln!("blksnap: {trouble}");
+            }
             let interrupted = error.downcast_ref::<signals::Interrupted>();
             interrupted.map_or(ExitCode::FAILURE, |by| by.exit_code())
         }
