@@ -12,14 +12,11 @@
 //! out other data. Hence a reader first reads the data, and then looks here: if it finds that
 //! nothing happened, nothing had when the data was read.
 
-use kernel::{
-    prelude::*,
-    sync::atomic::{
-        Acquire,
-        Atomic,
-        Relaxed,
-        Release, //
-    }, //
+use kernel::sync::atomic::{
+    Acquire,
+    Atomic,
+    Relaxed,
+    Release, //
 };
 
 /// How the disk that a tracked device is, or is on, has changed since tracking began. No locks, and
@@ -88,7 +85,7 @@ impl Medium {
 }
 
 #[cfg(CONFIG_BLK_SNAP_KUNIT_TEST)]
-#[kunit_tests(blksnap_medium)]
+#[kernel::macros::kunit_tests(blksnap_medium)]
 mod tests {
     use super::*;
 

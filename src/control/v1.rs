@@ -35,7 +35,6 @@ use super::{
     structs::{
         read_array,
         Abi,
-        Layout,
         Struct, //
     }, //
 };
@@ -292,6 +291,7 @@ mod tests {
                 I386,
                 WIDE, //
             },
+            Layout,
             RANGE, //
         },
         *, //

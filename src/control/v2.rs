@@ -37,7 +37,6 @@ use super::{
     registry::Registry,
     structs::{
         Abi,
-        Layout,
         Struct, //
     }, //
 };
@@ -220,7 +219,8 @@ mod tests {
             test_abis::{
                 I386,
                 WIDE, //
-            }, //
+            },
+            Layout, //
         },
         *, //
     };

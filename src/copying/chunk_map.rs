@@ -79,6 +79,8 @@ const GROUP_SHIFT: u32 = 6;
 type Group = [RcuSlot<Word>; 1 << GROUP_SHIFT];
 
 /// The largest number of chunks that are claimed at once.
+// Used in an assertion only, which rustc 1.85 does not count.
+#[allow(dead_code)]
 pub(crate) const MAX_RUN: u64 = WINDOW;
 
 /// The largest number of windows that such a run lies in.
