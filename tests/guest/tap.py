@@ -20,6 +20,7 @@ from pathlib import Path
 
 import blksnap
 import blksnap2
+from hooks import hooked
 
 # Everything takes ten times longer with KASAN and lockdep: do less.
 DEBUG = Path("/sys/kernel/debug/kmemleak").exists()
@@ -152,6 +153,7 @@ def _unload():
     if module_loaded():
         sh("modprobe", "-r", "blksnap")
     equal(filters(), {}, "filters without module")
+    equal(hooked(), set(), "hooks without module")
     equal(sorted(map(str, Path("/dev").glob("blksnap*"))), [], "device nodes without module")
 
 
