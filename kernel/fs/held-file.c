@@ -79,6 +79,7 @@ static blk_status_t held_file_serve(struct held_file *hf, struct bio *bio)
 	struct kiocb iocb;
 	struct bio_vec bv;
 	ssize_t ret;
+	loff_t pos;
 
 	bio_for_each_bvec(bv, bio, bi)
 		segments++;
@@ -88,22 +89,29 @@ static blk_status_t held_file_serve(struct held_file *hf, struct bio *bio)
 	iter.iov_offset = bio->bi_iter.bi_offset;
 
 	init_sync_kiocb(&iocb, hf->file);
-	iocb.ki_pos = (loff_t)bio->bi_iter.bi_sector << SECTOR_SHIFT;
+	pos = (loff_t)bio->bi_iter.bi_sector << SECTOR_SHIFT;
+	iocb.ki_pos = pos;
 	/* What is not in whole blocks goes through the page cache. */
-	if (!IS_ALIGNED(iocb.ki_pos | bio->bi_iter.bi_size, PAGE_SIZE))
+	if (!IS_ALIGNED(pos | bio->bi_iter.bi_size, PAGE_SIZE))
 		iocb.ki_flags &= ~IOCB_DIRECT;
 
 	while (iov_iter_count(&iter)) {
+		/* Some file systems leave it where it was: 9p, SMB. */
+		struct iov_iter left = iter;
+
 		if (write)
-			ret = vfs_iocb_iter_write(hf->file, &iocb, &iter);
+			ret = vfs_iocb_iter_write(hf->file, &iocb, &left);
 		else
-			ret = vfs_iocb_iter_read(hf->file, &iocb, &iter);
+			ret = vfs_iocb_iter_read(hf->file, &iocb, &left);
 		if (ret == -EINVAL && (iocb.ki_flags & IOCB_DIRECT)) {
 			iocb.ki_flags &= ~IOCB_DIRECT;
 			continue;
 		}
 		if (ret <= 0)
 			return errno_to_blk_status(ret ?: -EIO);
+		iov_iter_advance(&iter, ret);
+		pos += ret;
+		iocb.ki_pos = pos;
 	}
 	return BLK_STS_OK;
 }
