@@ -4,6 +4,7 @@
 import contextlib
 import itertools
 import os
+import re
 import struct
 import time
 from pathlib import Path
@@ -14,6 +15,10 @@ from tap import sh
 _numbers = itertools.count()
 
 MIB = 1 << 20
+
+# What the check of a vfat says of one that is whole, but mounted.
+VFAT_SAYS = re.compile(r"fsck\.fat |Dirty bit is set|\s*Automatically removing dirty bit|"
+                       r"\s*Leaving filesystem unchanged|\S+: \d+ files|$")
 
 
 def _name(kind):
@@ -202,6 +207,10 @@ def make_fs(kind, device, size=None):
         sh("mkfs.xfs", "-q", "-f", "-K", "--unsupported", *(["-d", f"size={size}"] if size else []), device)
     elif kind == "btrfs":
         sh("mkfs.btrfs", "-q", "-f", "-K", *(["-b", str(size)] if size else []), device)
+    elif kind == "f2fs":
+        sh("mkfs.f2fs", "-q", "-f", "-t", "0", device)
+    elif kind == "vfat":
+        sh("mkfs.vfat", device)
     else:
         raise ValueError(kind)
 
@@ -213,6 +222,15 @@ def check_fs(kind, device):
     elif kind == "btrfs":
         # Its data, too.
         sh("btrfs", "check", "--readonly", "--check-data-csum", device)
+    elif kind == "f2fs":
+        found = sh("fsck.f2fs", "--dry-run", device)
+        if "[Fail]" in found or "[Ok..]" not in found:
+            raise AssertionError(found)
+    elif kind == "vfat":
+        found = sh("fsck.vfat", "-n", device, check=False).splitlines()
+        # While it is mounted it is marked as such.
+        if wrong := [line for line in found if not VFAT_SAYS.match(line)]:
+            raise AssertionError("\n".join(wrong))
     else:
         sh("xfs_repair", "-n", device)
 

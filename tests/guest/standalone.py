@@ -4,6 +4,7 @@ on another one. It is the only way to storage that the kernel holds where block 
 the commands of 2025: on a kernel that nobody patched."""
 
 import contextlib
+import errno
 import os
 import struct
 import uuid
@@ -70,3 +71,30 @@ class Agent(Control2):
         self.ctl(path, blksnap2.SNAPSHOTINFO, buffer)
         number, image = struct.unpack("i32s", buffer)
         return number, image.rstrip(b"\0").decode()
+
+
+class AgentSnapshot(Snapshot2):
+    """As Snapshot2, by these nodes."""
+
+    def __init__(self, devices, storage, limit=blksnap2.NO_LIMIT, take=True):
+        self.control = Agent()
+        self.devices = [devices] if isinstance(devices, str) else list(devices)
+        self.id = None
+        try:
+            self.id = self.control.create(storage, limit)
+            for path in self.devices:
+                try:
+                    self.control.attach(path)
+                except OSError as error:
+                    if error.errno != errno.EALREADY:
+                        raise
+                self.control.ctl(path, blksnap2.SNAPSHOTADD, bytearray(self.id.bytes))
+            if take:
+                self.take()
+        except BaseException:
+            self.destroy()
+            raise
+
+    @property
+    def images(self):
+        return ["/dev/" + self.control.info(path)[1] for path in self.devices]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Whether the images of a file system that is worked on are whole, each as of its instant."""
 
+import contextlib
 from pathlib import Path
 
 import devices
@@ -28,14 +29,15 @@ def check_image(kind, image, number, known):
     devices.check_fs(kind, image)
 
 
-def under_fire(kind, disk, storage, snapshots):
-    """So many snapshots in a row of a new file system on the disk."""
+def under_fire(kind, disk, storage, snapshots, operations=OPERATIONS, nowait=True):
+    """So many snapshots in a row of a new file system on the disk. `nowait`: it and its driver know that."""
     sh("modprobe", "-q", kind, check=False)
     devices.make_fs(kind, disk)
     with devices.mounted(disk, "discard") as where:
-        with io_uring(where), FileLoad(where, name=kind) as load, KnownFile(f"{where}/known", kind) as file:
+        with io_uring(where) if nowait else contextlib.nullcontext(), \
+                FileLoad(where, name=kind) as load, KnownFile(f"{where}/known", kind) as file:
             def go_on():
-                goals = [done + OPERATIONS for done in load.done]
+                goals = [done + operations for done in load.done]
                 until(lambda: load.errors or all(done >= goal for done, goal in zip(load.done, goals)), 300)
             go_on()
             copied = 0

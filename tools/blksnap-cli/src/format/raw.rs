@@ -6,12 +6,13 @@
 //! only what changed is there; what is a hole is told by the list of extents alone.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
@@ -35,9 +36,12 @@ impl RawWriter {
         let make = || {
             let file = private::create_new(path)?;
             file.set_len(size)?;
-            Ok::<_, std::io::Error>(file)
+            Ok::<_, io::Error>(file)
         };
-        let file = make().with_context(|| too_large(path, size))?;
+        let file = make().map_err(|error| {
+            let what = not_made(path, size, &error);
+            anyhow!(error).context(what)
+        })?;
         Ok(Self {
             file: Arc::new(Direct::of(file, path, &mut options)?),
             fresh: 0,
@@ -93,12 +97,12 @@ impl Writer for RawWriter {
 }
 
 /// What to say of a file that cannot be made.
-fn too_large(path: &Path, size: u64) -> String {
+fn not_made(path: &Path, size: u64, error: &io::Error) -> String {
     let path = path.display();
-    // ext4 has no files of more than 16 TiB, and those of other formats are smaller than the device.
-    if size >= 16 << 40 {
+    if error.raw_os_error() == Some(Errno::FBIG.raw_os_error()) {
         return format!(
-            "cannot create {path} of {}: if the file system has no files so large, as ext4, use --format qcow2",
+            "cannot create {path} of {}: the file system has no files so large (FAT: 4 GiB, ext4: 16 TiB); use \
+             another one, or --format qcow2, which takes no more than the data",
             Size(size)
         );
     }
@@ -107,7 +111,7 @@ fn too_large(path: &Path, size: u64) -> String {
 
 /// Makes a range of a file or device read as zeros: by a flag of fallocate, or by writing where
 /// that can't be done.
-pub fn clear(file: &File, how: FallocateFlags, range: Range<u64>) -> std::io::Result<()> {
+pub fn clear(file: &File, how: FallocateFlags, range: Range<u64>) -> io::Result<()> {
     match rustix::fs::fallocate(file, how, range.start, range.end - range.start) {
         Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => {
             static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
