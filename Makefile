@@ -18,10 +18,11 @@ export KDIR
 help:
 	@sed -n 's/^## //p' Makefile
 
-## make demo                 see it work, in a virtual machine
+## make demo                 see it work, in a virtual machine   (KERNEL=debian: on Debian's own kernel)
 ## make check                all tests   (TESTS='20-fidelity lint' for some, DEBUG=0|1 for one kernel)
 ##         [KERNEL=debian: what there is for Debian's own kernel, and TESTS=…, on that]
-## make soak                 the long tests   (TESTS=… and DEBUG=0|1 as above; HOURS=n of fuzzing)
+## make soak                 the long tests   (TESTS=… and DEBUG=0|1 as above; HOURS=n of fuzzing;
+##         KERNEL=debian: all files of tests/vm.d, on that)
 ## make coverage             lines of the driver that the tests reach   (TESTS=…; JOBS=n machines at a time)
 ## make vm [CMD='…']         run a command, or a shell, in a virtual machine with the module at hand
 ##         [DEBUG=1] [MEM=4G] [CPUS=2] [DISKS='512M 2G'] [APPEND='kernel parameters'] [LIMIT=seconds]
@@ -93,7 +94,7 @@ check: deps tools tools-static tools-fuzz
 	@tests/check $(if $(filter debian,$(KERNEL)),--debian) $(TESTS)
 
 soak: deps tools tools-fuzz
-	@tests/check --soak $(TESTS)
+	@tests/check --soak $(if $(filter debian,$(KERNEL)),--debian) $(TESTS)
 
 coverage: deps tools tools-static tools-fuzz
 	@tests/coverage/run $(TESTS)
@@ -108,7 +109,7 @@ bench: kernel tools
 	@tests/bench/run
 
 demo: kernel tools
-	@tests/demo/run
+	@tests/demo/run $(if $(filter-out release,$(variant)),--$(variant))
 
 export O
 install-tree:
