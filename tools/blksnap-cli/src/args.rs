@@ -10,11 +10,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use blksnap_backup::Format;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
 use crate::above;
-use crate::format::Format;
 use crate::size::Size;
 pub use legacy::{Legacy, PlaceArgs};
 pub use second::{Abi, AbiArg, Field, Second};

@@ -7,16 +7,14 @@
 //! ```
 //!
 //! Before the comparison and after it, what has changed in the images meanwhile is copied again: see
-//! [`again`]. A backup is a new directory in the [repository](crate::repository); those before are
+//! [`again`]. A backup is a new directory in the [repository](blksnap_backup::Repository); those before are
 //! only read.
 
 mod again;
 mod job;
 mod pipe;
 mod plan;
-pub mod record;
 mod report;
-mod unreadable;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,23 +22,20 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use blksnap::{CbtInfo, DevId, Session};
+use blksnap_backup::{Device, Draft, Format, Hardware, Kind, Manifest, Recorder, Repository};
 
 use crate::INCOMPLETE;
 use crate::above;
 use crate::apart;
 use crate::args;
-use crate::format::Format;
-use crate::hardware::Hardware;
 use crate::hold;
-use crate::manifest::{Device, Kind, Manifest};
 use crate::names;
+use crate::opened;
 use crate::output;
-use crate::repository::{Draft, Repository};
 use crate::signals::Signals;
 use crate::trim;
 use job::Job;
 use plan::{Base, Plan};
-use record::Recorder;
 use report::Report;
 
 /// A device that was named.
@@ -65,6 +60,7 @@ pub fn run(args: &args::Backup) -> Result<ExitCode> {
         true => Repository::create(&args.to)?,
         false => Repository::add(&args.to)?,
     };
+    opened::remark(&repository)?;
     let base = plan::base(&repository, args.full)?;
     // Also of a full one, and not if the newest is damaged: then nobody knows.
     if let (false, Ok(Some(last))) = (args.change_devices, repository.newest()) {

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, bail, ensure};
 use blksnap::storage::Place;
 use blksnap::{DevId, Image, Session, SessionOptions, Taken};
+use blksnap_backup::is_block_device;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -23,7 +24,6 @@ use crate::above;
 use crate::apart;
 use crate::args;
 use crate::child::{self, Outcome};
-use crate::device::is_block_device;
 use crate::names;
 use crate::output;
 use crate::restore::signature;

@@ -3,10 +3,11 @@
 //! `blksnap init`: a directory is made one of backups.
 
 use anyhow::{Result, ensure};
+use blksnap_backup::Repository;
 
 use crate::args;
+use crate::opened;
 use crate::output;
-use crate::repository::Repository;
 
 /// Makes one.
 pub fn run(args: &args::Init) -> Result<()> {
@@ -16,7 +17,7 @@ pub fn run(args: &args::Init) -> Result<()> {
         "{} is a directory of backups already",
         path.display()
     );
-    Repository::create(path)?;
+    opened::remark(&Repository::create(path)?)?;
     output::print(format!("{}: backups can be made here", path.display()))
 }
 

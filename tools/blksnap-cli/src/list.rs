@@ -5,15 +5,14 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use blksnap_backup::{Kind, Manifest, Repository, State, parts};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
 use crate::args;
-use crate::chain;
-use crate::manifest::{Kind, Manifest, State};
+use crate::opened;
 use crate::output;
-use crate::repository::Repository;
 use crate::size::Size;
 
 /// Lists them, the oldest first.
@@ -81,6 +80,7 @@ struct Device {
 
 fn report(args: &args::List) -> Result<Report> {
     let (repository, _) = Repository::read(&args.directory)?;
+    opened::remark(&repository)?;
     let mut report = Report {
         directory: repository.path().to_owned(),
         backups: Vec::new(),
@@ -91,7 +91,7 @@ fn report(args: &args::List) -> Result<Report> {
         match repository.manifest(&id) {
             Ok(manifest) if manifest.state == State::Dropped => report.dropped.push(id),
             Ok(manifest) => {
-                let parts = |device| chain::parts(&repository, &manifest, device).map(|_| ());
+                let parts = |device| parts(&repository, &manifest, device).map(|_| ());
                 let whole = manifest.devices.iter().try_for_each(parts);
                 let damaged = whole.err().map(|error| format!("{error:#}"));
                 report.backups.push(Backup::new(manifest, damaged));
@@ -175,8 +175,9 @@ fn time_text(unix_ns: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use blksnap_backup::testing::Store;
+
     use super::*;
-    use crate::testing::Store;
 
     #[test]
     fn backups_and_damage_and_leftovers_are_listed() {

@@ -4,38 +4,43 @@
 //! that is left, and a line at the end. Nothing elsewhere, or if `--quiet` was given.
 
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
+use blksnap_backup::Watch;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::output;
+use crate::signals::Signals;
 use crate::size::Size;
 
 /// How the bar looks. No colours: nothing here is more important than the rest.
 const STYLE: &str = "{msg} [{wide_bar}] {percent}% {binary_bytes_per_sec} {eta} left";
 
 /// The progress of one piece of work of a known number of bytes.
-pub struct Progress {
+pub struct Progress<'a> {
+    signals: &'a Signals,
     what: String,
     bar: ProgressBar,
-    done: u64,
+    done: AtomicU64,
     start: Instant,
 }
 
-impl Progress {
+impl<'a> Progress<'a> {
     /// Begins: `what` is such as "copying /dev/vda".
-    pub fn start(what: impl Into<String>, bytes: u64) -> Self {
+    pub fn start(what: impl Into<String>, bytes: u64, signals: &'a Signals) -> Self {
         let shown = std::io::stderr().is_terminal() && !output::is_quiet();
         let target = if shown {
             ProgressDrawTarget::stderr()
         } else {
             ProgressDrawTarget::hidden()
         };
-        Self::draw_to(target, what.into(), bytes)
+        Self::draw_to(target, what.into(), bytes, signals)
     }
 
     /// Begins, and shows it there.
-    fn draw_to(target: ProgressDrawTarget, what: String, bytes: u64) -> Self {
+    fn draw_to(target: ProgressDrawTarget, what: String, bytes: u64, signals: &'a Signals) -> Self {
         let bar = ProgressBar::with_draw_target(Some(bytes), target).with_message(what.clone());
         // The template is known to be good; the default look would do as well.
         if let Ok(style) = ProgressStyle::with_template(STYLE) {
@@ -44,24 +49,20 @@ impl Progress {
         // The rate goes down while nothing comes, also when no piece of work ends.
         bar.enable_steady_tick(Duration::from_millis(500));
         Self {
+            signals,
             what,
             bar,
-            done: 0,
+            done: AtomicU64::new(0),
             start: Instant::now(),
         }
-    }
-
-    /// So many bytes more are done.
-    pub fn advance(&mut self, bytes: u64) {
-        self.done += bytes;
-        self.bar.inc(bytes);
     }
 
     /// All is done. Gives the seconds it took.
     pub fn finish(self) -> f64 {
         let seconds = self.start.elapsed().as_secs_f64();
-        let rate = Size((self.done as f64 / seconds.max(0.001)) as u64);
-        let done = Size(self.done);
+        let done = self.done.load(Ordering::Relaxed);
+        let rate = Size((done as f64 / seconds.max(0.001)) as u64);
+        let done = Size(done);
         self.bar
             .println(format!("{}: {done} in {seconds:.1} s, {rate}/s", self.what));
         self.bar.finish_and_clear();
@@ -69,7 +70,22 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Watch for Progress<'_> {
+    fn check(&self) -> Result<()> {
+        Ok(self.signals.check()?)
+    }
+
+    fn expect(&self, bytes: u64) {
+        self.bar.inc_length(bytes);
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+        self.bar.inc(bytes);
+    }
+}
+
+impl Drop for Progress<'_> {
     /// Work that fails leaves no half bar before the message.
     fn drop(&mut self) {
         self.bar.finish_and_clear();
@@ -82,15 +98,17 @@ mod tests {
 
     use super::*;
 
-    fn progress(bytes: u64) -> (InMemoryTerm, Progress) {
+    fn progress(bytes: u64) -> (InMemoryTerm, Progress<'static>) {
         let term = InMemoryTerm::new(10, 100);
         let target = ProgressDrawTarget::term_like(Box::new(term.clone()));
-        (term, Progress::draw_to(target, "copying x".into(), bytes))
+        let signals = Box::leak(Box::new(Signals::catch().unwrap()));
+        let progress = Progress::draw_to(target, "copying x".into(), bytes, signals);
+        (term, progress)
     }
 
     #[test]
     fn a_bar_tells_rate_and_time_and_goes_away() {
-        let (term, mut progress) = progress(4 << 20);
+        let (term, progress) = progress(4 << 20);
         progress.advance(1 << 20);
         progress.bar.force_draw();
         let shown = term.contents();
@@ -106,7 +124,7 @@ mod tests {
 
     #[test]
     fn work_that_fails_leaves_no_bar() {
-        let (term, mut progress) = progress(100);
+        let (term, progress) = progress(100);
         progress.advance(10);
         drop(progress);
         assert_eq!(term.contents(), "");

@@ -48,13 +48,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use blksnap_backup::{Chain, Device, Manifest, Repository, State, parts};
 use serde::Serialize;
 
 use crate::args;
-use crate::chain::{self, Chain};
-use crate::manifest::{Device, Manifest, State};
+use crate::opened;
 use crate::output;
-use crate::repository::Repository;
 use crate::signals::Signals;
 use crate::size::Size;
 use crate::verify;
@@ -144,9 +143,12 @@ pub struct Merged {
 /// Keeps the newest backups in a directory.
 pub fn prune(path: &Path, how: How<'_>, signals: &Signals) -> Result<Report> {
     if how.dry_run {
-        return steps(&Repository::read(path)?.0, how, signals);
+        let (repository, _) = Repository::read(path)?;
+        opened::remark(&repository)?;
+        return steps(&repository, how, signals);
     }
     let repository = Repository::change(path)?;
+    opened::remark(&repository)?;
     steps(&repository, how, signals).inspect_err(|_| {
         // A half-written file may be why the disk is full. If this fails, too, the next one does it.
         let _ = repository.sweep();
@@ -319,7 +321,7 @@ fn alone(repository: &Repository, dropped: &[String], oldest: &Manifest) -> Resu
         let manifest = repository.manifest(id)?;
         for device in &manifest.devices {
             // Of a broken chain nothing is needed; that of the oldest kept is whole.
-            let parts = chain::parts(repository, &manifest, device).unwrap_or_default();
+            let parts = parts(repository, &manifest, device).unwrap_or_default();
             let names = parts
                 .iter()
                 .filter_map(|(dir, _)| dir.file_name()?.to_str());
@@ -340,7 +342,7 @@ fn drop_backups<'a>(
     let oldest = repository.manifest(oldest)?;
     let mut needed = Vec::new();
     for device in &oldest.devices {
-        let parts = chain::parts(repository, &oldest, device)?;
+        let parts = parts(repository, &oldest, device)?;
         needed.extend(parts.into_iter().map(|(dir, _)| dir));
     }
     for id in dropped.rev() {

@@ -13,18 +13,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use blksnap_backup::{Chain, Device, Extent, Layer, Manifest, Repository, Watch, pieces};
 use serde::Serialize;
 
 use crate::INCOMPLETE;
 use crate::args;
-use crate::chain::{Chain, Layer};
-use crate::copy::pieces;
-use crate::extents::Extent;
-use crate::manifest::{Device, Manifest};
 use crate::names;
+use crate::opened;
 use crate::output;
 use crate::progress::Progress;
-use crate::repository::Repository;
 use crate::signals::Signals;
 use crate::size::Size;
 use target::{OpenTarget, Place, Target};
@@ -119,6 +116,7 @@ pub fn restore(
     signals: &Signals,
 ) -> Result<Vec<Report>> {
     let (repository, id) = Repository::read(backup)?;
+    opened::remark(&repository)?;
     let manifest = repository.find(id.as_deref())?;
     let mut jobs = Vec::new();
     for (device, place) in pair(&manifest, targets)? {
@@ -152,14 +150,12 @@ pub fn restore(
     for (device, chain, mut target) in jobs {
         let what = format!("{}: restoring to {}", device.name, target.path().display());
         let bytes = bytes(&chain);
-        let mut progress = Progress::start(what, bytes);
+        let progress = Progress::start(what, bytes, signals);
         let mut layers = chain.layers.iter();
         let mut damage = Vec::new();
         let mut lost = how.keep_going.then_some(&mut damage);
         layers
-            .try_for_each(|layer| {
-                write(layer, &target, signals, &mut progress, lost.as_deref_mut())
-            })
+            .try_for_each(|layer| write(layer, &target, &progress, lost.as_deref_mut()))
             .and_then(|()| target.finish())
             .map_err(|error| target.in_part(error))?;
         target
@@ -194,15 +190,14 @@ fn bytes(chain: &Chain) -> u64 {
 fn write(
     layer: &Layer,
     target: &OpenTarget,
-    signals: &Signals,
-    progress: &mut Progress,
+    progress: &Progress<'_>,
     mut lost: Option<&mut Vec<Damage>>,
 ) -> Result<()> {
     for extent in layer.extents.zeros() {
         let visible: Vec<_> = layer.visible(extent).collect();
         // In pieces: a device may take long for a large range.
         for piece in pieces(visible.into_iter()) {
-            signals.check()?;
+            progress.check()?;
             target.zero(piece)?;
         }
     }
@@ -213,7 +208,7 @@ fn write(
             target.write(part.start, &bytes[inside(part.start)..inside(part.end)])
         })
     };
-    layer.read(layer.data(), signals, write, |extent, _, good| {
+    layer.read(layer.data(), progress, write, |extent, _, good| {
         let parts = layer.visible(extent);
         progress.advance(parts.map(|part| part.end - part.start).sum());
         let (Err(error), Some(lost)) = (&good, &mut lost) else {
@@ -276,12 +271,11 @@ fn pair<'a>(manifest: &'a Manifest, targets: &[String]) -> Result<Vec<(&'a Devic
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use blksnap_backup::testing::{Store, device};
     use uuid::Uuid;
 
     use super::*;
-    use crate::manifest::tests::device;
     use crate::signals::Interrupted;
-    use crate::testing::Store;
 
     const SIZE: usize = 9 << 20;
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
+use blksnap_backup::Watch;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// The signals that ask this process to end: but for those that it was told to ignore when it was
@@ -90,6 +91,12 @@ impl Signals {
                 signal: signal as i32,
             }),
         }
+    }
+}
+
+impl Watch for Signals {
+    fn check(&self) -> Result<()> {
+        Ok(Self::check(self)?)
     }
 }
 

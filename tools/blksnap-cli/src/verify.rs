@@ -9,19 +9,18 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use blksnap_backup::{
+    BUFFER_SIZE, Buffer, Chain, Extent, Format, Layer, Manifest, Repository, Watch, is_zero,
+    no_work, parts,
+};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::args;
-use crate::buffer::{self, Buffer};
-use crate::chain::{self, Chain, Layer, no_work};
-use crate::extents::Extent;
-use crate::format::Format;
-use crate::manifest::Manifest;
+use crate::opened;
 use crate::output;
 use crate::progress::Progress;
-use crate::repository::Repository;
 use crate::signals::Signals;
 use crate::size::Size;
 
@@ -93,6 +92,7 @@ pub struct Damage {
 /// Checks all backups in a directory, or the one whose directory is given.
 pub fn verify(path: &Path, signals: &Signals) -> Result<Report> {
     let (repository, id) = Repository::read(path)?;
+    opened::remark(&repository)?;
     let mut report = Report::default();
     // A file that several backups need is read once.
     let mut read = BTreeSet::new();
@@ -129,7 +129,7 @@ pub fn check(
         if let Err(error) = Chain::open(repository, manifest, device) {
             report.add(&manifest.id, Some(&device.name), format!("{error:#}"));
         }
-        let parts = chain::parts(repository, manifest, device);
+        let parts = parts(repository, manifest, device);
         // With a broken chain, the file of this backup is looked at all the same.
         let parts = parts.unwrap_or_else(|_| vec![(repository.dir(&manifest.id), device.clone())]);
         for (dir, device) in parts {
@@ -152,21 +152,26 @@ fn check_data(layer: &Layer, report: &mut Report, signals: &Signals) -> Result<(
         report.add(&id, Some(&layer.device.name), format!("{error:#}"));
         return Ok(());
     }
-    let mut progress = Progress::start(what, layer.extents.totals().0);
-    layer.read(layer.extents.data(), signals, no_work, |extent, _, good| {
-        progress.advance(extent.length);
-        report.bytes_read += extent.length;
-        if let Err(error) = good {
-            report.damage.push(Damage {
-                backup: id.clone().into(),
-                device: Some(layer.device.name.clone()),
-                start: Some(extent.start),
-                length: Some(extent.length),
-                what: format!("{error:#}"),
-            });
-        }
-        Ok(())
-    })?;
+    let progress = Progress::start(what, layer.extents.totals().0, signals);
+    layer.read(
+        layer.extents.data(),
+        &progress,
+        no_work,
+        |extent, _, good| {
+            progress.advance(extent.length);
+            report.bytes_read += extent.length;
+            if let Err(error) = good {
+                report.damage.push(Damage {
+                    backup: id.clone().into(),
+                    device: Some(layer.device.name.clone()),
+                    start: Some(extent.start),
+                    length: Some(extent.length),
+                    what: format!("{error:#}"),
+                });
+            }
+            Ok(())
+        },
+    )?;
     progress.finish();
     // A raw file may be used as an image, so what is no data must be zeros.
     if layer.device.file_format == Format::Raw {
@@ -211,11 +216,11 @@ fn first_not_zero(layer: &Layer, extent: &Extent) -> Result<Option<u64>> {
             Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
             Err(errno) => return Err(errno).with_context(failed),
         };
-        let length = end.saturating_sub(at).min(buffer::SIZE as u64);
+        let length = end.saturating_sub(at).min(BUFFER_SIZE as u64);
         // No more than is in the buffer.
         let bytes = &mut buffer.bytes_mut()[..length as usize];
         reader.read(at, bytes)?;
-        if !buffer::is_zero(bytes) {
+        if !is_zero(bytes) {
             return Ok(Some(at));
         }
         at += length;
@@ -239,8 +244,9 @@ impl Report {
 mod tests {
     use std::os::unix::fs::FileExt;
 
+    use blksnap_backup::testing::Store;
+
     use super::*;
-    use crate::testing::Store;
 
     #[test]
     fn data_where_all_was_zero_is_found() {

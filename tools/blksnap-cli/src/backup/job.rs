@@ -8,14 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use blksnap::{ByteSet, CbtInfo, Session};
+use blksnap_backup::{Chain, Layer, Recorder, Source, compare, without};
 
 use super::again::{Known, is_inside};
 use super::plan::Plan;
-use super::record::{Recorder, without};
 use super::report::DeviceReport;
-use crate::chain::{Chain, Layer};
-use crate::compare::compare;
-use crate::copy::Source;
 use crate::progress::Progress;
 use crate::signals::Signals;
 
@@ -125,9 +122,11 @@ impl<'a> Job<'a> {
         // A snapshot that is lost cannot be read either.
         let session = self.session;
         let after_loss = || session.check_after_error().map_err(Into::into);
+        let progress = Progress::start(what, 0, self.signals);
         let copied = self
             .recorder
-            .copy(what, self.image, places, self.signals, after_loss)?;
+            .copy(self.image, places, &progress, after_loss)?;
+        progress.finish();
         self.report.bytes_copied += copied.read;
         self.report.bytes_written += copied.written;
         self.report.seconds += copied.seconds;
@@ -148,8 +147,8 @@ impl<'a> Job<'a> {
             todo = without(&todo, &self.recorder.lost);
             let chain = self.chain()?;
             let what = format!("{}: comparing", self.report.device.display());
-            let mut progress = Progress::start(what, todo.len());
-            let wrong = compare(self.image, &chain, &todo, self.signals, &mut progress)?;
+            let progress = Progress::start(what, todo.len(), self.signals);
+            let wrong = compare(self.image, &chain, &todo, &progress)?;
             progress.finish();
             if wrong.is_empty() {
                 return Ok(());

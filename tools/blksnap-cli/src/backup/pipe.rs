@@ -12,6 +12,8 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use blksnap_backup::format::rbd_diff::Stream;
+use blksnap_backup::{Format, Recorder, name_of, private, sync_dir};
 use rustix::fs::fsync;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -19,16 +21,11 @@ use uuid::Uuid;
 
 use super::job::Job;
 use super::plan::Plan;
-use super::record::Recorder;
 use super::{Given, catch_up, explain, new_entry, plan};
 use crate::above;
 use crate::args;
-use crate::format::Format;
-use crate::format::rbd_diff::Stream;
 use crate::hold;
 use crate::output;
-use crate::private;
-use crate::repository::{name_of, sync_dir};
 use crate::signals::Signals;
 use crate::trim;
 

@@ -6,13 +6,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use blksnap::CbtInfo;
+use blksnap_backup::{Device, Format, Manifest, Repository, format, parts};
 use uuid::Uuid;
 
 use super::Given;
-use crate::chain;
-use crate::format::{self, Format};
-use crate::manifest::{Device, Manifest};
-use crate::repository::Repository;
 
 /// How a device is copied.
 pub enum Plan {
@@ -65,8 +62,7 @@ impl Plan {
             let base = base.as_ref().map_err(Clone::clone)?;
             let old = same(base, device).ok_or("it was not backed up before")?;
             let since = since(old, info, format)?;
-            let parts =
-                chain::parts(repository, base, old).map_err(|error| format!("{error:#}"))?;
+            let parts = parts(repository, base, old).map_err(|error| format!("{error:#}"))?;
             Ok(Self::Incremental { since, parts })
         };
         find().unwrap_or_else(|reason| Self::Full { reason })
@@ -137,10 +133,9 @@ pub fn continued(size: u64, generation: Uuid, number: u8, info: &CbtInfo) -> Res
 #[cfg(test)]
 mod tests {
     use blksnap::{DevId, GenerationId};
+    use blksnap_backup::testing::{Store, device};
 
     use super::*;
-    use crate::manifest::tests::device;
-    use crate::testing::Store;
 
     const SIZE: u64 = 1 << 20;
 

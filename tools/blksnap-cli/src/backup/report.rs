@@ -8,11 +8,11 @@ use std::path::PathBuf;
 
 use blksnap::Taken;
 use blksnap::session::Moment;
+use blksnap_backup::Kind;
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::unix_ns;
-use crate::manifest::Kind;
 use crate::size::Size;
 
 /// What a backup has done.

@@ -7,15 +7,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use blksnap::ByteSet;
+use blksnap_backup::format::Writer;
+use blksnap_backup::{
+    Chain, Device, Extent, Extents, Kind, Layer, MANIFEST, Manifest, Repository, State, Watch,
+    no_work, private, sync_dir,
+};
 
 use super::{Merged, step};
-use crate::chain::{Chain, Layer, no_work};
-use crate::extents::{Extent, Extents};
-use crate::format::Writer;
-use crate::manifest::{self, Device, Kind, Manifest, State};
-use crate::private;
 use crate::progress::Progress;
-use crate::repository::{Repository, sync_dir};
 use crate::signals::Signals;
 
 /// Makes a backup full. With `only_dropped`, only if it is based on one that was dropped.
@@ -139,20 +138,16 @@ fn write(
     for layer in layers {
         let id = layer.dir.file_name().unwrap_or_default().to_string_lossy();
         let what = format!("{}: merging what {id} has", layer.device.name);
-        let mut progress = Progress::start(what, layer.data_bytes());
+        let progress = Progress::start(what, layer.data_bytes(), signals);
         for extent in layer.extents.zeros() {
             for part in layer.visible(extent) {
                 signals.check()?;
                 step("writing zeros")?;
                 writer.zero(part.clone())?;
-                extents.push(Extent {
-                    start: part.start,
-                    length: part.end - part.start,
-                    hash: None,
-                });
+                extents.push(Extent::of_zeros(part));
             }
         }
-        layer.read(layer.data(), signals, no_work, |extent, bytes, good| {
+        layer.read(layer.data(), &progress, no_work, |extent, bytes, good| {
             good?;
             for (part, bytes) in seen(layer, extent, bytes) {
                 step("writing data")?;
@@ -172,14 +167,9 @@ fn seen<'a>(layer: &Layer, extent: &Extent, bytes: &'a [u8]) -> Vec<(Extent, &'a
     let parts = layer.visible(extent).map(|part| {
         let inside = |at: u64| (at - extent.start) as usize;
         let bytes = &bytes[inside(part.start)..inside(part.end)];
-        let hash = match part == extent.range() {
-            true => extent.hash,
-            false => Some(blake3::hash(bytes)),
-        };
-        let part = Extent {
-            start: part.start,
-            length: part.end - part.start,
-            hash,
+        let part = match part == extent.range() {
+            true => *extent,
+            false => Extent::of(part.start, bytes),
         };
         (part, bytes)
     });
@@ -196,8 +186,8 @@ pub fn check(chain: &Chain, plan: &Merged, signals: &Signals) -> Result<()> {
         let id = layer.dir.file_name().unwrap_or_default().to_string_lossy();
         let what = format!("{}: checking what {id} has", layer.device.name);
         let bytes = extents.iter().map(|extent| extent.length).sum();
-        let mut progress = Progress::start(what, bytes);
-        layer.read(extents.iter(), signals, no_work, |extent, _, good| {
+        let progress = Progress::start(what, bytes, signals);
+        layer.read(extents.iter(), &progress, no_work, |extent, _, good| {
             progress.advance(extent.length);
             good
         })?;
@@ -215,11 +205,7 @@ fn split(layer: &Layer) -> (Vec<Extent>, Vec<Extent>) {
             None => {}
             Some(part) if *part == extent.range() => kept.push(*extent),
             Some(_) if extent.hash.is_some() => cut.push(*extent),
-            Some(_) => kept.extend(parts.map(|part| Extent {
-                start: part.start,
-                length: part.end - part.start,
-                hash: None,
-            })),
+            Some(_) => kept.extend(parts.map(Extent::of_zeros)),
         }
     }
     (kept, cut)
@@ -235,8 +221,9 @@ fn forget_hidden(layer: &Layer, signals: &Signals) -> Result<()> {
         "{}: reading what will be merged with newer data",
         layer.device.name
     );
-    let mut progress = Progress::start(what, cut.iter().map(|extent| extent.length).sum());
-    layer.read(cut.iter(), signals, no_work, |extent, bytes, good| {
+    let bytes = cut.iter().map(|extent| extent.length).sum();
+    let progress = Progress::start(what, bytes, signals);
+    layer.read(cut.iter(), &progress, no_work, |extent, bytes, good| {
         good?;
         progress.advance(extent.length);
         kept.extend(seen(layer, extent, bytes).into_iter().map(|(part, _)| part));
@@ -334,7 +321,7 @@ pub fn tidy(repository: &Repository, id: &str) -> Result<()> {
         let entry = entry.with_context(failed)?;
         let name = entry.file_name();
         let named = |device: &Device| name == *device.file || name == *device.extents;
-        if name != manifest::NAME && !manifest.devices.iter().any(named) {
+        if name != MANIFEST && !manifest.devices.iter().any(named) {
             step("cleaning up")?;
             fs::remove_file(entry.path()).with_context(failed)?;
         }

@@ -8,14 +8,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use blksnap::ByteSet;
+use blksnap_backup::{Chain, Extent, Layer, Manifest, Repository};
 use rustix::fs::statvfs;
 use rustix::process::geteuid;
 
 use super::merge;
-use crate::chain::{Chain, Layer};
-use crate::extents::Extent;
-use crate::manifest::Manifest;
-use crate::repository::Repository;
 use crate::size::Size;
 
 /// Bytes of an extent in a list.
@@ -92,8 +89,9 @@ fn free(path: &Path) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use blksnap_backup::testing::Store;
+
     use super::*;
-    use crate::testing::Store;
 
     const MIB: u64 = 1 << 20;
 

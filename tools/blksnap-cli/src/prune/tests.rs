@@ -4,10 +4,11 @@
 
 use std::cell::Cell;
 
+use blksnap_backup::testing::Store;
+use blksnap_backup::{Format, Layer};
+
 use super::*;
-use crate::format::Format;
 use crate::restore::{self, restore};
-use crate::testing::Store;
 use crate::verify::verify;
 
 thread_local! {
@@ -229,7 +230,7 @@ fn places(store: &Store, id: &str) -> Vec<(PathBuf, u64)> {
     let (repository, _) = Repository::read(store.path()).unwrap();
     let manifest = repository.manifest(id).unwrap();
     let device = &manifest.devices[0];
-    let layer = chain::Layer::open(repository.dir(id), device).unwrap();
+    let layer = Layer::open(repository.dir(id), device).unwrap();
     let data = layer.extents.data().map(|extent| extent.start + 5);
     // In a raw file, each byte is at its place.
     let data = data.map(|at| (layer.file(), at));

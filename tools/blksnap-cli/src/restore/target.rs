@@ -10,18 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use blksnap::DevId;
+use blksnap_backup::format::raw::clear;
+use blksnap_backup::{Buffer, Device, Direct, is_block_device, is_zero, private, size_of};
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 use super::signature;
-use crate::buffer::{self, Buffer};
-use crate::device::{is_block_device, size_of};
-use crate::direct::Direct;
-use crate::format::raw::clear;
-use crate::manifest::Device;
 use crate::mounts::user_of;
 use crate::names;
-use crate::private;
 use crate::size::Size;
 
 /// What is read at a time to see whether it is zero: if it is not, the rest need not be read.
@@ -209,7 +205,7 @@ impl OpenTarget {
             let length = (range.end - at).min(PEEK) as usize;
             let bytes = &mut buffer.bytes_mut()[..length];
             self.file.read(at, bytes)?;
-            if !buffer::is_zero(bytes) {
+            if !is_zero(bytes) {
                 return Ok(false);
             }
             at += length as u64;

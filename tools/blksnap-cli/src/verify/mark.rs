@@ -8,13 +8,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use blksnap::{ByteSet, Control, SectorRange};
+use blksnap_backup::{Chain, Device, Manifest, Repository};
 use serde::Serialize;
 
 use super::Damage;
-use crate::chain::Chain;
-use crate::manifest::{Device, Manifest};
 use crate::output;
-use crate::repository::Repository;
 
 /// Bytes of a sector.
 const SECTOR: u64 = 512;
@@ -111,9 +109,10 @@ fn damaged(
 
 #[cfg(test)]
 mod tests {
+    use blksnap_backup::testing::Store;
+
     use super::*;
     use crate::signals::Signals;
-    use crate::testing::Store;
     use crate::verify::verify;
 
     #[test]

@@ -14,7 +14,8 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::format::{Reader as _, Writer as _, test_dir};
+use crate::format::{Reader as _, Writer as _};
+use crate::testing::test_dir;
 
 /// A device of three L2 tables whose last cluster is not whole.
 const SIZE: u64 = 2 * PER_L2 + 3 * CLUSTER + 1536;

@@ -285,32 +285,9 @@ impl std::fmt::Display for Kind {
 }
 
 #[cfg(test)]
-pub mod tests {
+mod tests {
     use super::*;
-
-    /// A device of a full backup.
-    pub fn device(name: &str) -> Device {
-        Device {
-            name: name.into(),
-            path: Path::new("/dev").join(name),
-            stable: Vec::new(),
-            hardware: Hardware::default(),
-            size: 4096,
-            generation: Uuid::from_u128(2),
-            number: 3,
-            block_size: 65536,
-            kind: Kind::Full,
-            reason: "asked for".into(),
-            file_format: Format::Raw,
-            file: format!("{name}.raw"),
-            file_size: 4096,
-            extents: format!("{name}.extents.jsonl"),
-            extents_blake3: blake3::hash(b"").to_hex().to_string(),
-            data_bytes: 0,
-            zero_bytes: 0,
-            lost: Vec::new(),
-        }
-    }
+    use crate::testing::device;
 
     fn example() -> Manifest {
         let id = "20261124T201629Z-00000001";

@@ -19,7 +19,6 @@ use rustix::io::Errno;
 use super::{Reader, Writer};
 use crate::direct::Direct;
 use crate::private;
-use crate::size::Size;
 
 /// Writes a file.
 pub struct RawWriter {
@@ -101,9 +100,8 @@ fn not_made(path: &Path, size: u64, error: &io::Error) -> String {
     let path = path.display();
     if error.raw_os_error() == Some(Errno::FBIG.raw_os_error()) {
         return format!(
-            "cannot create {path} of {}: the file system has no files so large (FAT: 4 GiB, ext4: 16 TiB); use \
-             another one, or --format qcow2, which takes no more than the data",
-            Size(size)
+            "cannot create {path} of {size} bytes: the file system has no files so large (FAT: 4 GiB, ext4: 16 TiB); use \
+             another one, or --format qcow2, which takes no more than the data"
         );
     }
     format!("cannot create {path}")

@@ -18,7 +18,7 @@ use std::thread;
 use anyhow::Result;
 
 use crate::buffer::Buffer;
-use crate::signals::Signals;
+use crate::watch::Watch;
 
 /// Threads: enough to keep a device busy that wants several requests at once, and to compute
 /// checksums as fast as it is read; no more than their buffers are worth.
@@ -32,7 +32,7 @@ const BUFFERS: usize = 2;
 pub fn run<P: Send, W, T: Send>(
     pieces: impl Iterator<Item = P> + Clone + Send,
     start: impl Fn() -> Result<W> + Sync,
-    signals: &Signals,
+    watch: &dyn Watch,
     mut sink: impl FnMut(&Buffer, P, T) -> Result<()>,
 ) -> Result<()>
 where
@@ -79,7 +79,7 @@ where
             let Ok(full) = full_out.recv() else {
                 break;
             };
-            signals.check()?;
+            watch.check()?;
             let (buffer, piece, value) = full?;
             sink(&buffer, piece, value)?;
             // The worker may be done already.
@@ -94,9 +94,9 @@ mod tests {
     use anyhow::bail;
 
     use super::*;
+    use crate::watch::Nobody;
 
     fn squares(count: u64, fail_at: u64) -> (Vec<u64>, Result<()>) {
-        let signals = Signals::catch().unwrap();
         let mut got = Vec::new();
         let start = || {
             Ok(move |buffer: &mut Buffer, piece: &u64| {
@@ -107,7 +107,7 @@ mod tests {
                 Ok(piece * piece)
             })
         };
-        let result = run(0..count, start, &signals, |buffer, piece, square| {
+        let result = run(0..count, start, &Nobody, |buffer, piece, square| {
             assert_eq!(buffer.bytes()[0], piece as u8);
             got.push(square);
             Ok(())
@@ -131,10 +131,9 @@ mod tests {
             assert_eq!(result.unwrap_err().to_string(), format!("piece {at}"));
             assert_eq!(got.len() as u64, at);
         }
-        let signals = Signals::catch().unwrap();
         let start = || Ok(|_: &mut Buffer, _: &u64| Ok(()));
         let mut calls = 0;
-        let result = run(0..100, start, &signals, |_, _, ()| {
+        let result = run(0..100, start, &Nobody, |_, _, ()| {
             calls += 1;
             bail!("full")
         });

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::direct::Direct;
@@ -38,11 +37,13 @@ pub trait Writer {
 
 /// Reads what one backup itself stores of a device (not its base); only ranges its extents name.
 pub trait Reader {
+    /// Fills `data` with what is at `offset`.
     fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<()>;
 }
 
 /// A format of files.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// A sparse file of the size of the device, with everything at its place
@@ -140,12 +141,4 @@ impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
-}
-
-/// A directory in memory, if there is such a place: the tests wait for the disk often.
-#[cfg(test)]
-pub fn test_dir() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm")
-        .or_else(|_| tempfile::tempdir())
-        .unwrap()
 }

@@ -9,11 +9,12 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use uuid::Uuid;
 
-use crate::backup::record::Recorder;
-use crate::format::{Base, Format, test_dir};
-use crate::manifest::{Device, Kind, Manifest, tests::device};
+use crate::format::{Base, Format};
+use crate::hardware::Hardware;
+use crate::manifest::{Device, Kind, Manifest};
+use crate::record::Recorder;
 use crate::repository::{Draft, Repository};
-use crate::signals::Signals;
+use crate::watch::Nobody;
 
 /// A directory of backups of one device, `vda`.
 pub struct Store {
@@ -72,11 +73,8 @@ impl Store {
         let entry = entry.stored_as(self.format);
         let base_file = base.map(|base| Base::new(&repository.dir(base), &entry.file));
         let mut recorder = Recorder::create(draft.path(), &id, entry, base_file.as_ref()).unwrap();
-        let signals = Signals::catch().unwrap();
         let changed = changed.iter().cloned().collect();
-        recorder
-            .copy("test".into(), &image, changed, &signals, || Ok(()))
-            .unwrap();
+        recorder.copy(&image, changed, &Nobody, || Ok(())).unwrap();
         fs::remove_file(&image).unwrap();
         let entry = recorder.finish().unwrap();
         let mut manifest = Manifest::new(id.clone(), Uuid::nil(), [0, 0], vec![entry]);
@@ -84,4 +82,35 @@ impl Store {
         draft.commit(&manifest).unwrap();
         id
     }
+}
+
+/// A device of a full backup.
+pub fn device(name: &str) -> Device {
+    Device {
+        name: name.into(),
+        path: Path::new("/dev").join(name),
+        stable: Vec::new(),
+        hardware: Hardware::default(),
+        size: 4096,
+        generation: Uuid::from_u128(2),
+        number: 3,
+        block_size: 65536,
+        kind: Kind::Full,
+        reason: "asked for".into(),
+        file_format: Format::Raw,
+        file: format!("{name}.raw"),
+        file_size: 4096,
+        extents: format!("{name}.extents.jsonl"),
+        extents_blake3: blake3::hash(b"").to_hex().to_string(),
+        data_bytes: 0,
+        zero_bytes: 0,
+        lost: Vec::new(),
+    }
+}
+
+/// A directory in memory, if there is such a place: the tests wait for the disk often.
+pub fn test_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
 }

@@ -31,7 +31,6 @@ use time::{Duration, OffsetDateTime, PrimitiveDateTime};
 use uuid::Uuid;
 
 use crate::manifest::{self, Manifest, State};
-use crate::output;
 use crate::private;
 pub use draft::Draft;
 use lock::{is_readonly, lock};
@@ -128,17 +127,10 @@ impl Repository {
 
     fn at(path: &Path, locks: Vec<File>) -> Result<Self> {
         ensure!(path.is_dir(), "{} is no directory", path.display());
-        let repository = Self {
+        Ok(Self {
             path: path.to_owned(),
             _locks: locks,
-        };
-        if let Some(open) = repository.open_to_others()? {
-            output::remark(format!(
-                "others than the owner can read {open}, of an older blksnap: `chmod -R go= {}` mends that",
-                path.display()
-            ));
-        }
-        Ok(repository)
+        })
     }
 
     /// Its path.
@@ -152,7 +144,7 @@ impl Repository {
     }
 
     /// A file that others can read: older programs have made such.
-    fn open_to_others(&self) -> Result<Option<String>> {
+    pub fn open_to_others(&self) -> Result<Option<String>> {
         if !private::is_open(&self.path) {
             return Ok(None);
         }
@@ -314,7 +306,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
-    use crate::manifest::tests::device;
+    use crate::testing::device;
 
     fn names(dir: &Path) -> Vec<String> {
         let mut names: Vec<_> = fs::read_dir(dir)

@@ -29,6 +29,24 @@ pub struct Extent {
 }
 
 impl Extent {
+    /// One of data.
+    pub fn of(start: u64, bytes: &[u8]) -> Self {
+        Self {
+            start,
+            length: bytes.len() as u64,
+            hash: Some(blake3::hash(bytes)),
+        }
+    }
+
+    /// One of zeros.
+    pub fn of_zeros(place: Range<u64>) -> Self {
+        Self {
+            start: place.start,
+            length: place.end - place.start,
+            hash: None,
+        }
+    }
+
     /// Its place.
     pub fn range(&self) -> Range<u64> {
         // No sum overflows: extents come from devices, or were checked when they were read.

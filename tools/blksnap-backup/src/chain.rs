@@ -18,7 +18,7 @@ use crate::format::Reader;
 use crate::manifest::{Device, Kind, Manifest};
 use crate::pipeline;
 use crate::repository::Repository;
-use crate::signals::Signals;
+use crate::watch::Watch;
 
 /// What one backup has of a device.
 pub struct Layer {
@@ -84,7 +84,7 @@ impl Layer {
     pub fn read<'a>(
         &'a self,
         extents: impl Iterator<Item = &'a Extent> + Clone + Send,
-        signals: &Signals,
+        watch: &dyn Watch,
         work: impl Fn(&Extent, &[u8]) -> Result<()> + Sync,
         mut sink: impl FnMut(&'a Extent, &[u8], Result<()>) -> Result<()>,
     ) -> Result<()> {
@@ -108,7 +108,7 @@ impl Layer {
                 Ok(good)
             })
         };
-        pipeline::run(extents, start, signals, |buffer, extent, good| {
+        pipeline::run(extents, start, watch, |buffer, extent, good| {
             let good = good.with_context(|| self.damaged(extent));
             sink(extent, &buffer.bytes()[..extent.length as usize], good)
         })

@@ -12,7 +12,8 @@ use proptest::prelude::*;
 
 use super::record::Record;
 use super::*;
-use crate::format::{Reader as _, Writer as _, test_dir};
+use crate::format::{Reader as _, Writer as _};
+use crate::testing::test_dir;
 
 /// The device is not a whole number of blocks.
 const SIZE: u64 = 300 * BLOCK + 100;

@@ -13,8 +13,7 @@ use crate::chain::{Chain, Layer};
 use crate::copy::{Source, pieces};
 use crate::format::Reader;
 use crate::pipeline;
-use crate::progress::Progress;
-use crate::signals::Signals;
+use crate::watch::Watch;
 
 /// What is told apart: more ranges than that would not be of use, and would take much memory.
 const SECTOR: usize = 512;
@@ -25,8 +24,7 @@ pub fn compare(
     image: &Path,
     chain: &Chain,
     places: &ByteSet,
-    signals: &Signals,
-    progress: &mut Progress,
+    watch: &dyn Watch,
 ) -> Result<ByteSet> {
     let mut wrong = ByteSet::default();
     for layer in &chain.layers {
@@ -54,9 +52,9 @@ pub fn compare(
             )
         };
         let parts = parts.iter().cloned();
-        pipeline::run(parts, start, signals, |_, (range, _), found| {
+        pipeline::run(parts, start, watch, |_, (range, _), found| {
             found.iter().for_each(|part| wrong.insert(part));
-            progress.advance(range.end - range.start);
+            watch.advance(range.end - range.start);
             Ok(())
         })?;
     }
@@ -90,6 +88,7 @@ mod tests {
     use super::*;
     use crate::repository::Repository;
     use crate::testing::Store;
+    use crate::watch::Nobody;
 
     #[test]
     fn neighbours_that_differ_are_one_range() {
@@ -113,12 +112,10 @@ mod tests {
         let chain = Chain::open(&repository, &manifest, &manifest.devices[0]).unwrap();
 
         let image = store.path().join("image");
-        let signals = Signals::catch().unwrap();
         let with = |data: &[u8], place: Range<u64>| {
             std::fs::write(&image, data).unwrap();
-            let mut progress = Progress::start("test", 0);
             let places = std::iter::once(place).collect();
-            let wrong = compare(&image, &chain, &places, &signals, &mut progress);
+            let wrong = compare(&image, &chain, &places, &Nobody);
             wrong.unwrap().iter().collect::<Vec<_>>()
         };
         let all = 0..12 << 20;

@@ -5,11 +5,11 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use blksnap::ByteSet;
 
-use super::unreadable;
 use crate::buffer::Buffer;
 use crate::chain::Layer;
 use crate::copy::{Source, pieces, round_out};
@@ -17,8 +17,8 @@ use crate::extents::{Extent, Extents, cut};
 use crate::format::{Base, Reader, Writer};
 use crate::manifest::Device;
 use crate::pipeline;
-use crate::progress::Progress;
-use crate::signals::Signals;
+use crate::unreadable;
+use crate::watch::Watch;
 
 /// The data of an extent, in a buffer that has that of a piece.
 fn data_of<'a>(extent: &Extent, piece: &Range<u64>, bytes: &'a [u8]) -> &'a [u8] {
@@ -86,16 +86,16 @@ impl Recorder {
     /// read and is skipped, `after_loss` says whether to go on.
     pub fn copy(
         &mut self,
-        what: String,
         image: &Path,
         places: ByteSet,
-        signals: &Signals,
+        watch: &dyn Watch,
         after_loss: impl Fn() -> Result<()>,
     ) -> Result<Copied> {
         let unit = self.writer.granularity().max(BLOCK);
         let places = round_out(&places, unit, self.entry.size);
         let places = self.extents.take_out(places);
-        let mut progress = Progress::start(what, places.len());
+        let started = Instant::now();
+        watch.expect(places.len());
         let (mut copied, mut stored) = (Copied::default(), Extents::default());
         let ranges: Vec<_> = places.iter().collect();
         // What is read now is known again, or lost again.
@@ -121,7 +121,7 @@ impl Recorder {
             })
         };
         let pieces = pieces(ranges.iter().cloned());
-        pipeline::run(pieces, start, signals, |buffer, piece, (extents, lost)| {
+        pipeline::run(pieces, start, watch, |buffer, piece, (extents, lost)| {
             if !lost.is_empty() {
                 after_loss()?;
             }
@@ -139,11 +139,11 @@ impl Recorder {
             }
             stored.append(extents);
             copied.read += piece.end - piece.start;
-            progress.advance(piece.end - piece.start);
+            watch.advance(piece.end - piece.start);
             Ok(())
         })?;
         self.extents.add(stored);
-        copied.seconds = progress.finish();
+        copied.seconds = started.elapsed().as_secs_f64();
         Ok(copied)
     }
 
@@ -183,11 +183,10 @@ impl Recorder {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
-    use crate::format::{Format, test_dir};
-    use crate::manifest::tests::device;
+    use crate::format::Format;
+    use crate::testing::{device, test_dir};
+    use crate::watch::Nobody;
 
     const MIB: usize = 1 << 20;
 
@@ -205,12 +204,9 @@ mod tests {
             size,
             ..device("vda")
         };
-        let signals = Signals::catch().unwrap();
         let mut recorder = Recorder::create(dir.path(), "id", entry, None).unwrap();
         let all = std::iter::once(0..size).collect();
-        let copied = recorder
-            .copy("test".into(), &image, all, &signals, || Ok(()))
-            .unwrap();
+        let copied = recorder.copy(&image, all, &Nobody, || Ok(())).unwrap();
         assert_eq!((copied.read, copied.written), (size, size - 3 * MIB as u64));
         // One byte comes and one becomes a zero of many.
         data[3 * MIB + 5] = 1;
@@ -219,9 +215,7 @@ mod tests {
         let mib = MIB as u64;
         let changed = [3 * mib + 5..3 * mib + 6, 6 * mib..7 * mib];
         let changed = changed.into_iter().collect();
-        let copied = recorder
-            .copy("again".into(), &image, changed, &signals, || Ok(()))
-            .unwrap();
+        let copied = recorder.copy(&image, changed, &Nobody, || Ok(())).unwrap();
         assert_eq!(
             copied.read,
             BLOCK + mib,
@@ -260,7 +254,6 @@ mod tests {
             std::os::unix::fs::FileExt::write_all_at(&file, &data, at).unwrap();
         }
         let rate = |start: Instant| (size >> 20) as f64 / start.elapsed().as_secs_f64();
-        let signals = Signals::catch().unwrap();
         for round in 0..3 {
             let (start, mut source) = (Instant::now(), Source::open(&image).unwrap());
             let mut buffer = Buffer::new();
@@ -279,9 +272,7 @@ mod tests {
                 let start = Instant::now();
                 let mut recorder = Recorder::create(dir.path(), "id", entry, None).unwrap();
                 let all = std::iter::once(0..size).collect();
-                recorder
-                    .copy("speed".into(), &image, all, &signals, || Ok(()))
-                    .unwrap();
+                recorder.copy(&image, all, &Nobody, || Ok(())).unwrap();
                 println!("{round}: {format}: {:.0} MiB/s", rate(start));
                 std::fs::remove_file(dir.path().join(&recorder.entry().file)).unwrap();
             }
@@ -295,7 +286,7 @@ mod tests {
                 })
             };
             let all = pieces(std::iter::once(0..size));
-            pipeline::run(all, work, &signals, |_, _, _| Ok(())).unwrap();
+            pipeline::run(all, work, &Nobody, |_, _, _| Ok(())).unwrap();
             println!("{round}: reading and checksums: {:.0} MiB/s", rate(start));
         }
     }

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Directories of backups, as the `blksnap` command makes them: to read them, and to add to them.
+//!
+//! ```text
+//! Repository   a directory of backups, locked
+//!   Manifest   what one backup is: its devices, their files, the backup it is based on
+//!     Chain    a device in a backup, with all the backups below it: layer upon layer
+//!       Layer    what one backup itself has of the device
+//!         Extents  where, and with which checksums
+//!         Reader   the data, in one of the formats of files
+//! ```
+//!
+//! To read a device as it was:
+//!
+//! ```no_run
+//! use blksnap_backup::{Chain, Nobody, Repository};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let (repository, id) = Repository::read("/backup/nightly".as_ref())?;
+//! let manifest = repository.find(id.as_deref())?;
+//! let device = manifest.device("vda").expect("it was backed up");
+//! let chain = Chain::open(&repository, &manifest, device)?;
+//! for layer in &chain.layers {
+//!     layer.read(layer.data(), &Nobody, blksnap_backup::no_work, |extent, bytes, good| {
+//!         good?;
+//!         for part in layer.visible(extent) {
+//!             println!("{} bytes at byte {}", part.end - part.start, part.start);
+//!         }
+//!         let _ = bytes;
+//!         Ok(())
+//!     })?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Places and lengths are in bytes everywhere. Errors are those of [`anyhow`], whose sources say
+//! which file, and have the [`std::io::Error`] if there was one.
+//!
+//! # Versions
+//!
+//! The version of the crate follows semver. The one of what is on disk is in each manifest: a program
+//! reads what older ones have written, and refuses what is newer than it knows. Members may be added
+//! to a manifest without a new version, if who does not know them still reads the right data.
+
+mod buffer;
+mod chain;
+mod compare;
+mod copy;
+mod device;
+mod direct;
+mod extents;
+pub mod format;
+mod hardware;
+mod manifest;
+mod pipeline;
+pub mod private;
+mod record;
+mod repository;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod unreadable;
+mod watch;
+
+pub use buffer::{Buffer, GRAIN, SIZE as BUFFER_SIZE, is_zero, runs};
+pub use chain::{Chain, Layer, no_work, parts};
+pub use compare::compare;
+pub use copy::{Source, pieces, round_out};
+pub use device::{is_block_device, logical_block, size_of};
+pub use direct::Direct;
+pub use extents::{Extent, Extents, cut};
+pub use format::Format;
+pub use hardware::Hardware;
+pub use manifest::{Device, Kind, Manifest, NAME as MANIFEST, State};
+pub use pipeline::run as pipeline;
+pub use record::{Copied, Recorder, without};
+pub use repository::{Draft, Repository, is_id, name_of, sync_dir};
+pub use watch::{Nobody, Watch};
