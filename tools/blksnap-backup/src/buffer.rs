@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Bytes in a buffer: what one read moves, and the most that one checksum is of.
 /// (Tests have small devices.)
-pub const SIZE: usize = if cfg!(test) { 1 << 20 } else { 4 << 20 };
+pub const SIZE: usize = if cfg!(any(test, feature = "testing")) { 1 << 20 } else { 4 << 20 };
 /// What holes are made of: a run of zeros of this size, at a multiple of it.
 pub const GRAIN: usize = 64 << 10;
 

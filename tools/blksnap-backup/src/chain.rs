@@ -229,20 +229,12 @@ fn parts_with(
         }
         let broken = || format!("the chain of {} is broken", manifest.id);
         let Some(base) = &manifest.base else {
-            bail!(
-                "{}: {} is incremental, without a base",
-                broken(),
-                device.name
-            );
+            bail!("{}: {} needs a base, and has none", broken(), device.name);
         };
         let older = repository
             .manifest(base)
             .with_context(|| format!("{}: its base {base} is missing or damaged", broken()))?;
-        let mut devices = older.devices.iter();
-        let same = devices.find(|old| {
-            let known = old.generation == device.generation && old.number < device.number;
-            known && old.size == device.size && old.file_format == device.file_format
-        });
+        let same = device.find_in(&older);
         let same = same.with_context(|| format!("{}: {base} has no {}", broken(), device.name))?;
         device = same.clone();
         manifest = older;

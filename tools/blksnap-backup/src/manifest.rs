@@ -21,15 +21,15 @@ use crate::private;
 pub const NAME: &str = "manifest.json";
 /// What [`Manifest::format`] says.
 const FORMAT: &str = "blksnap-backup";
-/// The newest version known here.
-const VERSION: u32 = 1;
+/// The newest version known here: 2 has devices that were [`Kind::Compared`].
+const VERSION: u32 = 2;
 
 /// A backup of several devices at one instant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Always `blksnap-backup`.
     pub format: String,
-    /// 1. A greater one means that this program is too old.
+    /// 1, or 2 if a device was compared. A greater one means that this program is too old.
     pub version: u32,
     /// Whether this is a backup, or only a part of later ones.
     pub state: State,
@@ -66,6 +66,8 @@ pub enum Kind {
     Full,
     /// What has changed.
     Incremental,
+    /// What differs from the base. It was not known what has changed, so all was read.
+    Compared,
 }
 
 /// The backup of one device.
@@ -83,7 +85,7 @@ pub struct Device {
     pub hardware: Hardware,
     /// Bytes.
     pub size: u64,
-    /// The generation of change tracking. In the base, the device with the same one is this one.
+    /// The generation of change tracking.
     pub generation: Uuid,
     /// The number of the snapshot in it.
     pub number: u8,
@@ -91,8 +93,12 @@ pub struct Device {
     pub block_size: u32,
     /// Whether the base is needed.
     pub kind: Kind,
-    /// Why it is full, in words.
+    /// Why it is full, or was compared, in words.
     pub reason: String,
+    /// The name of the device in the base, if it was compared with that. Else it is the one with the
+    /// same generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_device: Option<String>,
     /// The format of the file.
     pub file_format: Format,
     /// The file of its data, in the same directory.
@@ -120,7 +126,7 @@ impl Device {
         let name = self.name.replace('!', "_");
         self.file_format = format;
         self.file = match (format, self.kind) {
-            (Format::Raw, Kind::Incremental) => format!("{name}.raw-delta"),
+            (Format::Raw, Kind::Incremental | Kind::Compared) => format!("{name}.raw-delta"),
             _ => format!("{name}.{format}"),
         };
         self.extents = format!("{name}.extents.jsonl");
@@ -129,6 +135,17 @@ impl Device {
 }
 
 impl Device {
+    /// This device in the manifest of the base.
+    pub fn find_in<'a>(&self, base: &'a Manifest) -> Option<&'a Self> {
+        let is_base = |old: &&Self| match &self.base_device {
+            Some(name) => old.name == *name,
+            None => old.generation == self.generation && old.number < self.number,
+        };
+        let same_kind = |old: &&Self| old.size == self.size && old.file_format == self.file_format;
+        let mut devices = base.devices.iter().filter(same_kind);
+        devices.find(is_base)
+    }
+
     /// Whether two entries are of one device, as far as names tell: the kernel's one counts only where
     /// there is no better one.
     pub fn is_of_same(&self, other: &Self) -> bool {
@@ -143,7 +160,10 @@ impl Manifest {
     pub fn new(id: String, snapshot: Uuid, taken_unix_ns: [u64; 2], devices: Vec<Device>) -> Self {
         Self {
             format: FORMAT.into(),
-            version: VERSION,
+            version: match devices.iter().any(|one| one.kind == Kind::Compared) {
+                true => 2,
+                false => 1,
+            },
             state: State::Complete,
             id,
             base: None,
@@ -266,9 +286,11 @@ impl Manifest {
         names.collect::<Vec<_>>().join(", ")
     }
 
-    /// Whether any device needs the base, or none.
+    /// Whether any device needs the base, or none; and if one was compared, that.
     pub fn kind(&self) -> Kind {
+        let compared = self.devices.iter().any(|one| one.kind == Kind::Compared);
         match self.base {
+            Some(_) if compared => Kind::Compared,
             Some(_) => Kind::Incremental,
             None => Kind::Full,
         }
@@ -280,6 +302,7 @@ impl std::fmt::Display for Kind {
         f.pad(match self {
             Self::Full => "full",
             Self::Incremental => "incremental",
+            Self::Compared => "compared",
         })
     }
 }
@@ -345,10 +368,61 @@ mod tests {
     }
 
     #[test]
+    fn the_device_in_the_base_is_found() {
+        let base = Manifest {
+            devices: vec![device("vda"), device("vdb")],
+            ..example()
+        };
+        let name = |entry: Device| entry.find_in(&base).map(|found| found.name.clone());
+        let next = Device {
+            number: 4,
+            kind: Kind::Incremental,
+            ..device("vdz")
+        };
+        assert_eq!(name(next.clone()).as_deref(), Some("vda"));
+        let generation = Uuid::from_u128(9);
+        let compared = Device {
+            generation,
+            number: 1,
+            kind: Kind::Compared,
+            base_device: Some("vdb".into()),
+            ..device("vdz")
+        };
+        assert_eq!(name(compared.clone()).as_deref(), Some("vdb"));
+        for other in [
+            Device {
+                number: 3,
+                ..next.clone()
+            },
+            Device { generation, ..next },
+            Device {
+                size: 8192,
+                ..compared.clone()
+            },
+            Device {
+                file_format: Format::Qcow2,
+                ..compared.clone()
+            },
+            Device {
+                base_device: Some("vdz".into()),
+                ..compared.clone()
+            },
+        ] {
+            assert_eq!(name(other), None);
+        }
+        // Who does not know of comparisons says so, and does not look for the generation.
+        assert_eq!(example().version, 1);
+        assert_eq!(
+            Manifest::new(String::new(), Uuid::nil(), [0, 0], vec![compared]).version,
+            2
+        );
+    }
+
+    #[test]
     fn others_are_refused_with_the_reason() {
         let text = serde_json::to_string(&example()).unwrap();
         for (from, to, reason) in [
-            ("\"version\":1", "\"version\":2,\"new\":0", "newer blksnap"),
+            ("\"version\":1", "\"version\":3,\"new\":0", "newer blksnap"),
             (FORMAT, "tar", "but of `tar`"),
             ("\"complete\"", "\"perhaps\"", "damaged"),
             ("vda.raw", "../../etc/passwd", "no name of a file"),

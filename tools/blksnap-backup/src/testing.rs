@@ -2,6 +2,7 @@
 
 //! For tests: backups made of bytes in place of a snapshot's images.
 
+use std::cell::Cell;
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
@@ -21,6 +22,8 @@ pub struct Store {
     dir: tempfile::TempDir,
     size: u64,
     format: Format,
+    /// That of change tracking.
+    generation: Cell<u128>,
 }
 
 impl Store {
@@ -32,7 +35,13 @@ impl Store {
     /// The same, with a format of files.
     pub fn with(size: u64, format: Format) -> Self {
         let dir = test_dir();
-        Self { dir, size, format }
+        let generation = Cell::new(2);
+        Self {
+            dir,
+            size,
+            format,
+            generation,
+        }
     }
 
     /// The directory of backups.
@@ -47,15 +56,35 @@ impl Store {
 
     /// The same, of a device of that name.
     pub fn full_of(&self, name: &str, data: &[u8]) -> String {
-        self.make(name, None, data, std::slice::from_ref(&(0..self.size)))
+        self.make(
+            name,
+            Kind::Full,
+            None,
+            data,
+            std::slice::from_ref(&(0..self.size)),
+        )
     }
 
     /// Makes an incremental backup of what changed, and gives its name.
     pub fn incremental(&self, base: &str, data: &[u8], changed: &[Range<u64>]) -> String {
-        self.make("vda", Some(base), data, changed)
+        self.make("vda", Kind::Incremental, Some(base), data, changed)
     }
 
-    fn make(&self, name: &str, base: Option<&str>, data: &[u8], changed: &[Range<u64>]) -> String {
+    /// Makes a backup of what differs from the last one, after tracking has begun anew, and gives its
+    /// name.
+    pub fn compared(&self, base: &str, data: &[u8], differing: &[Range<u64>]) -> String {
+        self.generation.set(self.generation.get() + 1);
+        self.make("vda", Kind::Compared, Some(base), data, differing)
+    }
+
+    fn make(
+        &self,
+        name: &str,
+        kind: Kind,
+        base: Option<&str>,
+        data: &[u8],
+        changed: &[Range<u64>],
+    ) -> String {
         let repository = Repository::create(self.path()).unwrap();
         let count = repository.ids().unwrap().len() as u8 + 1;
         let taken = UNIX_EPOCH + Duration::from_secs(1 << 30);
@@ -67,7 +96,9 @@ impl Store {
         let entry = Device {
             size: self.size,
             number: count,
-            kind: base.map_or(Kind::Full, |_| Kind::Incremental),
+            generation: Uuid::from_u128(self.generation.get()),
+            kind,
+            base_device: (kind == Kind::Compared).then(|| name.to_owned()),
             ..device(name)
         };
         let entry = entry.stored_as(self.format);
@@ -97,6 +128,7 @@ pub fn device(name: &str) -> Device {
         block_size: 65536,
         kind: Kind::Full,
         reason: "asked for".into(),
+        base_device: None,
         file_format: Format::Raw,
         file: format!("{name}.raw"),
         file_size: 4096,

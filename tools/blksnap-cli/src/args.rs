@@ -148,8 +148,8 @@ pub struct Init {
     blksnap backup /dev/vda --to - --format rbd-diff --state /var/lib/vda.state | rbd import-diff - pool/vda\n\n\
     Each backup is a directory in DIR, with one file a device, a list of its extents and their checksums, and \
     manifest.json. It is there whole or not at all, and those before it are not changed. An incremental backup holds \
-    only what changed since the one before; restore, verify and prune put the chain together. It is full where what \
-    changed is not known, and says why.\n\n{STORAGE_HELP}"))]
+    only what changed since the one before; restore, verify and prune put the chain together. Where it is \
+    not known what changed, as after a reboot, all is read, and what differs is stored.\n\n{STORAGE_HELP}"))]
 pub struct Backup {
     /// The devices, captured at one instant
     #[arg(required = true, value_name = "DEV", value_hint = ValueHint::FilePath)]
@@ -166,7 +166,8 @@ pub struct Backup {
     /// How the data is stored; another format than that of the last backup begins with a full one
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
-    /// Copy only what changed since the last backup, where that is known; this is the default
+    /// Copy only what changed since the last backup or, where that is not known, what differs from it; this is the
+    /// default
     #[arg(long, conflicts_with = "full")]
     pub incremental: bool,
     /// Copy everything

@@ -97,7 +97,7 @@ pub fn run(args: &args::Backup) -> Result<ExitCode> {
     if manifest
         .devices
         .iter()
-        .any(|device| device.kind == Kind::Incremental)
+        .any(|device| device.kind != Kind::Full)
     {
         manifest.base = base.as_ref().ok().map(|base| base.id.clone());
     }
@@ -163,11 +163,15 @@ impl<'a> Work<'a> {
                 info.with_context(|| format!("{} is no longer tracked", device.path.display()))?;
             let format = self.args.format;
             let plan = Plan::new(self.repository, self.base, device, &info, format);
-            if let (Plan::Full { reason }, true) = (&plan, self.args.incremental) {
-                output::remark(format!(
-                    "{}: a full backup is made: {reason}",
-                    device.path.display()
-                ));
+            let path = device.path.display();
+            match &plan {
+                Plan::Full { reason } if self.args.incremental => {
+                    output::remark(format!("{path}: a full backup is made: {reason}"));
+                }
+                Plan::Compared { reason, .. } => output::remark(format!(
+                    "{path}: all is read, and compared with the last backup: {reason}"
+                )),
+                _ => {}
             }
             let recorder = self.recorder(device, &info, &plan)?;
             jobs.push(Job::new(
@@ -198,10 +202,12 @@ impl<'a> Work<'a> {
             plan.base().as_ref(),
         )?;
         recorder.skip_unreadable = self.args.skip_unreadable;
-        if let Some((_, base)) = plan.parts().first() {
-            recorder.lost = base
-                .lost
-                .iter()
+        // A comparison reads all anew.
+        if let Plan::Incremental { parts, .. } = plan {
+            let lost = parts.first().map(|(_, base)| &base.lost);
+            recorder.lost = lost
+                .into_iter()
+                .flatten()
                 .map(|&[start, length]| start..start + length)
                 .collect();
         }
@@ -214,6 +220,7 @@ fn new_entry(device: &Given, info: &CbtInfo, plan: &Plan, format: Format) -> Dev
     let (kind, reason) = match plan {
         Plan::Full { reason } => (Kind::Full, reason.as_str()),
         Plan::Incremental { .. } => (Kind::Incremental, ""),
+        Plan::Compared { reason, .. } => (Kind::Compared, reason.as_str()),
     };
     let entry = Device {
         name: device.name.clone(),
@@ -226,6 +233,10 @@ fn new_entry(device: &Given, info: &CbtInfo, plan: &Plan, format: Format) -> Dev
         block_size: info.block_size,
         kind,
         reason: reason.into(),
+        base_device: match plan {
+            Plan::Compared { parts, .. } => parts.first().map(|(_, base)| base.name.clone()),
+            _ => None,
+        },
         file_format: format,
         file: String::new(),
         file_size: 0,

@@ -436,7 +436,7 @@ mod tests {
         std::fs::write(&raw, &whole).unwrap();
         let manifest = next_dir.join("manifest.json");
         let text = std::fs::read_to_string(&manifest).unwrap();
-        std::fs::write(&manifest, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
+        std::fs::write(&manifest, text.replace("\"version\": 1", "\"version\": 3")).unwrap();
         fails("", "out", "newer blksnap");
         fails("", "out", "name an older one");
         std::fs::write(&manifest, text).unwrap();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use blksnap::{ByteSet, CbtInfo, Session};
-use blksnap_backup::{Chain, Layer, Recorder, Source, compare, without};
+use blksnap_backup::{Chain, Layer, Recorder, Source, compare, differences, without};
 
 use super::again::{Known, is_inside};
 use super::plan::Plan;
@@ -20,6 +20,17 @@ use crate::signals::Signals;
 const LOOKS: u32 = 10;
 const LOOK: Duration = Duration::from_millis(50);
 
+/// How many blocks some ranges are in.
+fn blocks(places: &ByteSet, size: u64) -> u64 {
+    let (mut count, mut next) = (0, 0);
+    for range in places.iter() {
+        let end = range.end.div_ceil(size);
+        count += end.saturating_sub(next.max(range.start / size));
+        next = next.max(end);
+    }
+    count
+}
+
 /// The backup of one device.
 pub struct Job<'a> {
     session: &'a Session,
@@ -30,6 +41,8 @@ pub struct Job<'a> {
     recorder: Recorder,
     /// What was known before the last copying began.
     known: Known,
+    /// Tracking blocks that a comparison has found to differ.
+    differing: u64,
     report: DeviceReport,
 }
 
@@ -76,6 +89,7 @@ impl<'a> Job<'a> {
         };
         Ok(Self {
             known: Known::now(session, &info)?,
+            differing: 0,
             session,
             signals,
             image,
@@ -88,6 +102,11 @@ impl<'a> Job<'a> {
 
     /// Copies what the plan says.
     pub fn copy(&mut self) -> Result<()> {
+        if let Plan::Compared { chain, .. } = &mut self.plan {
+            if let Some(chain) = chain.take() {
+                return self.copy_differences(&chain);
+            }
+        }
         let path = self.report.device.display();
         let (what, places) = match self.plan.since() {
             None => (
@@ -100,6 +119,28 @@ impl<'a> Job<'a> {
             ),
         };
         self.copy_places(what, places)?;
+        Ok(())
+    }
+
+    /// Reads all, and copies what differs from the last backup.
+    fn copy_differences(&mut self, last: &Chain) -> Result<()> {
+        let path = self.report.device.display();
+        let what = format!("{path}: comparing with the last backup");
+        let progress = Progress::start(what, 0, self.signals);
+        let session = self.session;
+        let found = differences(
+            self.image,
+            last,
+            &std::iter::once(0..self.info.capacity).collect(),
+            self.recorder.skip_unreadable,
+            &progress,
+            || session.check_after_error().map_err(Into::into),
+        )?;
+        self.report.bytes_copied += found.read;
+        self.report.seconds += progress.finish();
+        self.differing = blocks(&found.places, self.info.block_size.into());
+        let what = format!("{path}: copying what differs");
+        self.copy_places(what, found.places)?;
         Ok(())
     }
 
@@ -192,14 +233,28 @@ impl<'a> Job<'a> {
 
     /// What was recorded, to be finished, and what was done.
     pub fn finish(mut self) -> (Recorder, DeviceReport) {
-        self.report.blocks_changed = match self.plan.since() {
-            None => self.info.block_count.into(),
-            Some(since) => self.known.map().count_since(since) as u64,
+        self.report.blocks_changed = match self.plan {
+            Plan::Full { .. } => self.info.block_count.into(),
+            Plan::Incremental { since, .. } => self.known.map().count_since(since) as u64,
+            Plan::Compared { .. } => self.differing,
         };
         let lost = self.recorder.lost.iter();
         self.report.lost = lost
             .map(|range| [range.start, range.end - range.start])
             .collect();
         (self.recorder, self.report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_counted_once() {
+        let count = |ranges: &[std::ops::Range<u64>]| blocks(&ranges.iter().cloned().collect(), 10);
+        assert_eq!(count(&[]), 0);
+        assert_eq!(count(&[0..1, 2..3, 9..10]), 1);
+        assert_eq!(count(&[9..11, 19..20, 45..70]), 2 + 3);
     }
 }

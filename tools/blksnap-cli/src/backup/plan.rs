@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Full or incremental: what is known decides.
+//! Full, incremental or compared: what is known decides.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use blksnap::CbtInfo;
-use blksnap_backup::{Device, Format, Manifest, Repository, format, parts};
+use blksnap_backup::{Chain, Device, Format, Hardware, Manifest, Repository, format, parts};
 use uuid::Uuid;
 
 use super::Given;
@@ -25,13 +25,22 @@ pub enum Plan {
         /// Where the rest is: the newest part of the device first.
         parts: Vec<(PathBuf, Device)>,
     },
+    /// All of it is read, and what differs from the last backup is stored.
+    Compared {
+        /// Why, in words.
+        reason: String,
+        /// The last backup: the newest part of the device first.
+        parts: Vec<(PathBuf, Device)>,
+        /// The same with its lists of extents, until it is compared.
+        chain: Option<Chain>,
+    },
 }
 
 impl Plan {
     /// The number of the snapshot since which changes are copied.
     pub fn since(&self) -> Option<u8> {
         match self {
-            Self::Full { .. } => None,
+            Self::Full { .. } | Self::Compared { .. } => None,
             Self::Incremental { since, .. } => Some(*since),
         }
     }
@@ -40,7 +49,7 @@ impl Plan {
     pub fn parts(&self) -> &[(PathBuf, Device)] {
         match self {
             Self::Full { .. } => &[],
-            Self::Incremental { parts, .. } => parts,
+            Self::Incremental { parts, .. } | Self::Compared { parts, .. } => parts,
         }
     }
 
@@ -63,7 +72,16 @@ impl Plan {
             let old = same(base, device).ok_or("it was not backed up before")?;
             let since = since(old, info, format)?;
             let parts = parts(repository, base, old).map_err(|error| format!("{error:#}"))?;
-            Ok(Self::Incremental { since, parts })
+            let reason = match since {
+                Ok(since) => return Ok(Self::Incremental { since, parts }),
+                Err(reason) => reason,
+            };
+            let chain = Chain::open(repository, base, old).map_err(|error| format!("{error:#}"))?;
+            Ok(Self::Compared {
+                reason,
+                parts,
+                chain: Some(chain),
+            })
         };
         find().unwrap_or_else(|reason| Self::Full { reason })
     }
@@ -95,25 +113,46 @@ pub fn is_same(old: &Device, device: &Given) -> bool {
     old.path == device.path || old.name == device.name
 }
 
-/// The number since which changes are wanted; or why that is of no use.
-fn since(old: &Device, info: &CbtInfo, format: Format) -> Result<u8, String> {
+/// The number since which changes are wanted, or why they are not known; or why the backup is of no
+/// use for this.
+fn since(old: &Device, info: &CbtInfo, format: Format) -> Result<Result<u8, String>, String> {
     if old.file_format != format {
         return Err(format!(
             "the last backup has the format {}, and {format} is asked for",
             old.file_format
         ));
     }
-    continued(old.size, old.generation, old.number, info)
+    same_size(old.size, info)?;
+    // The names of disks may change when a machine is booted.
+    let now = Hardware::of(info.device);
+    if let (Some(then), Some(now)) = (&old.hardware.serial, &now.serial) {
+        if then != now {
+            return Err(format!(
+                "the disk at the last backup had the serial number {then}, this one has {now}"
+            ));
+        }
+    }
+    Ok(tracked(old.generation, old.number, info))
 }
 
 /// The same for what was kept of a device: its size, the generation and the number of the snapshot.
 pub fn continued(size: u64, generation: Uuid, number: u8, info: &CbtInfo) -> Result<u8, String> {
-    if size != info.capacity {
-        return Err(format!(
+    same_size(size, info)?;
+    tracked(generation, number, info)
+}
+
+fn same_size(size: u64, info: &CbtInfo) -> Result<(), String> {
+    match size == info.capacity {
+        true => Ok(()),
+        false => Err(format!(
             "the device had {size} bytes at the last backup, and has {} now",
             info.capacity
-        ));
+        )),
     }
+}
+
+/// The number, if all changes since are known.
+fn tracked(generation: Uuid, number: u8, info: &CbtInfo) -> Result<u8, String> {
     if generation != info.generation.0 {
         return Err(
             "its changes were not tracked all the time since the last backup (a reboot, the module reloaded, or \
@@ -157,12 +196,12 @@ mod tests {
             ..device("vda")
         };
         let since = |info| since(&old, &info, Format::Raw);
-        assert_eq!(since(info()), Ok(3));
+        assert_eq!(since(info()), Ok(Ok(3)));
         let number = CbtInfo {
             number: 3,
             ..info()
         };
-        assert!(since(number).unwrap_err().contains("number"));
+        assert!(since(number).unwrap().unwrap_err().contains("number"));
         let capacity = CbtInfo {
             capacity: 2 << 20,
             ..info()
@@ -172,7 +211,7 @@ mod tests {
             generation: GenerationId(Uuid::from_u128(7)),
             ..info()
         };
-        assert!(since(generation).unwrap_err().contains("tracked"));
+        assert!(since(generation).unwrap().unwrap_err().contains("tracked"));
     }
 
     #[test]
@@ -189,6 +228,7 @@ mod tests {
             match Plan::new(&repository, &base, &given(name), &info(), Format::Raw) {
                 Plan::Full { reason } => reason,
                 Plan::Incremental { since, parts } => format!("{since}, {} parts", parts.len()),
+                Plan::Compared { reason, parts, .. } => format!("{reason}, {} parts", parts.len()),
             }
         };
         assert_eq!(plan("vda", false), "there is no earlier backup here");
@@ -197,6 +237,9 @@ mod tests {
         assert_eq!(plan("vda", false), "1, 1 parts");
         let next = store.incremental(&full, &data, &[]);
         assert_eq!(plan("vda", false), "2, 2 parts");
+        let anew = store.compared(&next, &data, &[]);
+        assert!(plan("vda", false).ends_with("255 snapshots), 3 parts"));
+        std::fs::remove_dir_all(store.path().join(anew)).unwrap();
         assert_eq!(plan("vda", true), "asked for");
         assert_eq!(plan("vdb", false), "it was not backed up before");
         let file = store.path().join(&full).join("vda.raw");

@@ -88,7 +88,7 @@ pub struct DeviceReport {
     pub file: PathBuf,
     /// How it was copied.
     pub kind: Kind,
-    /// Why it was copied in full.
+    /// Why it was copied in full, or compared.
     pub reason: String,
     /// The number of the snapshot since which changes were copied.
     pub since: Option<u8>,
@@ -123,8 +123,8 @@ pub struct DeviceReport {
 impl fmt::Display for DeviceReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}, ", self.device.display(), Size(self.size))?;
-        match self.since {
-            Some(since) => write!(
+        match (self.kind, self.since) {
+            (_, Some(since)) => write!(
                 f,
                 "incremental since snapshot {since}: {} of {} blocks of {} changed, {} copied",
                 self.blocks_changed,
@@ -132,7 +132,16 @@ impl fmt::Display for DeviceReport {
                 Size(self.block_size.into()),
                 Size(self.bytes_copied)
             )?,
-            None => write!(
+            (Kind::Compared, None) => write!(
+                f,
+                "compared with the last backup ({}): {} of {} blocks of {} differ, {} stored",
+                self.reason,
+                self.blocks_changed,
+                self.blocks,
+                Size(self.block_size.into()),
+                Size(self.bytes_written)
+            )?,
+            (_, None) => write!(
                 f,
                 "full ({}): {} copied, {} stored",
                 self.reason,

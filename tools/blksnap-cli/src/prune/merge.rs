@@ -269,6 +269,7 @@ fn take_over(
     let mut full = Device {
         kind: Kind::Full,
         reason: "merged by prune".into(),
+        base_device: None,
         file_size: size,
         ..device.clone()
     };

@@ -66,7 +66,11 @@ fn chain(format: Format) -> (Store, Vec<(String, Vec<u8>)>) {
         data[at..at + length].fill(value);
         let changed = at as u64..(at + length) as u64;
         let base = all.last().unwrap().0.clone();
-        all.push((store.incremental(&base, &data, &[changed]), data.clone()));
+        let id = match value {
+            8 => store.compared(&base, &data, &[changed]),
+            _ => store.incremental(&base, &data, &[changed]),
+        };
+        all.push((id, data.clone()));
     }
     (store, all)
 }
