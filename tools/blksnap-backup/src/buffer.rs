@@ -8,7 +8,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Bytes in a buffer: what one read moves, and the most that one checksum is of.
 /// (Tests have small devices.)
-pub const SIZE: usize = if cfg!(any(test, feature = "testing")) { 1 << 20 } else { 4 << 20 };
+pub const SIZE: usize = if cfg!(any(test, feature = "testing")) {
+    1 << 20
+} else {
+    4 << 20
+};
 /// What holes are made of: a run of zeros of this size, at a multiple of it.
 pub const GRAIN: usize = 64 << 10;
 
@@ -19,6 +23,12 @@ struct Page([u8; 4096]);
 
 /// A piece of memory of [`SIZE`] bytes, aligned to pages.
 pub struct Buffer(Box<[Page]>);
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Buffer {
     /// A buffer of zeros.

@@ -58,7 +58,11 @@ const REFCOUNTS: u64 = CLUSTER / 2;
 /// Most bytes in a device: twice as many would need tables that QEMU refuses.
 const MAX_SIZE: u64 = 1 << 49;
 /// L2 tables that are kept in memory: of 32 GiB. The tests' devices have few.
-const CACHED: usize = if cfg!(any(test, feature = "testing")) { 2 } else { 64 };
+const CACHED: usize = if cfg!(any(test, feature = "testing")) {
+    2
+} else {
+    64
+};
 
 /// In an entry of the L1 or an L2 table: the place.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
