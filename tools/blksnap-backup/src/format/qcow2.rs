@@ -19,7 +19,7 @@
 //!
 //! Both tables are made as large as the device can ever need, so nothing in a file moves. Zeros
 //! take no place in an image without backing file, and a bit in one with. Memory holds the L1 table
-//! (2 MiB for 128 TiB) and at most [`CACHED`] L2 tables.
+//! (2 MiB for 128 TiB) and at most 64 L2 tables.
 //!
 //! **Crashes.** A new file counts only when it is whole. But a file may also be updated
 //! ([`Image::open_for_update`]), when the backup after it is merged into it. At each moment what is
