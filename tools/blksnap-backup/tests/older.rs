@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Directories of backups that older versions have written are read.
+//!
+//! `data/version-1` was made by the tests of commit c9824e6, before there was this crate: in each
+//! format a device of 200 KiB and a sector, a full backup of it and two incremental ones.
+
+use std::fs;
+use std::path::Path;
+
+use blksnap_backup::{Chain, Manifest, Nobody, Repository, no_work};
+
+const SIZE: usize = 200 * 1024 + 512;
+
+/// What was on the device at the first backup, and so on.
+fn states() -> Vec<Vec<u8>> {
+    let mut data: Vec<u8> = (0..SIZE).map(|at| (at / 512 % 255) as u8 + 1).collect();
+    data[65536..131_072].fill(0);
+    let mut states = vec![data.clone()];
+    data[4096..8192].fill(0xaa);
+    data[131_072..196_608].fill(0);
+    states.push(data.clone());
+    data[70_000..70_100].fill(0x55);
+    data[SIZE - 5..].fill(0x77);
+    states.push(data);
+    states
+}
+
+/// A device, as a backup has it.
+fn read(repository: &Repository, manifest: &Manifest) -> Vec<u8> {
+    let chain = Chain::open(repository, manifest, &manifest.devices[0]).unwrap();
+    let mut data = vec![0; SIZE];
+    for layer in &chain.layers {
+        let copy = |extent: &_, bytes: &[u8], good: anyhow::Result<()>| {
+            good?;
+            let extent: &blksnap_backup::Extent = extent;
+            for part in layer.visible(extent) {
+                let inside = |at: u64| (at - extent.start) as usize;
+                data[part.start as usize..part.end as usize]
+                    .copy_from_slice(&bytes[inside(part.start)..inside(part.end)]);
+            }
+            Ok(())
+        };
+        layer.read(layer.data(), &Nobody, no_work, copy).unwrap();
+    }
+    data
+}
+
+/// A directory of backups of an older version, of which files may be made.
+fn copy(name: &str, to: &Path) {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name);
+    for backup in fs::read_dir(from).unwrap() {
+        let backup = backup.unwrap();
+        let dir = to.join(backup.file_name());
+        fs::create_dir(&dir).unwrap();
+        for file in fs::read_dir(backup.path()).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), dir.join(file.file_name())).unwrap();
+        }
+    }
+}
+
+#[test]
+fn version_1_is_read() {
+    for format in ["raw", "qcow2", "rbd-diff"] {
+        let dir = tempfile::tempdir().unwrap();
+        copy(&format!("version-1/{format}"), dir.path());
+        let (repository, _) = Repository::read(dir.path()).unwrap();
+        let backups = repository.backups().unwrap();
+        assert_eq!(backups.len(), 3, "{format}");
+        for ((id, manifest), state) in backups.iter().zip(states()) {
+            let manifest = manifest.as_ref().unwrap();
+            assert_eq!(manifest.version, 1);
+            assert!(read(&repository, manifest) == state, "{format} {id}");
+        }
+    }
+}
