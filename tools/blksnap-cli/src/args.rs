@@ -15,6 +15,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
 use crate::above;
+use crate::backup::phases::Shown;
 use crate::size::Size;
 pub use legacy::{Legacy, PlaceArgs};
 pub use second::{Abi, AbiArg, Field, Second};
@@ -190,6 +191,9 @@ pub struct Backup {
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
+    /// How progress is shown
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub progress: Shown,
     #[command(flatten)]
     pub storage: StorageArgs,
 }

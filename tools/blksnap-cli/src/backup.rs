@@ -12,6 +12,7 @@
 
 mod again;
 mod job;
+pub mod phases;
 mod pipe;
 mod plan;
 mod report;
@@ -35,6 +36,7 @@ use crate::output;
 use crate::signals::Signals;
 use crate::trim;
 use job::Job;
+use phases::{Phase, Phases};
 use plan::{Base, Plan};
 use report::Report;
 
@@ -68,8 +70,11 @@ pub fn run(args: &args::Backup) -> Result<ExitCode> {
     }
     let ids: Vec<DevId> = devices.iter().map(|device| device.id).collect();
     apart::remark_backups(repository.path(), &ids);
+    let phases = Phases::new(args.progress, &signals);
     let mut session = hold::open(&ids, &args.storage, repository.path())?;
+    let taking = phases.begin(Phase::Taking, "taking the snapshot");
     let taken = above::take(&mut session, &ids, &signals)?;
+    taking.finish();
     signals.check()?;
     hold::after_take(args.exec_after_take.as_deref(), &session, &signals)?;
 
@@ -79,7 +84,7 @@ pub fn run(args: &args::Backup) -> Result<ExitCode> {
     let work = Work {
         args,
         session: &session,
-        signals: &signals,
+        phases: &phases,
         repository: &repository,
         base: &base,
         draft: &draft,
@@ -87,6 +92,7 @@ pub fn run(args: &args::Backup) -> Result<ExitCode> {
     let jobs = work
         .copy_all(&devices)
         .map_err(|error| explain(error, &session))?;
+    let closing = phases.begin(Phase::Closing, "writing back");
     let (recorders, reports): (Vec<_>, Vec<_>) = jobs.into_iter().map(Job::finish).unzip();
     session.check()?;
     let entries = recorders.into_iter().map(Recorder::finish);
@@ -102,6 +108,8 @@ pub fn run(args: &args::Backup) -> Result<ExitCode> {
         manifest.base = base.as_ref().ok().map(|base| base.id.clone());
     }
     draft.commit(&manifest)?;
+    closing.finish();
+    drop(phases);
     let lost = reports.iter().any(|report| !report.lost.is_empty());
 
     let report = Report {
@@ -147,7 +155,7 @@ pub fn run(args: &args::Backup) -> Result<ExitCode> {
 struct Work<'a> {
     args: &'a args::Backup,
     session: &'a Session,
-    signals: &'a Signals,
+    phases: &'a Phases<'a>,
     repository: &'a Repository,
     base: &'a Base,
     draft: &'a Draft<'a>,
@@ -176,12 +184,16 @@ impl<'a> Work<'a> {
             let recorder = self.recorder(device, &info, &plan)?;
             jobs.push(Job::new(
                 self.session,
-                self.signals,
+                self.phases,
                 index,
                 info,
                 plan,
                 recorder,
             )?);
+        }
+        for job in &jobs {
+            let verified = if self.args.verify { job.size() } else { 0 };
+            self.phases.plan(job.expected() + verified);
         }
         jobs.iter_mut().try_for_each(Job::copy)?;
         catch_up(&mut jobs, false)?;

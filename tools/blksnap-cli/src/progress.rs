@@ -18,6 +18,17 @@ use crate::size::Size;
 /// How the bar looks. No colours: nothing here is more important than the rest.
 const STYLE: &str = "{msg} [{wide_bar}] {percent}% {binary_bytes_per_sec} {eta} left";
 
+/// A bar that looks so.
+pub fn style(bar: ProgressBar) -> ProgressBar {
+    // The template is known to be good; the default look would do as well.
+    if let Ok(style) = ProgressStyle::with_template(STYLE) {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    // The rate goes down while nothing comes, also when no piece of work ends.
+    bar.enable_steady_tick(Duration::from_millis(500));
+    bar
+}
+
 /// The progress of one piece of work of a known number of bytes.
 pub struct Progress<'a> {
     signals: &'a Signals,
@@ -42,12 +53,7 @@ impl<'a> Progress<'a> {
     /// Begins, and shows it there.
     fn draw_to(target: ProgressDrawTarget, what: String, bytes: u64, signals: &'a Signals) -> Self {
         let bar = ProgressBar::with_draw_target(Some(bytes), target).with_message(what.clone());
-        // The template is known to be good; the default look would do as well.
-        if let Ok(style) = ProgressStyle::with_template(STYLE) {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        // The rate goes down while nothing comes, also when no piece of work ends.
-        bar.enable_steady_tick(Duration::from_millis(500));
+        let bar = style(bar);
         Self {
             signals,
             what,

@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use blksnap::{ByteSet, CbtInfo, Session};
-use blksnap_backup::{Chain, Layer, Recorder, Source, compare, differences, without};
+use blksnap_backup::{Chain, Layer, Recorder, Source, Watch, compare, differences, without};
 
 use super::again::{Known, is_inside};
+use super::phases::{Phase, Phases};
 use super::plan::Plan;
 use super::report::DeviceReport;
-use crate::progress::Progress;
-use crate::signals::Signals;
 
 /// How often is looked for the reason of a difference, and how long between.
 const LOOKS: u32 = 10;
@@ -34,7 +33,7 @@ fn blocks(places: &ByteSet, size: u64) -> u64 {
 /// The backup of one device.
 pub struct Job<'a> {
     session: &'a Session,
-    signals: &'a Signals,
+    phases: &'a Phases<'a>,
     image: &'a Path,
     info: CbtInfo,
     plan: Plan,
@@ -50,7 +49,7 @@ impl<'a> Job<'a> {
     /// Prepares the backup of the device number `index`.
     pub fn new(
         session: &'a Session,
-        signals: &'a Signals,
+        phases: &'a Phases<'a>,
         index: usize,
         info: CbtInfo,
         plan: Plan,
@@ -91,13 +90,29 @@ impl<'a> Job<'a> {
             known: Known::now(session, &info)?,
             differing: 0,
             session,
-            signals,
+            phases,
             image,
             info,
             plan,
             recorder,
             report,
         })
+    }
+
+    /// Bytes in the device.
+    pub fn size(&self) -> u64 {
+        self.info.capacity
+    }
+
+    /// Bytes that will be read, as far as that is known before.
+    pub fn expected(&self) -> u64 {
+        match self.plan.since() {
+            None => self.info.capacity,
+            Some(since) => {
+                let changed = self.known.map().changed_since(since);
+                changed.map(|range| range.end - range.start).sum()
+            }
+        }
     }
 
     /// Copies what the plan says.
@@ -126,7 +141,7 @@ impl<'a> Job<'a> {
     fn copy_differences(&mut self, last: &Chain) -> Result<()> {
         let path = self.report.device.display();
         let what = format!("{path}: comparing with the last backup");
-        let progress = Progress::start(what, 0, self.signals);
+        let progress = self.phases.begin(Phase::Comparing, what);
         let session = self.session;
         let found = differences(
             self.image,
@@ -163,7 +178,7 @@ impl<'a> Job<'a> {
         // A snapshot that is lost cannot be read either.
         let session = self.session;
         let after_loss = || session.check_after_error().map_err(Into::into);
-        let progress = Progress::start(what, 0, self.signals);
+        let progress = self.phases.begin(Phase::Reading, what);
         let copied = self
             .recorder
             .copy(self.image, places, &progress, after_loss)?;
@@ -188,7 +203,8 @@ impl<'a> Job<'a> {
             todo = without(&todo, &self.recorder.lost);
             let chain = self.chain()?;
             let what = format!("{}: comparing", self.report.device.display());
-            let progress = Progress::start(what, todo.len(), self.signals);
+            let progress = self.phases.begin(Phase::Comparing, what);
+            progress.expect(todo.len());
             let wrong = compare(self.image, &chain, &todo, &progress)?;
             progress.finish();
             if wrong.is_empty() {

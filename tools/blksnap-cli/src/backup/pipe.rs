@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::job::Job;
+use super::phases::{Phase, Phases};
 use super::plan::Plan;
 use super::{Given, catch_up, explain, new_entry, plan};
 use crate::above;
@@ -68,7 +69,10 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
     let old = State::read(args.state.as_deref(), args.full)?;
 
     let mut session = hold::open(&[device.id], &args.storage, Path::new("."))?;
+    let phases = Phases::new(args.progress, signals);
+    let taking = phases.begin(Phase::Taking, "taking the snapshot");
     let taken = above::take(&mut session, &[device.id], signals)?;
+    taking.finish();
     signals.check()?;
     hold::after_take(args.exec_after_take.as_deref(), &session, signals)?;
     let info = session.tracker(device.id)?;
@@ -101,7 +105,8 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
     )?;
     let entry = new_entry(device, &info, &plan, Format::RbdDiff);
     let recorder = Recorder::with(PathBuf::new(), entry, Box::new(stream));
-    let mut jobs = [Job::new(&session, signals, 0, info, plan, recorder)?];
+    let mut jobs = [Job::new(&session, &phases, 0, info, plan, recorder)?];
+    phases.plan(jobs[0].expected());
     let copied = jobs[0].copy().and_then(|()| catch_up(&mut jobs, false));
     copied.map_err(|error| explain(error, &session))?;
     let [job] = jobs;
