@@ -21,7 +21,7 @@ pub const GRAIN: usize = 64 << 10;
 #[repr(C, align(4096))]
 struct Page([u8; 4096]);
 
-/// A piece of memory of [`SIZE`] bytes, aligned to pages.
+/// A piece of memory, aligned to pages: of [`SIZE`] bytes, if not said otherwise.
 pub struct Buffer(Box<[Page]>);
 
 impl Default for Buffer {
@@ -33,7 +33,12 @@ impl Default for Buffer {
 impl Buffer {
     /// A buffer of zeros.
     pub fn new() -> Self {
-        Self(vec![Page([0; 4096]); SIZE / 4096].into())
+        Self::with_room(SIZE)
+    }
+
+    /// The same, of at least `length` bytes.
+    pub fn with_room(length: usize) -> Self {
+        Self(vec![Page([0; 4096]); length.div_ceil(4096)].into())
     }
 
     /// Its bytes.
@@ -44,6 +49,12 @@ impl Buffer {
     /// Its bytes, to be filled.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         self.0.as_mut_bytes()
+    }
+}
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Self::new()
     }
 }
 

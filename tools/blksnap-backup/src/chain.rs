@@ -5,6 +5,7 @@
 //! Every layer has extents; of what several layers have, the newest is what is seen. An extent of
 //! data is read and checked as a whole, also if only a part of it is seen.
 
+use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -114,12 +115,31 @@ impl Layer {
         })
     }
 
-    fn damaged(&self, extent: &Extent) -> String {
-        format!(
+    pub(crate) fn damaged(&self, extent: &Extent) -> Damaged {
+        Damaged {
+            file: self.file(),
+            place: extent.range(),
+        }
+    }
+}
+
+/// Of an error, which data is damaged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damaged {
+    /// The file.
+    pub file: PathBuf,
+    /// The place on the device.
+    pub place: Range<u64>,
+}
+
+impl fmt::Display for Damaged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
             "{} is damaged: {} bytes at byte {} of the device",
-            self.file().display(),
-            extent.length,
-            extent.start
+            self.file.display(),
+            self.place.end - self.place.start,
+            self.place.start
         )
     }
 }

@@ -118,6 +118,15 @@ impl Extents {
         self.0.iter().filter(|extent| extent.hash.is_none())
     }
 
+    /// Those that have something of a range, ascending.
+    pub fn overlapping(&self, range: Range<u64>) -> impl Iterator<Item = &Extent> {
+        let first = self
+            .0
+            .partition_point(|extent| extent.range().end <= range.start);
+        let rest = self.0.iter().skip(first);
+        rest.take_while(move |extent| extent.start < range.end)
+    }
+
     /// Their places.
     pub fn places(&self) -> ByteSet {
         self.0.iter().map(Extent::range).collect()

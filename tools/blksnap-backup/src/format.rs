@@ -36,7 +36,7 @@ pub trait Writer {
 }
 
 /// Reads what one backup itself stores of a device (not its base); only ranges its extents name.
-pub trait Reader {
+pub trait Reader: Send {
     /// Fills `data` with what is at `offset`.
     fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<()>;
 }

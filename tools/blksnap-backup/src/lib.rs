@@ -35,6 +35,8 @@
 //! # }
 //! ```
 //!
+//! An [`Image`] is for who wants a part here and a part there.
+//!
 //! Places and lengths are in bytes everywhere. Errors are those of [`anyhow`], whose sources say
 //! which file, and have the [`std::io::Error`] if there was one.
 //!
@@ -54,6 +56,7 @@ mod direct;
 mod extents;
 pub mod format;
 mod hardware;
+mod image;
 mod manifest;
 mod pipeline;
 pub mod private;
@@ -65,7 +68,7 @@ mod unreadable;
 mod watch;
 
 pub use buffer::{Buffer, GRAIN, SIZE as BUFFER_SIZE, is_zero, runs};
-pub use chain::{Chain, Layer, no_work, parts};
+pub use chain::{Chain, Damaged, Layer, no_work, parts};
 pub use compare::compare;
 pub use copy::{Source, pieces, round_out};
 pub use device::{is_block_device, logical_block, size_of};
@@ -74,6 +77,7 @@ pub use direct::Direct;
 pub use extents::{Extent, Extents, cut};
 pub use format::Format;
 pub use hardware::Hardware;
+pub use image::{Cache, Image};
 pub use manifest::{Device, Kind, Manifest, NAME as MANIFEST, State};
 pub use pipeline::run as pipeline;
 pub use record::{Copied, Recorder, without};

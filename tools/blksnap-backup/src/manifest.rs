@@ -123,7 +123,7 @@ impl Device {
     /// With the names of its files, which follow from its own, the format, and whether it is full: a
     /// raw file of only what changed must not be taken for an image.
     pub fn stored_as(mut self, format: Format) -> Self {
-        let name = self.name.replace('!', "_");
+        let name = self.file_name();
         self.file_format = format;
         self.file = match (format, self.kind) {
             (Format::Raw, Kind::Incremental | Kind::Compared) => format!("{name}.raw-delta"),
@@ -144,6 +144,11 @@ impl Device {
         let same_kind = |old: &&Self| old.size == self.size && old.file_format == self.file_format;
         let mut devices = base.devices.iter().filter(same_kind);
         devices.find(is_base)
+    }
+
+    /// The kernel's name of it, as a name of files.
+    pub fn file_name(&self) -> String {
+        self.name.replace('!', "_")
     }
 
     /// Whether two entries are of one device, as far as names tell: the kernel's one counts only where
