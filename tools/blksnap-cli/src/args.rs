@@ -55,6 +55,8 @@ pub enum Command {
     Verify(Verify),
     /// Show the backups in a directory
     List(List),
+    /// Show the devices of all backups as files, by FUSE
+    Mount(Mount),
     /// Keep only the newest backups
     Prune(Prune),
     /// Hold a snapshot while a command runs
@@ -262,6 +264,25 @@ pub struct List {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(after_help = "Examples:\n  \
+    blksnap mount /backup /mnt/backups\n  \
+    mount -o ro,norecovery,loop /mnt/backups/20261124T201629Z-0a1b2c3d/vda1 /mnt/then\n  \
+    umount /mnt/then /mnt/backups\n\n\
+    Each backup is a directory, and in it each device a file of its size, to be read only, by root only. The data is \
+    checked as it is read: where a backup is damaged, reading fails, and it is said which file is. Backups that are made \
+    meanwhile appear; a prune is refused.\n\n\
+    It prints a line when it is mounted, and runs until it is unmounted (exit code 0), or a signal comes, at which it \
+    unmounts. While a file is in use, by a loop device for example, it goes on until that is done.")]
+pub struct Mount {
+    /// Directory of the backups, or of one of them
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub backup: PathBuf,
+    /// Where they are shown: an empty directory
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub mount_point: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:\n  \
     blksnap prune /backup --keep 14\n\n\
     What the oldest kept backup needs of those before it is merged into it, in place where the format allows that: little \
@@ -373,6 +394,7 @@ mod tests {
             "blksnap restore /tmp",
             "blksnap backup /dev/sda --to /tmp --format tar",
             "blksnap verify",
+            "blksnap mount /tmp",
             "blksnap prune /tmp",
             "blksnap prune /tmp --keep 0",
             "blksnap status --watch 0",

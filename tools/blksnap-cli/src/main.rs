@@ -17,6 +17,7 @@ mod init;
 mod legacy;
 mod list;
 mod module;
+mod mount;
 mod mounts;
 mod names;
 mod opened;
@@ -75,6 +76,7 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Restore(args) => return restore::run(&args),
         Command::Verify(args) => verify::run(&args)?,
         Command::List(args) => list::run(&args)?,
+        Command::Mount(args) => mount::run(&args)?,
         Command::Prune(args) => prune::run(&args)?,
         Command::Snapshot(args) => return hold::run(&args),
         Command::Status(args) => return status::run(&args),
