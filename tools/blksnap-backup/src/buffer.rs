@@ -24,12 +24,6 @@ struct Page([u8; 4096]);
 /// A piece of memory, aligned to pages: of [`SIZE`] bytes, if not said otherwise.
 pub struct Buffer(Box<[Page]>);
 
-impl Default for Buffer {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Buffer {
     /// A buffer of zeros.
     pub fn new() -> Self {
