@@ -346,3 +346,35 @@ fn what_cannot_be_done_is_said() {
     mounted.end();
     assert!(before.elapsed() < Duration::from_secs(20));
 }
+
+#[test]
+fn qemu_serves_it_to_others() {
+    let (store, backups) = three(Format::Raw);
+    if Command::new("qemu-nbd").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no qemu-nbd");
+        return;
+    }
+    let Some(mounted) = Mounted::of(store.path()) else {
+        return;
+    };
+    let (id, data) = &backups[2];
+    let other = test_dir();
+    let (image, socket) = (other.path().join("image"), other.path().join("nbd"));
+    fs::write(&image, data).unwrap();
+    // As in blksnap-one-file.rst; it ends when its first client has gone.
+    let server = Command::new("qemu-nbd")
+        .args(["-r", "-f", "raw", "--fork", "-k"])
+        .args([&socket, &mounted.file(id)])
+        .status()
+        .unwrap();
+    assert!(server.success());
+    let compared = Command::new("qemu-img")
+        .args(["compare", "-f", "raw", "-F", "raw"])
+        .arg(format!("nbd+unix:///?socket={}", socket.display()))
+        .arg(&image)
+        .output()
+        .unwrap();
+    assert!(compared.status.success(), "{compared:?}");
+    mounted.signal(Signal::TERM);
+    assert_eq!(mounted.end().0, Some(143));
+}
