@@ -168,19 +168,36 @@ impl Chain {
         manifest: &Manifest,
         device: &Device,
     ) -> Result<Self> {
-        let parts = parts_with(repository, manifest, device, |_, _| Ok(()))?;
+        let parts = parts_with(repository, manifest, device, &|_| false, |_, _| Ok(()))?;
         Self::of_parts(parts, Layer::open_damaged)
     }
 
-    fn of_parts(
-        parts: Vec<(PathBuf, Device)>,
-        open: fn(PathBuf, &Device) -> Result<Layer>,
-    ) -> Result<Self> {
-        let layers = parts.into_iter().rev();
-        let layers = layers.map(|(dir, device)| open(dir, &device));
-        let chain = Self::new(layers.collect::<Result<_>>()?);
+    /// The same, but only what is above the first backup below for which `stop` is true: see
+    /// [`parts_above`].
+    pub fn open_above(
+        repository: &Repository,
+        manifest: &Manifest,
+        device: &Device,
+        stop: &dyn Fn(&str) -> bool,
+    ) -> Result<(Self, Option<Part>)> {
+        let (parts, below) = parts_above(repository, manifest, device, stop)?;
+        let chain = Self::layers_of(parts, Layer::open)?;
+        if below.is_none() {
+            chain.check_whole()?;
+        }
+        Ok((chain, below))
+    }
+
+    fn of_parts(parts: Vec<Part>, open: fn(PathBuf, &Device) -> Result<Layer>) -> Result<Self> {
+        let chain = Self::layers_of(parts, open)?;
         chain.check_whole()?;
         Ok(chain)
+    }
+
+    fn layers_of(parts: Vec<Part>, open: fn(PathBuf, &Device) -> Result<Layer>) -> Result<Self> {
+        let layers = parts.into_iter().rev();
+        let layers = layers.map(|(dir, device)| open(dir, &device));
+        Ok(Self::new(layers.collect::<Result<_>>()?))
     }
 
     /// Of layers, the oldest first.
@@ -222,29 +239,47 @@ impl Chain {
     }
 }
 
-/// The directories and the entries of what a backup needs to have a device, the newest first. Only
-/// the manifests are read, and the sizes of files compared with them.
-pub fn parts(
+/// What one backup has of a device: its directory, and the entry of the device in its manifest.
+pub type Part = (PathBuf, Device);
+
+/// What a backup needs to have a device, the newest first. Only the manifests are read, and the sizes
+/// of files compared with them.
+pub fn parts(repository: &Repository, manifest: &Manifest, device: &Device) -> Result<Vec<Part>> {
+    parts_with(repository, manifest, device, &|_| false, check_files)
+}
+
+/// The same, down to the first backup below for which `stop` is true, if one is needed: that part is
+/// given apart. Nothing is known then of what that one is based on.
+pub fn parts_above(
     repository: &Repository,
     manifest: &Manifest,
     device: &Device,
-) -> Result<Vec<(PathBuf, Device)>> {
-    parts_with(repository, manifest, device, check_files)
+    stop: &dyn Fn(&str) -> bool,
+) -> Result<(Vec<Part>, Option<Part>)> {
+    let mut parts = parts_with(repository, manifest, device, stop, check_files)?;
+    let id = |dir: &Path| {
+        dir.file_name()
+            .is_some_and(|id| id.to_str().is_some_and(stop))
+    };
+    let stopped = parts.len() > 1 && parts.last().is_some_and(|(dir, _)| id(dir));
+    let below = if stopped { parts.pop() } else { None };
+    Ok((parts, below))
 }
 
 fn parts_with(
     repository: &Repository,
     manifest: &Manifest,
     device: &Device,
+    stop: &dyn Fn(&str) -> bool,
     check_files: fn(&Path, &Device) -> Result<()>,
-) -> Result<Vec<(PathBuf, Device)>> {
+) -> Result<Vec<Part>> {
     let mut parts = Vec::new();
     let (mut manifest, mut device) = (manifest.clone(), device.clone());
     loop {
         let dir = repository.dir(&manifest.id);
         check_files(&dir, &device)?;
         parts.push((dir, device.clone()));
-        if device.kind == Kind::Full {
+        if device.kind == Kind::Full || parts.len() > 1 && stop(&manifest.id) {
             return Ok(parts);
         }
         let broken = || format!("the chain of {} is broken", manifest.id);
@@ -254,7 +289,7 @@ fn parts_with(
         let older = repository
             .manifest(base)
             .with_context(|| format!("{}: its base {base} is missing or damaged", broken()))?;
-        let same = device.find_in(&older);
+        let same = device.base_in(&older);
         let same = same.with_context(|| format!("{}: {base} has no {}", broken(), device.name))?;
         device = same.clone();
         manifest = older;

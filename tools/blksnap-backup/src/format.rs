@@ -115,6 +115,15 @@ impl Format {
         })
     }
 
+    /// Opens the file of an incremental backup, to store in it what it lacks; `None` if that can't be
+    /// done, or if the file names its base, which is another one then.
+    pub fn extend(self, path: &Path) -> Result<Option<Box<dyn Writer>>> {
+        Ok(match self {
+            Self::Raw => Some(Box::new(raw::RawWriter::open(path)?)),
+            Self::Qcow2 | Self::RbdDiff => None,
+        })
+    }
+
     /// Opens a file of a device of `size` bytes for reading.
     pub fn open(self, path: &Path, size: u64) -> Result<Box<dyn Reader>> {
         let (found, reader): (_, Box<dyn Reader>) = match self {

@@ -68,7 +68,7 @@ mod unreadable;
 mod watch;
 
 pub use buffer::{Buffer, GRAIN, SIZE as BUFFER_SIZE, is_zero, runs};
-pub use chain::{Chain, Damaged, Layer, no_work, parts};
+pub use chain::{Chain, Damaged, Layer, Part, no_work, parts, parts_above};
 pub use compare::compare;
 pub use copy::{Source, pieces, round_out};
 pub use device::{is_block_device, logical_block, size_of};

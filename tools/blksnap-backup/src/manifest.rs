@@ -135,8 +135,8 @@ impl Device {
 }
 
 impl Device {
-    /// This device in the manifest of the base.
-    pub fn find_in<'a>(&self, base: &'a Manifest) -> Option<&'a Self> {
+    /// This device in the manifest of the base. All that looks for it does so here.
+    pub fn base_in<'a>(&self, base: &'a Manifest) -> Option<&'a Self> {
         let is_base = |old: &&Self| match &self.base_device {
             Some(name) => old.name == *name,
             None => old.generation == self.generation && old.number < self.number,
@@ -378,7 +378,7 @@ mod tests {
             devices: vec![device("vda"), device("vdb")],
             ..example()
         };
-        let name = |entry: Device| entry.find_in(&base).map(|found| found.name.clone());
+        let name = |entry: Device| entry.base_in(&base).map(|found| found.name.clone());
         let next = Device {
             number: 4,
             kind: Kind::Incremental,

@@ -24,6 +24,7 @@ pub struct Store {
     format: Format,
     /// That of change tracking.
     generation: Cell<u128>,
+    now: Cell<u64>,
 }
 
 impl Store {
@@ -34,14 +35,18 @@ impl Store {
 
     /// The same, with a format of files.
     pub fn with(size: u64, format: Format) -> Self {
-        let dir = test_dir();
-        let generation = Cell::new(2);
         Self {
-            dir,
+            dir: test_dir(),
             size,
             format,
-            generation,
+            generation: Cell::new(2),
+            now: Cell::new(0),
         }
+    }
+
+    /// From now on, backups are taken so many seconds after 1970.
+    pub fn set_time(&self, seconds: u64) {
+        self.now.set(seconds);
     }
 
     /// The directory of backups.
@@ -108,7 +113,8 @@ impl Store {
         recorder.copy(&image, changed, &Nobody, || Ok(())).unwrap();
         fs::remove_file(&image).unwrap();
         let entry = recorder.finish().unwrap();
-        let mut manifest = Manifest::new(id.clone(), Uuid::nil(), [0, 0], vec![entry]);
+        let taken = [self.now.get() * 1_000_000_000; 2];
+        let mut manifest = Manifest::new(id.clone(), Uuid::nil(), taken, vec![entry]);
         manifest.base = base.map(str::to_owned);
         draft.commit(&manifest).unwrap();
         id
