@@ -160,15 +160,20 @@ impl Device {
     }
 }
 
+/// The version that who reads entries must know.
+fn version(devices: &[Device]) -> u32 {
+    match devices.iter().any(|one| one.kind == Kind::Compared) {
+        true => VERSION,
+        false => 1,
+    }
+}
+
 impl Manifest {
     /// Of a new backup.
     pub fn new(id: String, snapshot: Uuid, taken_unix_ns: [u64; 2], devices: Vec<Device>) -> Self {
         Self {
             format: FORMAT.into(),
-            version: match devices.iter().any(|one| one.kind == Kind::Compared) {
-                true => 2,
-                false => 1,
-            },
+            version: version(&devices),
             state: State::Complete,
             id,
             base: None,
@@ -177,6 +182,12 @@ impl Manifest {
             taken_unix_ns,
             devices,
         }
+    }
+
+    /// Has other entries for its devices.
+    pub fn set_devices(&mut self, devices: Vec<Device>) {
+        self.version = version(&devices);
+        self.devices = devices;
     }
 
     /// Reads the manifest of a directory.

@@ -1,15 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! `blksnap prune`: only the newest backups are kept, and what they need of those before.
+//! `blksnap prune`: some backups are kept, by the rules of [`policy`], and what they need of those
+//! that are not.
 //!
 //! ```text
-//! full ← incremental ← incremental ← oldest kept ← …        before
-//! └──────── dropped, one by one ───┘
-//! └─ file changed in place: merged ┘ → oldest kept, full ← …    after
+//! full ← dropped ← dropped ← kept ← dropped ← dropped ← kept ← …        before
+//! └─────── merged: full ────┘      └─── merged: incremental ──┘
+//!                     kept, full ←────────────────────── kept ← …        after
 //! ```
 //!
-//! The full file may be as large as the device, so it is not copied: what is newer is written into
-//! it, and it is moved to the oldest backup that is kept.
+//! A kept backup takes over what it needs of the dropped ones below it, down to the next kept one, on
+//! which it is based then. Where one of the dropped ones is full, so is the kept one then; so the oldest
+//! kept one always is. Devices of one backup may have different chains: each is merged by itself, and
+//! one manifest tells of all.
+//!
+//! # Where to
+//!
+//! - A full file may be as large as the device, so it is not copied: what is newer is written into it,
+//!   and it is moved to the kept backup.
+//! - A raw file of an incremental backup gets what it lacks, at places that are in no list of it.
+//! - Otherwise, or where a file can't have two names, or if another backup needs the same full file, a
+//!   new file is written: that of qcow2 names the new base as its backing file, that of rbd-diff as the
+//!   snapshot it starts from.
 //!
 //! # Why it may be killed at any time
 //!
@@ -20,87 +32,70 @@
 //!
 //! 1. The backups that go are dropped, the newest first, so that no one that is still listed needs
 //!    one that is not. If a kept backup needs it, its manifest says `dropped` from then on; else it
-//!    is removed. Either is one rename.
-//! 2. The list of extents of the full file is replaced by one of what is still seen of it, by a new
-//!    manifest. Parts of extents get checksums of their own. Nobody can tell the difference: what
-//!    is hidden is not read, but as a part of an extent of which another part is seen.
-//! 3. What is newer is written into the full file. All of it goes to places that are in no list of
-//!    this file any more, and is still in the newer files; so the merged view stays the same, and
-//!    its checksums right, however much was written.
-//! 4. The full file gets a second name (a link), that of a full file of the oldest kept backup. If
-//!    its own file has that name, as with qcow2, it takes its place by a rename: its own extents are
-//!    in the full file too, at the same places, and overlays name it so.
-//! 5. A new manifest says that this backup is full, and has the list of the merged extents.
-//! 6. The dropped directories are removed. Nobody needs them any more.
+//!    is removed. Either is one rename. Then, for each kept backup, the oldest first:
+//! 2. The list of extents of a full file that will be changed is replaced by one of what is still seen
+//!    of it, by a new manifest. Parts of extents get checksums of their own. Nobody can tell the
+//!    difference: what is hidden is not read, but as a part of an extent of which another part is seen.
+//! 3. What is merged is written: into the full file, or the raw one of the kept backup, to places that
+//!    are in no list of this file, and it is still in the other files; so the merged view stays the
+//!    same, and its checksums right, however much was written. Or into a new file, that no one knows.
+//! 4. The full file gets a second name (a link), that of a full file of the kept backup. If its own file
+//!    has that name, as with qcow2, it takes its place by a rename: its own extents are in the full file
+//!    too, at the same places, and overlays name it so. The same holds for a new file.
+//! 5. A new manifest says what this backup is based on, and has the list of the merged extents.
+//! 6. The dropped directories that nobody needs any more are removed.
 //!
 //! Space is needed for manifests, for lists of extents, and for what is merged to places that have
-//! none in the full file. Backups that no other needs are removed first, which gives some; then, if
-//! it is not enough, nothing is dropped. What a failed merge has written is removed.
+//! none. Backups that no other needs are removed first, which gives some; then, if it is not enough,
+//! nothing is dropped. What a failed merge has written to new files is removed.
 //!
-//! A prune that finds dropped backups begins with 2; what was done already is done again, with the
-//! same result. Where a format can't be changed in place, or a file can't have two names, 2 and 3
-//! are the writing of a new file.
+//! A prune that finds dropped backups begins with 2, for those that need them; what was done already is
+//! done again, with the same result.
 
 mod merge;
+pub mod policy;
+mod report;
 mod room;
+mod staying;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use blksnap_backup::{Chain, Device, Manifest, Repository, State, parts};
-use serde::Serialize;
+use blksnap_backup::{Device, Manifest, Repository, State, parts_above};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 
 use crate::args;
 use crate::opened;
 use crate::output;
 use crate::signals::Signals;
-use crate::size::Size;
 use crate::verify;
+use policy::{Policy, Reason, Rule};
+use report::{Last, Merged, Report};
+use staying::Staying;
 
 /// Prunes as asked for.
 pub fn run(args: &args::Prune) -> Result<()> {
     let signals = Signals::catch()?;
     let how = How {
-        keep: args.keep as usize,
+        policy: args.policy(),
         dry_run: args.dry_run,
         verify: args.verify,
         forget: &args.forget,
     };
     let report = prune(&args.directory, how, &signals)?;
-    if args.json {
-        return output::print_json(&report);
+    match args.json {
+        true => output::print_json(&report),
+        false => output::print(report.to_string().trim_end()),
     }
-    let would = if args.dry_run { "would be " } else { "" };
-    for Last { backup, device } in &report.last {
-        output::print(format!(
-            "{backup}: {would}kept, and those after it, as the last backup of {device}: --forget {device} lets it go"
-        ))?;
-    }
-    for id in &report.dropped {
-        output::print(format!("{id}: {would}dropped"))?;
-    }
-    for merged in &report.merged {
-        let how = if merged.in_place {
-            "in place"
-        } else {
-            "into a new file"
-        };
-        output::print(format!(
-            "{}: {} {would}made full: {} {would}merged {how}",
-            merged.backup,
-            merged.device,
-            Size(merged.bytes)
-        ))?;
-    }
-    output::print(format!("{} backups {would}kept", report.kept.len()))
 }
 
 /// How to prune.
 #[derive(Clone, Copy, Debug)]
 pub struct How<'a> {
-    /// How many of the newest backups to keep.
-    pub keep: usize,
+    /// Which backups to keep.
+    pub policy: Policy,
     /// Only say, and check, what would be done.
     pub dry_run: bool,
     /// Read all that the kept backups need, not only what is merged.
@@ -109,38 +104,7 @@ pub struct How<'a> {
     pub forget: &'a [String],
 }
 
-/// What was done, or would be.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    #[serde(serialize_with = "output::path")]
-    directory: PathBuf,
-    dry_run: bool,
-    kept: Vec<String>,
-    /// Backups that are kept, with those after them, because no newer one has a device.
-    last: Vec<Last>,
-    dropped: Vec<String>,
-    merged: Vec<Merged>,
-}
-
-/// The last backup of a device.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-pub struct Last {
-    backup: String,
-    device: String,
-}
-
-/// A device of a backup that was made full.
-#[derive(Debug, Serialize)]
-pub struct Merged {
-    backup: String,
-    device: String,
-    /// Whether the full file of an earlier backup became the one of this.
-    in_place: bool,
-    /// Bytes written.
-    bytes: u64,
-}
-
-/// Keeps the newest backups in a directory.
+/// Keeps some of the backups in a directory.
 pub fn prune(path: &Path, how: How<'_>, signals: &Signals) -> Result<Report> {
     if how.dry_run {
         let (repository, _) = Repository::read(path)?;
@@ -157,137 +121,131 @@ pub fn prune(path: &Path, how: How<'_>, signals: &Signals) -> Result<Report> {
 
 /// All of it, in a directory that is locked.
 fn steps(repository: &Repository, how: How<'_>, signals: &Signals) -> Result<Report> {
-    let How { keep, dry_run, .. } = how;
     let path = repository.path();
     let backups = repository.backups()?;
     let good: Vec<&Manifest> = backups
         .iter()
         .filter_map(|(_, read)| read.as_ref().ok())
         .collect();
-    let Some(oldest_listed) = good.first() else {
+    if good.is_empty() {
         bail!("there is no backup in {}", path.display());
-    };
-    let mut from = good.len().saturating_sub(keep);
-    let last = last_ones(&good, from, how.forget);
-    if let Some(first) = last.iter().map(|last| &last.backup).min() {
-        from = good.partition_point(|manifest| manifest.id < *first);
     }
-    let kept = &good[from..];
-    let oldest = kept[0];
-    check_bases(kept)?;
-    let mut report = Report {
-        directory: repository.path().to_owned(),
-        dry_run,
-        kept: kept.iter().map(|manifest| manifest.id.clone()).collect(),
-        last,
-        dropped: backups
-            .iter()
-            .map(|(id, _)| id.clone())
-            .filter(|id| *id < oldest.id)
-            .collect(),
-        merged: Vec::new(),
+    let (reasons, last) = choose(&good, how)?;
+    let chosen = good.iter().zip(&reasons);
+    let kept: Vec<&Manifest> = chosen
+        .filter(|(_, why)| !why.is_empty())
+        .map(|(manifest, _)| *manifest)
+        .collect();
+    let Some(oldest) = kept.first() else {
+        bail!("nothing would be kept in {}", path.display());
     };
+    let staying = Staying::of(repository, kept.iter().map(|manifest| manifest.id.clone()));
+    // One with a damaged manifest goes if all that are kept are newer: none can need it.
+    let goes = |(id, read): &(String, Result<Manifest>)| match read {
+        Ok(_) => !staying.has(id),
+        Err(_) => *id < oldest.id,
+    };
+    let dropped = backups.iter().filter(|one| goes(one));
+    let mut report = Report::new(repository.path(), how.dry_run, &good, reasons, last);
+    report.dropped = dropped.map(|(id, _)| id.clone()).collect();
     let check = || -> Result<Vec<Merged>> {
         if how.verify {
-            check_all(repository, kept, signals)?;
+            check_all(repository, &kept, signals)?;
         }
-        check_merge(repository, oldest, signals)
+        check_merges(&staying, &kept, signals)
     };
     let plans = check().with_context(|| format!("{}: nothing was dropped", path.display()))?;
-    if dry_run {
+    if how.dry_run {
         report.merged = plans;
         return Ok(report);
     }
-    let alone = alone(repository, &report.dropped, oldest)?;
-    room::check(repository, oldest, &alone)
+    let alone = alone(&staying, &report.dropped);
+    room::check(&staying, &kept, &alone)
         .with_context(|| format!("{}: nothing was dropped", path.display()))?;
+    let interrupted = !dropped_ids(repository)?.is_empty();
     for id in &alone {
         signals.check()?;
         step("removing what nobody needs")?;
         repository.remove(id)?;
     }
-    // One that was interrupted comes first. What it can't mend does not matter if it is dropped.
-    let first = match alone.contains(&oldest_listed.id) {
-        true => Ok(Vec::new()),
-        false => merge::into(repository, &oldest_listed.id, signals, true),
-    };
-    match first {
-        Ok(merged) => report.merged.extend(merged),
-        Err(error) if oldest_listed.id == oldest.id => return Err(error),
-        Err(error) => {
-            signals.check()?;
-            output::remark(format!("{} is dropped: {error:#}", oldest_listed.id));
-        }
-    }
-    let rest = report.dropped.iter().filter(|id| !alone.contains(id));
-    drop_backups(repository, rest, &oldest.id, signals)?;
     report
         .merged
-        .extend(merge::into(repository, &oldest.id, signals, false)?);
-    merge::tidy(repository, &oldest.id)?;
-    for id in repository.ids()?.iter().rev() {
-        if repository
-            .manifest(id)
-            .is_ok_and(|read| read.state == State::Dropped)
-        {
-            step("removing what was merged")?;
-            repository.remove(id)?;
+        .extend(go_on(&staying, &backups, &alone, signals)?);
+    let rest = report.dropped.iter().filter(|id| !alone.contains(id));
+    drop_backups(&staying, &kept, rest, signals)?;
+    for manifest in &kept {
+        let merged = merge::into(&staying, &manifest.id, signals)?;
+        if interrupted || !merged.is_empty() || manifest.id == oldest.id {
+            merge::tidy(repository, &manifest.id)?;
+        }
+        let some = !merged.is_empty();
+        report.merged.extend(merged);
+        if some {
+            remove_merged(repository)?;
         }
     }
+    remove_merged(repository)?;
     Ok(report)
 }
 
-/// Of the backups before the number `from`, those that are the last one of a device.
-fn last_ones(good: &[&Manifest], from: usize, forget: &[String]) -> Vec<Last> {
-    let (older, kept) = good.split_at(from);
-    let mut seen: Vec<&Device> = kept.iter().flat_map(|one| &one.devices).collect();
-    let mut last = Vec::new();
-    for manifest in older.iter().rev() {
+/// Why each backup is kept, with none if it is not, and the last ones of devices.
+fn choose(good: &[&Manifest], how: How<'_>) -> Result<(Vec<Vec<Reason>>, Vec<Last>)> {
+    let time = |manifest: &&Manifest| {
+        Timestamp::from_nanosecond(manifest.taken_unix_ns[0].into())
+            .with_context(|| format!("{}: the time it was taken", manifest.id))
+    };
+    let times: Vec<_> = good.iter().map(time).collect::<Result<_>>()?;
+    let mut reasons = how.policy.reasons(&times, &TimeZone::system());
+    let (mut seen, mut last) = (Vec::<&Device>::new(), Vec::new());
+    for (manifest, reasons) in good.iter().zip(&mut reasons).rev() {
+        let forget: Vec<_> = how
+            .forget
+            .iter()
+            .filter_map(|name| manifest.device(name))
+            .collect();
+        let kept = !reasons.is_empty();
         for device in &manifest.devices {
             if seen.iter().any(|other| device.is_of_same(other)) {
                 continue;
             }
             seen.push(device);
-            let mut forget = forget.iter().filter_map(|name| manifest.device(name));
-            if !forget.any(|other| other.name == device.name) {
-                last.push(Last {
-                    backup: manifest.id.clone(),
-                    device: device.name.clone(),
+            if kept || forget.iter().any(|other| other.name == device.name) {
+                continue;
+            }
+            last.push(Last {
+                backup: manifest.id.clone(),
+                device: device.name.clone(),
+            });
+            if reasons.is_empty() {
+                reasons.push(Reason {
+                    rule: Rule::LastOfDevice,
+                    oldest: false,
                 });
             }
         }
     }
-    last
+    Ok((reasons, last))
 }
 
-/// Fails if a backup other than the oldest needs one that is not kept.
-fn check_bases(kept: &[&Manifest]) -> Result<()> {
-    for manifest in &kept[1..] {
-        let Some(base) = &manifest.base else { continue };
-        if !kept.iter().any(|other| other.id == *base) {
-            bail!(
-                "{} is based on {base}, which is damaged or older than others that are kept: keep more, or fewer",
-                manifest.id
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Reads all that making a backup full will read, and gives what that means for each device.
-fn check_merge(
-    repository: &Repository,
-    manifest: &Manifest,
+/// Reads all that the merges will read, and gives what they mean for each device.
+fn check_merges(
+    staying: &Staying<'_>,
+    kept: &[&Manifest],
     signals: &Signals,
 ) -> Result<Vec<Merged>> {
     let mut plans = Vec::new();
-    for device in &manifest.devices {
-        let chain = Chain::open(repository, manifest, device)
-            .with_context(|| format!("{} would be of no use alone", manifest.id))?;
-        if let Some(plan) = merge::plan(&chain, manifest) {
-            merge::check(&chain, &plan, signals)
-                .with_context(|| format!("{} cannot be made full", manifest.id))?;
-            plans.push(plan);
+    for (index, manifest) in kept.iter().enumerate() {
+        if index > 0 && staying.is_based_well(manifest) {
+            continue;
+        }
+        for device in &manifest.devices {
+            let run = merge::Run::open(staying, manifest, device)
+                .with_context(|| format!("{} would be of no use alone", manifest.id))?;
+            if let Some(run) = run {
+                merge::check(&run, signals)
+                    .with_context(|| format!("{} cannot be merged with others", manifest.id))?;
+                plans.extend(run.plan(manifest));
+            }
         }
     }
     Ok(plans)
@@ -311,39 +269,83 @@ fn check_all(repository: &Repository, kept: &[&Manifest], signals: &Signals) -> 
 
 /// Those to be dropped which neither a kept backup nor another of them needs that is needed: the
 /// newest first. They can go at once.
-fn alone(repository: &Repository, dropped: &[String], oldest: &Manifest) -> Result<Vec<String>> {
-    let mut needed = BTreeSet::from([oldest.id.clone()]);
+fn alone(staying: &Staying<'_>, dropped: &[String]) -> Vec<String> {
+    let mut needed: BTreeSet<String> = staying.ids().cloned().collect();
     // The newest first: what one needs is older.
-    for id in std::iter::once(&oldest.id).chain(dropped.iter().rev()) {
-        if !needed.contains(id) {
+    let mut all: Vec<&String> = staying.ids().chain(dropped).collect();
+    all.sort();
+    for id in all.into_iter().rev() {
+        let (true, Ok(manifest)) = (needed.contains(id), staying.repository.manifest(id)) else {
             continue;
-        }
-        let manifest = repository.manifest(id)?;
+        };
         for device in &manifest.devices {
-            // Of a broken chain nothing is needed; that of the oldest kept is whole.
-            let parts = parts(repository, &manifest, device).unwrap_or_default();
-            let names = parts
+            // Of a broken chain nothing is needed; those of the kept ones are whole, or need none
+            // that is dropped.
+            let stop = |id: &str| staying.has(id);
+            let parts = parts_above(staying.repository, &manifest, device, &stop);
+            let names = parts.map(|(parts, _)| parts).unwrap_or_default();
+            let names = names
                 .iter()
                 .filter_map(|(dir, _)| dir.file_name()?.to_str());
             needed.extend(names.map(str::to_owned));
         }
     }
     let alone = dropped.iter().rev().filter(|id| !needed.contains(*id));
-    Ok(alone.cloned().collect())
+    alone.cloned().collect()
 }
 
-/// Drops backups: those which `oldest` needs are no backups any more, the others are removed.
+/// Ends the merges that an interrupted prune has begun. What can't be mended of a backup does not
+/// matter if that is dropped now.
+fn go_on(
+    staying: &Staying<'_>,
+    backups: &[(String, Result<Manifest>)],
+    alone: &[String],
+    signals: &Signals,
+) -> Result<Vec<Merged>> {
+    let listed = backups
+        .iter()
+        .filter(|(id, read)| read.is_ok() && !alone.contains(id));
+    let listed = Staying::of(staying.repository, listed.map(|(id, _)| id.clone()));
+    let mut all = Vec::new();
+    for id in listed.ids() {
+        let manifest = staying.repository.manifest(id)?;
+        let base = manifest.base.as_ref();
+        let base = base.and_then(|base| staying.repository.manifest(base).ok());
+        if base.is_none_or(|base| base.state != State::Dropped) {
+            continue;
+        }
+        match merge::into(&listed, id, signals) {
+            Ok(merged) => all.extend(merged),
+            Err(error) if staying.has(id) => return Err(error),
+            Err(error) => {
+                signals.check()?;
+                output::remark(format!("{id} is dropped: {error:#}"));
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Drops backups: those that a kept one needs are no backups any more, the others are removed.
 fn drop_backups<'a>(
-    repository: &Repository,
+    staying: &Staying<'_>,
+    kept: &[&Manifest],
     dropped: impl DoubleEndedIterator<Item = &'a String>,
-    oldest: &str,
     signals: &Signals,
 ) -> Result<()> {
-    let oldest = repository.manifest(oldest)?;
-    let mut needed = Vec::new();
-    for device in &oldest.devices {
-        let parts = parts(repository, &oldest, device)?;
-        needed.extend(parts.into_iter().map(|(dir, _)| dir));
+    let repository = staying.repository;
+    let mut needed = BTreeSet::new();
+    for manifest in kept {
+        // As it is now.
+        let manifest = repository.manifest(&manifest.id)?;
+        if staying.is_based_well(&manifest) {
+            continue;
+        }
+        for device in &manifest.devices {
+            let stop = |id: &str| staying.has(id);
+            let (parts, _) = parts_above(repository, &manifest, device, &stop)?;
+            needed.extend(parts.into_iter().map(|(dir, _)| dir));
+        }
     }
     for id in dropped.rev() {
         signals.check()?;
@@ -355,6 +357,36 @@ fn drop_backups<'a>(
         } else {
             repository.remove(id)?;
         }
+    }
+    Ok(())
+}
+
+/// The dropped backups whose data is still there.
+fn dropped_ids(repository: &Repository) -> Result<Vec<String>> {
+    let mut ids = repository.ids()?;
+    ids.retain(|id| {
+        let read = repository.manifest(id);
+        read.is_ok_and(|read| read.state == State::Dropped)
+    });
+    Ok(ids)
+}
+
+/// Removes those dropped ones that no backup is based on any more, also by way of others.
+fn remove_merged(repository: &Repository) -> Result<()> {
+    let dropped = dropped_ids(repository)?;
+    if dropped.is_empty() {
+        return Ok(());
+    }
+    let mut needed = BTreeSet::new();
+    for id in repository.ids()?.iter().rev() {
+        let listed = !dropped.contains(id) || needed.contains(id);
+        if let (true, Ok(manifest)) = (listed, repository.manifest(id)) {
+            needed.extend(manifest.base);
+        }
+    }
+    for id in dropped.iter().rev().filter(|id| !needed.contains(*id)) {
+        step("removing what was merged")?;
+        repository.remove(id)?;
     }
     Ok(())
 }

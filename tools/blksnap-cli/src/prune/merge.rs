@@ -1,90 +1,201 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! A backup made full, by merging what it is based on: see [`prune`](super).
+//! What was dropped, merged into the backup that needs it: see [`prune`](super).
+
+mod settle;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use blksnap::ByteSet;
-use blksnap_backup::format::Writer;
+use blksnap_backup::format::{Base, Writer};
 use blksnap_backup::{
-    Chain, Device, Extent, Extents, Kind, Layer, MANIFEST, Manifest, Repository, State, Watch,
-    no_work, private, sync_dir,
+    Chain, Device, Extent, Extents, Kind, Layer, Manifest, Part, State, Watch, no_work, private,
 };
 
-use super::{Merged, step};
+use super::report::Merged;
+use super::staying::Staying;
+use super::step;
 use crate::progress::Progress;
 use crate::signals::Signals;
+pub use settle::tidy;
+use settle::{store_list, take_over};
 
-/// Makes a backup full. With `only_dropped`, only if it is based on one that was dropped.
-pub fn into(
-    repository: &Repository,
-    id: &str,
-    signals: &Signals,
-    only_dropped: bool,
-) -> Result<Vec<Merged>> {
+/// How what was dropped is merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Into the full file below, which then is that of the backup.
+    TakeOver,
+    /// Into the file of the backup, at places that are in no list of it.
+    Extend,
+    /// Into a new file.
+    Copy,
+}
+
+/// The dropped layers of a device, and those of the backup that needs them.
+pub struct Run {
+    /// The newest is that of the backup.
+    pub chain: Chain,
+    /// What the oldest is based on, if it is not full: a backup that stays.
+    below: Option<Part>,
+    way: Way,
+}
+
+impl Run {
+    /// Of a device of a backup; `None` if it needs no dropped one.
+    pub fn open(
+        staying: &Staying<'_>,
+        manifest: &Manifest,
+        device: &Device,
+    ) -> Result<Option<Self>> {
+        let stays = |id: &str| staying.has(id);
+        let (chain, below) = Chain::open_above(staying.repository, manifest, device, &stays)?;
+        let [bottom, .., top] = chain.layers.as_slice() else {
+            return Ok(None);
+        };
+        let format = top.device.file_format;
+        let way = match &below {
+            None if can_take_over(&chain.layers) && !staying.shared(manifest, &bottom.dir) => {
+                Way::TakeOver
+            }
+            Some(_) if matches!(format.extend(&top.file()), Ok(Some(_))) => Way::Extend,
+            _ => Way::Copy,
+        };
+        Ok(Some(Self { chain, below, way }))
+    }
+
+    /// The layers whose data is written somewhere.
+    pub fn moved(&self) -> &[Layer] {
+        let layers = &self.chain.layers;
+        match (self.way, layers.as_slice()) {
+            (Way::TakeOver, [_, newer @ ..]) => newer,
+            (Way::Extend, [older @ .., _]) => older,
+            _ => layers,
+        }
+    }
+
+    /// The full file that the backup takes over.
+    pub fn taken_over(&self) -> Option<&Layer> {
+        let full = self.chain.layers.first();
+        full.filter(|_| self.way == Way::TakeOver)
+    }
+
+    /// What merging means.
+    pub fn plan(&self, manifest: &Manifest) -> Option<Merged> {
+        Some(Merged {
+            backup: manifest.id.clone(),
+            device: self.chain.layers.last()?.device.name.clone(),
+            kind: match self.below {
+                None => Kind::Full,
+                Some(_) => Kind::Incremental,
+            },
+            in_place: self.way != Way::Copy,
+            bytes: self.moved().iter().map(Layer::data_bytes).sum(),
+        })
+    }
+}
+
+/// Makes a backup one that needs no dropped ones.
+pub fn into(staying: &Staying<'_>, id: &str, signals: &Signals) -> Result<Vec<Merged>> {
+    let repository = staying.repository;
     let mut manifest = repository.manifest(id)?;
-    let Some(base) = &manifest.base else {
-        return Ok(Vec::new());
-    };
-    let dropped = || {
-        let read = repository.manifest(base);
-        read.is_ok_and(|base| base.state == State::Dropped)
-    };
-    if only_dropped && !dropped() {
+    if staying.is_based_well(&manifest) {
         return Ok(Vec::new());
     }
     let dir = repository.dir(id);
-    let (mut merged, mut devices) = (Vec::new(), Vec::new());
+    let (mut merged, mut devices, mut base) = (Vec::new(), Vec::new(), None);
     for device in &manifest.devices {
-        let chain = Chain::open(repository, &manifest, device)?;
-        let Some(plan) = plan(&chain, &manifest) else {
+        let Some(run) = Run::open(staying, &manifest, device)? else {
             devices.push(device.clone());
             continue;
         };
-        let (file, extents) = match plan.in_place {
-            true => {
-                forget_hidden(&chain.layers[0], signals)?;
-                drop(chain);
-                let chain = Chain::open(repository, &manifest, device)?;
-                in_place(chain, &dir, signals)?
+        merged.extend(run.plan(&manifest));
+        let below = run.below.clone();
+        let (file, extents) = match run.way {
+            Way::TakeOver => {
+                forget_hidden(&run.chain.layers[0], signals)?;
+                let Some(again) = Run::open(staying, &manifest, device)? else {
+                    bail!("{id}: {} needs nothing any more", device.name);
+                };
+                let (file, extents) = in_place(again.chain, &dir, signals)?;
+                (Some(file), extents)
             }
-            false => new_file(chain, &dir, signals)?,
+            Way::Extend => (None, extend(&run, signals)?),
+            Way::Copy => {
+                let (file, extents) = new_file(&run, &dir, signals)?;
+                (Some(file), extents)
+            }
         };
-        devices.push(take_over(&manifest, device, &dir, &file, &extents)?);
-        merged.push(plan);
+        let kind = match &below {
+            None => Kind::Full,
+            Some(_) => Kind::Incremental,
+        };
+        let mut entry = take_over(&manifest, device, &dir, file.as_deref(), kind, &extents)?;
+        if let Some((dir, below)) = below {
+            let id = dir.file_name().unwrap_or_default().to_string_lossy();
+            // All that stay incremental have been based on one chain of backups.
+            base = Some(id.clone().into_owned());
+            let older = repository.manifest(&id)?;
+            if entry.base_in(&older) != Some(&below) {
+                // A dropped one was compared: the changes since then were not tracked all the time.
+                entry.kind = Kind::Compared;
+                entry.base_device = Some(below.name.clone());
+            }
+            if entry.base_in(&older) != Some(&below) {
+                bail!(
+                    "{}: {} would be based on another device of {id}",
+                    manifest.id,
+                    entry.name
+                );
+            }
+        }
+        devices.push(entry);
     }
-    manifest.devices = devices;
-    manifest.base = None;
-    step("making it full")?;
+    manifest.set_devices(devices);
+    manifest.base = base;
+    step("making it independent of what was dropped")?;
     manifest.write(&dir)?;
     Ok(merged)
 }
 
-/// What merging means for a device; `None` if it is full already.
-pub fn plan(chain: &Chain, manifest: &Manifest) -> Option<Merged> {
-    let [full, .., top] = chain.layers.as_slice() else {
-        return None;
-    };
-    let in_place = can_update(full, top);
-    let layers = chain.layers.iter().skip(in_place.into());
-    Some(Merged {
-        backup: manifest.id.clone(),
-        device: top.device.name.clone(),
-        in_place,
-        bytes: layers.map(Layer::data_bytes).sum(),
-    })
-}
-
 /// Whether the full file can be changed in place, and have another name.
-fn can_update(full: &Layer, top: &Layer) -> bool {
+fn can_take_over(layers: &[Layer]) -> bool {
+    let [full, middle @ .., top] = layers else {
+        return false;
+    };
+    let inode = |layer: &Layer| {
+        layer
+            .file()
+            .metadata()
+            .ok()
+            .map(|meta| (meta.dev(), meta.ino()))
+    };
+    // One that was interrupted may have got the full file already: then it is read from there.
+    if middle.iter().any(|layer| inode(layer) == inode(full)) {
+        return false;
+    }
     let link = top.dir.join(".link");
     let _ = fs::remove_file(&link);
     let linked = fs::hard_link(full.file(), &link).is_ok();
     let _ = fs::remove_file(&link);
     let format = full.device.file_format;
     linked && matches!(format.update(&full.file()), Ok(Some(_)))
+}
+
+/// Merges what was dropped into the file of the backup itself. Gives the extents.
+fn extend(run: &Run, signals: &Signals) -> Result<Extents> {
+    let [older @ .., top] = run.chain.layers.as_slice() else {
+        bail!("nothing to merge");
+    };
+    let Some(mut writer) = top.device.file_format.extend(&top.file())? else {
+        bail!("cannot add to {}", top.file().display());
+    };
+    let mut extents: Vec<_> = top.extents.iter().copied().collect();
+    write(older, &mut *writer, &mut extents, signals)?;
+    step("syncing the file")?;
+    writer.finish()?;
+    Ok(Extents::new(extents))
 }
 
 /// Merges all into the full file. Gives the name of a link to it in the directory of the backup,
@@ -111,18 +222,21 @@ fn in_place(chain: Chain, dir: &Path, signals: &Signals) -> Result<(String, Exte
 }
 
 /// Merges all into a new file. Gives its name and the extents.
-fn new_file(chain: Chain, dir: &Path, signals: &Signals) -> Result<(String, Extents)> {
-    let Some(top) = chain.layers.last() else {
+fn new_file(run: &Run, dir: &Path, signals: &Signals) -> Result<(String, Extents)> {
+    let layers = &run.chain.layers;
+    let Some(top) = layers.last() else {
         bail!("an empty chain");
     };
-    let name = format!(".{}.full", top.device.file);
+    let base = run.below.as_ref();
+    let base = base.map(|(dir, device)| Base::new(dir, &device.file));
+    let name = format!(".{}.merged", top.device.file);
     let path = dir.join(&name);
     let _ = fs::remove_file(&path);
     let format = top.device.file_format;
     let id = dir.file_name().unwrap_or_default().to_string_lossy();
-    let mut writer = format.create(&path, top.device.size, &id, None)?;
+    let mut writer = format.create(&path, top.device.size, &id, base.as_ref())?;
     let mut extents = Vec::new();
-    write(&chain.layers, &mut *writer, &mut extents, signals)?;
+    write(layers, &mut *writer, &mut extents, signals)?;
     step("syncing the new file")?;
     writer.finish()?;
     Ok((name, Extents::new(extents)))
@@ -177,12 +291,12 @@ fn seen<'a>(layer: &Layer, extent: &Extent, bytes: &'a [u8]) -> Vec<(Extent, &'a
 }
 
 /// Reads and checks all that [`into`] will read of a chain, and changes nothing.
-pub fn check(chain: &Chain, plan: &Merged, signals: &Signals) -> Result<()> {
-    for (index, layer) in chain.layers.iter().enumerate() {
-        let extents = match index == 0 && plan.in_place {
-            true => split(layer).1,
-            false => layer.data().copied().collect(),
-        };
+pub fn check(run: &Run, signals: &Signals) -> Result<()> {
+    let cut = run.taken_over().map(|full| (full, split(full).1));
+    let moved = run.moved().iter();
+    let moved = moved.map(|layer| (layer, layer.data().copied().collect()));
+    for (layer, extents) in cut.into_iter().chain(moved) {
+        let extents: Vec<Extent> = extents;
         let id = layer.dir.file_name().unwrap_or_default().to_string_lossy();
         let what = format!("{}: checking what {id} has", layer.device.name);
         let bytes = extents.iter().map(|extent| extent.length).sum();
@@ -242,90 +356,4 @@ fn forget_hidden(layer: &Layer, signals: &Signals) -> Result<()> {
     }
     step("forgetting what is hidden")?;
     manifest.write(&layer.dir)
-}
-
-/// Puts the merged file in the place of the one of a backup, and gives what the manifest will say.
-fn take_over(
-    manifest: &Manifest,
-    device: &Device,
-    dir: &Path,
-    file: &str,
-    extents: &Extents,
-) -> Result<Device> {
-    let (data, zeros) = extents.totals();
-    let all = ByteSet::from_iter([0..device.size]);
-    if extents.places() != all || data + zeros != device.size {
-        bail!(
-            "{}: what was merged is not all of {}",
-            manifest.id,
-            device.name
-        );
-    }
-    let new = dir.join(file);
-    let size = new
-        .metadata()
-        .with_context(|| format!("cannot look at {}", new.display()))?
-        .len();
-    let mut full = Device {
-        kind: Kind::Full,
-        reason: "merged by prune".into(),
-        base_device: None,
-        file_size: size,
-        ..device.clone()
-    };
-    full = full.stored_as(device.file_format);
-    store_list(dir, &mut full, extents)?;
-    if full.file == device.file && size < device.file_size {
-        // Until it is full, this is the file of an incremental backup.
-        let mut smaller = Manifest::read(dir)?;
-        for old in &mut smaller.devices {
-            if old.name == device.name {
-                old.file_size = size;
-            }
-        }
-        step("allowing a smaller file")?;
-        smaller.write(dir)?;
-    }
-    step("taking over the full file")?;
-    fs::rename(&new, dir.join(&full.file))
-        .with_context(|| format!("cannot rename {}", new.display()))?;
-    // Two names of one file: the rename has done nothing then.
-    let _ = fs::remove_file(&new);
-    sync_dir(dir)?;
-    Ok(full)
-}
-
-/// Writes a list of extents under a name that no other list has, and names it in the entry of the
-/// device.
-fn store_list(dir: &Path, device: &mut Device, extents: &Extents) -> Result<()> {
-    let new = dir.join(".extents.new");
-    let (hash, _) = extents.write(&new)?;
-    let hash = hash.to_hex();
-    let (stem, _) = device
-        .extents
-        .split_once('.')
-        .unwrap_or((&device.extents, ""));
-    let (stem, _) = stem.split_once('~').unwrap_or((stem, ""));
-    device.extents = format!("{stem}~{}.extents.jsonl", &hash[..8]);
-    device.extents_blake3 = hash.to_string();
-    (device.data_bytes, device.zero_bytes) = extents.totals();
-    fs::rename(&new, dir.join(&device.extents))
-        .with_context(|| format!("cannot rename {}", new.display()))?;
-    sync_dir(dir)
-}
-
-/// Removes files that the manifest of a backup does not name.
-pub fn tidy(repository: &Repository, id: &str) -> Result<()> {
-    let (dir, manifest) = (repository.dir(id), repository.manifest(id)?);
-    let failed = || format!("cannot clean up {}", dir.display());
-    for entry in fs::read_dir(&dir).with_context(failed)? {
-        let entry = entry.with_context(failed)?;
-        let name = entry.file_name();
-        let named = |device: &Device| name == *device.file || name == *device.extents;
-        if name != MANIFEST && !manifest.devices.iter().any(named) {
-            step("cleaning up")?;
-            fs::remove_file(entry.path()).with_context(failed)?;
-        }
-    }
-    Ok(())
 }

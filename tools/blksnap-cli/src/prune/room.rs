@@ -2,17 +2,19 @@
 
 //! Whether there is space for a merge: see [`prune`](super).
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use blksnap::ByteSet;
-use blksnap_backup::{Chain, Extent, Layer, Manifest, Repository};
+use blksnap_backup::{Extent, Layer, Manifest};
 use rustix::fs::statvfs;
 use rustix::process::geteuid;
 
-use super::merge;
+use super::merge::Run;
+use super::staying::Staying;
 use crate::size::Size;
 
 /// Bytes of an extent in a list.
@@ -20,15 +22,38 @@ const LINE: u64 = 110;
 /// Bytes for new manifests and directories.
 const MANIFESTS: u64 = 64 << 10;
 
-/// Fails if there is not enough space to make a backup full, also when `removed` have gone.
-pub fn check(repository: &Repository, manifest: &Manifest, removed: &[String]) -> Result<()> {
-    let mut need = 0;
-    for device in &manifest.devices {
-        let chain = Chain::open(repository, manifest, device)?;
-        if let Some(plan) = merge::plan(&chain, manifest) {
-            need += MANIFESTS + needed(&chain.layers, plan.in_place);
+/// Fails if there is not enough space to merge into these backups, one after the other, also when
+/// `removed` have gone.
+pub fn check(staying: &Staying<'_>, manifests: &[&Manifest], removed: &[String]) -> Result<()> {
+    let repository = staying.repository;
+    // What is needed at the worst moment: after a merge, what it has merged is removed.
+    let (mut used, mut most) = (0i128, 0i128);
+    for manifest in manifests {
+        if staying.is_based_well(manifest) {
+            continue;
         }
+        let (mut need, mut gain) = (0, 0);
+        let mut dirs = BTreeSet::new();
+        for device in &manifest.devices {
+            if let Some(run) = Run::open(staying, manifest, device)? {
+                need += MANIFESTS + needed(&run);
+                if let Some(full) = run.taken_over() {
+                    let meta = full.file().metadata();
+                    gain -= i128::from(meta.map_or(0, |meta| meta.blocks() * 512));
+                }
+                let dropped = run.chain.layers.iter().map(|layer| layer.dir.clone());
+                dirs.extend(dropped.filter(|dir| !staying.shared(manifest, dir)));
+            }
+        }
+        dirs.remove(&repository.dir(&manifest.id));
+        gain += dirs
+            .iter()
+            .map(|dir| i128::from(allocated(dir)))
+            .sum::<i128>();
+        most = most.max(used + i128::from(need));
+        used += i128::from(need) - gain.max(0);
     }
+    let need = u64::try_from(most).unwrap_or(u64::MAX);
     let dirs = removed.iter().map(|id| repository.dir(id));
     let gain: u64 = dirs.map(|dir| allocated(&dir)).sum();
     let free = free(repository.path())?;
@@ -42,23 +67,18 @@ pub fn check(repository: &Repository, manifest: &Manifest, removed: &[String]) -
 }
 
 /// About how many bytes a merge needs.
-fn needed(layers: &[Layer], in_place: bool) -> u64 {
+fn needed(run: &Run) -> u64 {
     // The list of what is seen of the full file, and the merged one.
-    let lists = layers
-        .iter()
-        .map(|layer| layer.extents.iter().count() as u64);
+    let layers = run.chain.layers.iter();
+    let lists = layers.map(|layer| layer.extents.iter().count() as u64);
     let lists = 2 * LINE * lists.sum::<u64>();
-    let [full, newer @ ..] = layers else {
-        return 0;
-    };
-    let data: u64 = match in_place {
-        false => layers.iter().map(Layer::data_bytes).sum(),
-        true => {
+    let moved = run.moved().iter();
+    let data: u64 = match run.taken_over() {
+        None => moved.map(Layer::data_bytes).sum(),
+        Some(full) => {
             // Where the full file has data, it has space.
             let there: ByteSet = full.extents.data().map(Extent::range).collect();
-            let parts = newer
-                .iter()
-                .flat_map(|layer| layer.data().flat_map(|extent| layer.visible(extent)));
+            let parts = moved.flat_map(|layer| layer.data().flat_map(|part| layer.visible(part)));
             let new = parts.flat_map(|part| there.outside(part));
             new.map(|part| part.end - part.start).sum()
         }
@@ -89,6 +109,7 @@ fn free(path: &Path) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use blksnap_backup::Repository;
     use blksnap_backup::testing::Store;
 
     use super::*;
@@ -107,12 +128,15 @@ mod tests {
         let next = store.incremental(&full, &data, &[changed]);
         let (repository, _) = Repository::read(store.path()).unwrap();
         let manifest = repository.manifest(&next).unwrap();
-        let chain = Chain::open(&repository, &manifest, &manifest.devices[0]).unwrap();
-        let lists = 2 * LINE * 5;
-        assert_eq!(needed(&chain.layers, true), MIB + lists);
-        assert_eq!(needed(&chain.layers, false), 3 * MIB + lists);
+        let staying = Staying::of(&repository, [next.clone()]);
+        let run = Run::open(&staying, &manifest, &manifest.devices[0]);
+        let run = run.unwrap().unwrap();
+        let layers = run.chain.layers.iter();
+        let extents: usize = layers.map(|layer| layer.extents.iter().count()).sum();
+        let lists = 2 * LINE * extents as u64;
+        assert_eq!(needed(&run), MIB + lists);
         assert!(allocated(&repository.dir(&full)) >= 2 * MIB);
         assert!(free(store.path()).unwrap() > 0);
-        check(&repository, &manifest, &[]).unwrap();
+        check(&staying, &[&manifest], &[]).unwrap();
     }
 }

@@ -2,7 +2,10 @@
 
 //! Prune with damage at any place, and a stop at any step.
 
+mod middle;
+
 use std::cell::Cell;
+use std::path::PathBuf;
 
 use blksnap_backup::testing::Store;
 use blksnap_backup::{Format, Layer};
@@ -27,7 +30,10 @@ pub fn count(what: &str) -> Result<()> {
 
 fn keeping(keep: usize) -> How<'static> {
     How {
-        keep,
+        policy: Policy {
+            last: Some(policy::Count::of(keep)),
+            ..Policy::default()
+        },
         dry_run: false,
         verify: false,
         forget: &[],
@@ -36,7 +42,11 @@ fn keeping(keep: usize) -> How<'static> {
 
 /// A prune that may be killed: nothing is cleaned up after an error.
 fn killed(path: &Path, keep: usize, signals: &Signals) -> Result<Report> {
-    steps(&Repository::change(path)?, keeping(keep), signals)
+    killed_with(path, keeping(keep), signals)
+}
+
+fn killed_with(path: &Path, how: How<'_>, signals: &Signals) -> Result<Report> {
+    steps(&Repository::change(path)?, how, signals)
 }
 
 const MIB: usize = 1 << 20;
@@ -387,8 +397,8 @@ fn a_chain_that_nobody_needs_goes_first() {
     let (store, all) = chain(Format::Raw);
     let (repository, _) = Repository::read(store.path()).unwrap();
     let dropped: Vec<_> = all[..6].iter().map(|(id, _)| id.clone()).collect();
-    let oldest = repository.manifest(&all[6].0).unwrap();
-    let alone = alone(&repository, &dropped, &oldest).unwrap();
+    let staying = Staying::of(&repository, all[6..].iter().map(|(id, _)| id.clone()));
+    let alone = alone(&staying, &dropped);
     assert_eq!(alone, [all[1].0.clone(), all[0].0.clone()]);
 }
 
@@ -414,7 +424,7 @@ fn the_last_backup_of_a_device_is_kept() {
         let report = pruned(&forget);
         let (backup, device) = (last.clone(), "vdd".to_owned());
         assert_eq!(report.last, [Last { backup, device }]);
-        assert_eq!(report.kept.len(), 4);
+        assert_eq!(report.kept.len(), 2, "it, and the newest");
     }
     let report = pruned(&["/dev/vdd"]);
     assert_eq!((report.last.len(), report.kept.len()), (0, 1));
