@@ -117,6 +117,14 @@ pub struct Device {
     /// written since: the first byte, and how many, of what reads as zeros.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<[u64; 2]>,
+    /// Bytes that are zeros in this backup because no file system used them, whatever the device has there.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unused_bytes: u64,
+}
+
+/// What is left out of the file.
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 impl Device {

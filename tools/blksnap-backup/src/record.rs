@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use blksnap::ByteSet;
 
 use crate::buffer::Buffer;
@@ -33,6 +33,9 @@ pub fn without(set: &ByteSet, other: &ByteSet) -> ByteSet {
 
 /// Direct I/O wants no smaller pieces.
 const BLOCK: u64 = 4096;
+
+/// Unused places that are smaller are read: that is faster than to go around them.
+const LEAST_UNUSED: u64 = 64 << 10;
 
 /// What a copy has moved.
 #[derive(Clone, Copy, Debug, Default)]
@@ -80,6 +83,47 @@ impl Recorder {
     /// What the manifest will say.
     pub fn entry(&self) -> &Device {
         &self.entry
+    }
+
+    /// What can be left out of the places of the image, where nothing of `unused` is: whole blocks of the
+    /// file, none of them small.
+    pub fn can_leave_out(&self, unused: &ByteSet) -> ByteSet {
+        let (unit, size) = (self.writer.granularity().max(BLOCK), self.entry.size);
+        let whole = unused.iter().filter_map(|range| {
+            let start = range.start.checked_next_multiple_of(unit)?;
+            let end = if range.end >= size {
+                size
+            } else {
+                range.end / unit * unit
+            };
+            (start.saturating_add(LEAST_UNUSED) <= end).then_some(start..end)
+        });
+        whole.collect()
+    }
+
+    /// Records zeros, without reading the image, for what of the places [can be left
+    /// out](Self::can_leave_out), before anything is copied; gives where they are.
+    pub fn leave_out(&mut self, places: &ByteSet, unused: &ByteSet) -> Result<ByteSet> {
+        ensure!(
+            self.extents.iter().next().is_none(),
+            "something was copied before it was known what to leave out"
+        );
+        let unit = self.writer.granularity().max(BLOCK);
+        let places = round_out(places, unit, self.entry.size);
+        let unused = self.can_leave_out(unused);
+        let zeros: ByteSet = places
+            .iter()
+            .flat_map(|range| unused.inside(range))
+            .collect();
+        for range in zeros.iter() {
+            self.writer.zero(range)?;
+        }
+        self.extents
+            .add(Extents::new(zeros.iter().map(Extent::of_zeros).collect()));
+        // Nobody misses what was not used.
+        self.lost = without(&self.lost, &zeros);
+        self.entry.unused_bytes += zeros.len();
+        Ok(zeros)
     }
 
     /// Copies places of the image. What was copied before is replaced. When something could not be
@@ -236,6 +280,53 @@ mod tests {
         let entry = recorder.finish().unwrap();
         assert_eq!(entry.data_bytes + entry.zero_bytes, size);
         assert!(std::fs::read(dir.path().join("vda.raw")).unwrap() == data);
+    }
+
+    #[test]
+    fn what_is_left_out_is_zeros_and_not_read() {
+        for format in [Format::Raw, Format::Qcow2, Format::RbdDiff] {
+            let dir = test_dir();
+            let image = dir.path().join("image");
+            let size = 10 * MIB as u64 + 512;
+            std::fs::write(&image, vec![7; size as usize]).unwrap();
+            let entry = Device {
+                size,
+                ..device("vda").stored_as(format)
+            };
+            let mut recorder = Recorder::create(dir.path(), "id", entry, None).unwrap();
+            let all: ByteSet = std::iter::once(0..size).collect();
+            let mib = MIB as u64;
+            let unused = [mib + 1..3 * mib, 5 * mib..5 * mib + 8192, 9 * mib + 1..size];
+            let unused: ByteSet = unused.into_iter().collect();
+            let zeros = recorder.leave_out(&all, &unused).unwrap();
+            assert!(without(&zeros, &unused).is_empty(), "{format}");
+            assert_eq!(zeros.iter().count(), 2, "{format}: not the small one");
+            let read = without(&all, &zeros);
+            let copied = recorder
+                .copy(&image, read.clone(), &Nobody, || Ok(()))
+                .unwrap();
+            assert_eq!(copied.read, read.len(), "{format}");
+            // Zeros are read as such.
+            let layer = recorder.layer().unwrap();
+            let mut data = vec![1; 4096];
+            for (place, byte) in [(2 * mib, 0), (mib, 7), (5 * mib, 7)] {
+                let stored = layer.extents.overlapping(place..place + 1).next().unwrap();
+                assert_eq!(stored.hash.is_none(), byte == 0, "{format}");
+                if byte != 0 {
+                    layer.reader().unwrap().read(place, &mut data).unwrap();
+                    assert!(data.iter().all(|&found| found == byte), "{format}");
+                }
+            }
+            // The image has changed there: it is copied now.
+            let again = std::iter::once(2 * mib..2 * mib + 4096).collect();
+            recorder.copy(&image, again, &Nobody, || Ok(())).unwrap();
+            let layer = recorder.layer().unwrap();
+            layer.reader().unwrap().read(2 * mib, &mut data).unwrap();
+            assert!(data.iter().all(|&found| found == 7), "{format}");
+            let entry = recorder.finish().unwrap();
+            assert_eq!(entry.data_bytes + entry.zero_bytes, size, "{format}");
+            assert_eq!(entry.unused_bytes, zeros.len(), "{format}");
+        }
     }
 
     /// `cargo test --release -p blksnap-cli -- --ignored --nocapture speed`: what the processor can

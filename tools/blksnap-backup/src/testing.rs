@@ -143,6 +143,7 @@ pub fn device(name: &str) -> Device {
         data_bytes: 0,
         zero_bytes: 0,
         lost: Vec::new(),
+        unused_bytes: 0,
     }
 }
 
