@@ -184,6 +184,9 @@ pub struct Backup {
     /// lost in its manifest; the exit code is 3 then
     #[arg(long)]
     pub skip_unreadable: bool,
+    /// Read also what the file system on a device does not use, which is zeros in the backup otherwise
+    #[arg(long)]
+    pub all_blocks: bool,
     /// Compare the whole backup with the image, byte for byte, while the snapshot is held
     #[arg(long)]
     pub verify: bool,

@@ -191,6 +191,9 @@ impl<'a> Work<'a> {
                 recorder,
             )?);
         }
+        if !self.args.all_blocks {
+            jobs.iter_mut().for_each(Job::leave_out_unused);
+        }
         for job in &jobs {
             let verified = if self.args.verify { job.size() } else { 0 };
             self.phases.plan(job.expected() + verified);
@@ -257,6 +260,7 @@ fn new_entry(device: &Given, info: &CbtInfo, plan: &Plan, format: Format) -> Dev
         data_bytes: 0,
         zero_bytes: 0,
         lost: Vec::new(),
+        unused_bytes: 0,
     };
     entry.stored_as(format)
 }

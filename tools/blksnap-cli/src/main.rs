@@ -31,6 +31,7 @@ mod signals;
 mod size;
 mod status;
 mod trim;
+mod used;
 mod verify;
 
 use std::process::ExitCode;

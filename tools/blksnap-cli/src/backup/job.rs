@@ -14,6 +14,7 @@ use super::again::{Known, is_inside};
 use super::phases::{Phase, Phases};
 use super::plan::Plan;
 use super::report::DeviceReport;
+use crate::used;
 
 /// How often is looked for the reason of a difference, and how long between.
 const LOOKS: u32 = 10;
@@ -42,6 +43,8 @@ pub struct Job<'a> {
     known: Known,
     /// Tracking blocks that a comparison has found to differ.
     differing: u64,
+    /// What no file system uses, in whole blocks of the file.
+    unused: ByteSet,
     report: DeviceReport,
 }
 
@@ -84,11 +87,14 @@ impl<'a> Job<'a> {
             bytes_written: 0,
             seconds: 0.0,
             verified: false,
+            bytes_unused: 0,
+            unused_unknown: None,
             lost: Vec::new(),
         };
         Ok(Self {
             known: Known::now(session, &info)?,
             differing: 0,
+            unused: ByteSet::default(),
             session,
             phases,
             image,
@@ -99,46 +105,61 @@ impl<'a> Job<'a> {
         })
     }
 
-    /// Bytes in the device.
+    /// Looks for what no file system uses, which is not read then.
+    pub fn leave_out_unused(&mut self) {
+        match used::unused(self.image, self.info.capacity) {
+            Ok(unused) => self.unused = self.recorder.can_leave_out(&unused),
+            Err(why) => self.report.unused_unknown = Some(format!("{why:#}")),
+        }
+    }
+
+    /// All that is used.
+    fn all(&self) -> ByteSet {
+        self.unused.outside(0..self.info.capacity).collect()
+    }
+
+    /// Bytes that a comparison reads.
     pub fn size(&self) -> u64 {
-        self.info.capacity
+        self.info.capacity - self.unused.len()
     }
 
     /// Bytes that will be read, as far as that is known before.
     pub fn expected(&self) -> u64 {
         match self.plan.since() {
-            None => self.info.capacity,
+            None => self.size(),
             Some(since) => {
                 let changed = self.known.map().changed_since(since);
-                changed.map(|range| range.end - range.start).sum()
+                let used = changed.flat_map(|range| self.unused.outside(range));
+                used.map(|range| range.end - range.start).sum()
             }
         }
     }
 
     /// Copies what the plan says.
     pub fn copy(&mut self) -> Result<()> {
+        let places = match self.plan.since() {
+            None => std::iter::once(0..self.info.capacity).collect(),
+            Some(since) => self.known.map().changed_since(since).collect(),
+        };
+        let zeros = self.recorder.leave_out(&places, &self.unused)?;
+        self.report.bytes_unused = zeros.len();
+        let places = without(&places, &zeros);
         if let Plan::Compared { chain, .. } = &mut self.plan {
             if let Some(chain) = chain.take() {
-                return self.copy_differences(&chain);
+                return self.copy_differences(&chain, &places);
             }
         }
         let path = self.report.device.display();
-        let (what, places) = match self.plan.since() {
-            None => (
-                format!("{path}: copying everything"),
-                std::iter::once(0..self.info.capacity).collect(),
-            ),
-            Some(since) => (
-                format!("{path}: copying what changed since snapshot {since}"),
-                self.known.map().changed_since(since).collect(),
-            ),
+        let what = match self.plan.since() {
+            None => format!("{path}: copying everything"),
+            Some(since) => format!("{path}: copying what changed since snapshot {since}"),
         };
         self.copy_places(what, places)?;
         Ok(())
     }
 
     /// Reads all, and copies what differs from the last backup.
-    fn copy_differences(&mut self, last: &Chain) -> Result<()> {
+    fn copy_differences(&mut self, last: &Chain, places: &ByteSet) -> Result<()> {
         let path = self.report.device.display();
         let what = format!("{path}: comparing with the last backup");
         let progress = self.phases.begin(Phase::Comparing, what);
@@ -146,7 +167,7 @@ impl<'a> Job<'a> {
         let found = differences(
             self.image,
             last,
-            &std::iter::once(0..self.info.capacity).collect(),
+            places,
             self.recorder.skip_unreadable,
             &progress,
             || session.check_after_error().map_err(Into::into),
@@ -191,7 +212,7 @@ impl<'a> Job<'a> {
 
     /// Compares all of the backup, the base too, with the image.
     pub fn verify(&mut self) -> Result<()> {
-        self.verify_places(std::iter::once(0..self.info.capacity).collect())?;
+        self.verify_places(self.all())?;
         self.report.verified = true;
         Ok(())
     }
@@ -210,8 +231,37 @@ impl<'a> Job<'a> {
             if wrong.is_empty() {
                 return Ok(());
             }
+            // An older backup has zeros where nothing was used. If that came into use without being
+            // written, the image has there what was there before: no contents of a file, but compared.
+            let left_out = self.left_out_before()?;
+            if is_inside(&wrong, &left_out) {
+                let what = format!(
+                    "{}: copying what is in use again",
+                    self.report.device.display()
+                );
+                self.copy_places(what, wrong.clone())?;
+                todo = wrong;
+                continue;
+            }
             todo = self.copy_explained(&wrong)?;
         }
+    }
+
+    /// Where the backups below have zeros, and may have left out what was not used, unless that was
+    /// copied by this one.
+    fn left_out_before(&mut self) -> Result<ByteSet> {
+        let own = self.recorder.layer()?.extents.places();
+        let mut zeros = ByteSet::default();
+        for (dir, device) in self.plan.parts() {
+            if device.unused_bytes > 0 {
+                let layer = Layer::open(dir.clone(), device)?;
+                layer
+                    .extents
+                    .zeros()
+                    .for_each(|extent| zeros.insert(extent.range()));
+            }
+        }
+        Ok(without(&zeros, &own))
     }
 
     /// The backup as it is now.

@@ -115,6 +115,10 @@ pub struct DeviceReport {
     /// Bytes of `bytes_copied` that were copied again, because the image had changed meanwhile:
     /// where difference storage was added, or the image was written to.
     pub bytes_copied_again: u64,
+    /// Bytes that were not read and are zeros in the backup, as no file system used them.
+    pub bytes_unused: u64,
+    /// Why all was read, as far as it had to be, whether it is used or not.
+    pub unused_unknown: Option<String>,
     /// Where the device could not be read, here or in the base, and nothing was written since: the
     /// first byte, and how many.
     pub lost: Vec<[u64; 2]>,
@@ -149,6 +153,9 @@ impl fmt::Display for DeviceReport {
                 Size(self.bytes_written)
             )?,
         }
+        if self.bytes_unused > 0 {
+            write!(f, ", {} unused", Size(self.bytes_unused))?;
+        }
         write!(f, " in {:.2} s", self.seconds)?;
         f.write_str(if self.verified {
             ", compared and equal"
@@ -163,6 +170,10 @@ impl fmt::Display for Report {
         let dir = self.directory.join(&self.backup);
         for device in &self.devices {
             writeln!(f, "{device}; {}", dir.join(&device.file).display())?;
+            if let Some(why) = &device.unused_unknown {
+                let path = device.device.display();
+                writeln!(f, "{path}: unused blocks are read, too: {why}")?;
+            }
             for [start, length] in &device.lost {
                 writeln!(
                     f,
