@@ -166,6 +166,21 @@ impl Super {
     }
 }
 
+/// The runs of bits that are 0, of the first `count`.
+fn zeros(bitmap: &[u8], count: u64) -> Result<Vec<Range<u64>>> {
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for at in 0..count {
+        let byte = bitmap.get(usize::try_from(at / 8)?);
+        if byte.context("a bitmap is too short")? >> (at % 8) & 1 == 0 {
+            match runs.last_mut() {
+                Some(run) if run.end == at => run.end += 1,
+                _ => runs.push(at..at + 1),
+            }
+        }
+    }
+    Ok(runs)
+}
+
 /// What is free.
 pub fn unused(file: &File, size: u64) -> Unused {
     let sb = Super::read(file, size)?;
@@ -198,13 +213,10 @@ pub fn unused(file: &File, size: u64) -> Unused {
         file.read_exact_at(&mut bitmap, at * sb.block)?;
         let clusters = (place.end - place.start).div_ceil(sb.cluster);
         let mut counted = 0;
-        for (bit, start) in (0..clusters).zip((place.start..).step_by(usize::try_from(sb.cluster)?))
-        {
-            let byte = bitmap.get(usize::try_from(bit / 8)?);
-            if byte.context("a bitmap is too short")? >> (bit % 8) & 1 == 0 {
-                counted += 1;
-                free.insert(start..(start + sb.cluster).min(place.end));
-            }
+        for run in zeros(&bitmap, clusters)? {
+            counted += run.end - run.start;
+            let start = place.start + run.start * sb.cluster;
+            free.insert(start..(place.start + run.end * sb.cluster).min(place.end));
         }
         let upper = if sb.is_64bit { desc.u16(0x2c)? } else { 0 };
         let said = u64::from(upper) << 16 | u64::from(desc.u16(0xc)?);
