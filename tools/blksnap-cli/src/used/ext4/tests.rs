@@ -77,7 +77,17 @@ fn free_is_what_dumpe2fs_says() {
         };
         assert!(status.success(), "{options:?}");
         let free = unused(&file, size).unwrap();
+        // Of a cluster that is the last of a range, it only prints the first block.
+        let unit = if options.contains(&"bigalloc") {
+            16 * block
+        } else {
+            block
+        };
         let told = told(&path, block);
+        let told: ByteSet = told
+            .iter()
+            .map(|range| range.start..range.end.next_multiple_of(unit))
+            .collect();
         assert!(told.len() > 100 << 20, "{options:?}");
         // Nothing that is used is left out, and little else is read.
         let wrong = without(&free, &told);
