@@ -329,7 +329,7 @@ mod tests {
         }
     }
 
-    /// `cargo test --release -p blksnap-cli -- --ignored --nocapture speed`: what the processor can
+    /// `cargo test --release -p blksnap-backup -- --ignored --nocapture speed`: what the processor can
     /// do, without a device that limits it.
     #[test]
     #[ignore = "a measurement, for people"]
