@@ -14,28 +14,26 @@
 //! To read a device as it was:
 //!
 //! ```no_run
-//! use blksnap_backup::{Chain, Nobody, Repository};
+//! use std::sync::Arc;
+//!
+//! use blksnap_backup::{Cache, Chain, Image, Repository};
 //!
 //! # fn main() -> anyhow::Result<()> {
 //! let (repository, id) = Repository::read("/backup/nightly".as_ref())?;
 //! let manifest = repository.find(id.as_deref())?;
 //! let device = manifest.device("vda").expect("it was backed up");
 //! let chain = Chain::open(&repository, &manifest, device)?;
-//! for layer in &chain.layers {
-//!     layer.read(layer.data(), &Nobody, blksnap_backup::no_work, |extent, bytes, good| {
-//!         good?;
-//!         for part in layer.visible(extent) {
-//!             println!("{} bytes at byte {}", part.end - part.start, part.start);
-//!         }
-//!         let _ = bytes;
-//!         Ok(())
-//!     })?;
-//! }
+//! // What was read last is kept, for all images together.
+//! let cache = Arc::new(Cache::new(64 << 20)?);
+//! let image = Image::new(chain, cache);
+//! let mut sector = [0; 512];
+//! image.read(1024, &mut sector)?;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! An [`Image`] is for who wants a part here and a part there.
+//! An [`Image`] is for who wants a part here and a part there; [`Layer::read`] for who reads all, in
+//! several threads.
 //!
 //! Places and lengths are in bytes everywhere. Errors are those of [`anyhow`], whose sources say
 //! which file, and have the [`std::io::Error`] if there was one.

@@ -153,3 +153,45 @@ pub fn test_dir() -> tempfile::TempDir {
         .or_else(|_| tempfile::tempdir())
         .unwrap()
 }
+
+/// Numbers that look like chance, and are the same each time.
+pub fn numbers(seed: u64) -> impl Iterator<Item = usize> {
+    let mut state = seed;
+    std::iter::repeat_with(move || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 33) as usize
+    })
+}
+
+/// Bytes of such numbers.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    numbers(seed)
+        .take(length)
+        .map(|number| number as u8)
+        .collect()
+}
+
+/// Bytes in the device of [`three`].
+pub const SIZE: usize = 12 * MIB;
+
+const MIB: usize = 1 << 20;
+
+/// A full backup and two that are based on it, with all of them as they are to be read.
+pub fn three(format: Format) -> (Store, Vec<(String, Vec<u8>)>) {
+    let store = Store::with(SIZE as u64, format);
+    let mut data = noise(1, SIZE);
+    data[2 * MIB..5 * MIB].fill(0);
+    let mut backups = vec![(store.full(&data), data.clone())];
+    for (round, start) in [(2, MIB + 65536), (3, 4 * MIB)] {
+        let changed = start..start + 2 * MIB;
+        data[changed.clone()].copy_from_slice(&noise(round, changed.len()));
+        data[changed.start + MIB..][..128 << 10].fill(0);
+        let place = changed.start as u64..changed.end as u64;
+        let base = backups.last().unwrap().0.clone();
+        let id = store.incremental(&base, &data, &[place]);
+        backups.push((id, data.clone()));
+    }
+    (store, backups)
+}

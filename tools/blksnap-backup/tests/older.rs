@@ -7,8 +7,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
-use blksnap_backup::{Chain, Manifest, Nobody, Repository, no_work};
+use blksnap_backup::{Cache, Chain, Image, Manifest, Repository};
 
 const SIZE: usize = 200 * 1024 + 512;
 
@@ -29,20 +30,9 @@ fn states() -> Vec<Vec<u8>> {
 /// A device, as a backup has it.
 fn read(repository: &Repository, manifest: &Manifest) -> Vec<u8> {
     let chain = Chain::open(repository, manifest, &manifest.devices[0]).unwrap();
+    let image = Image::new(chain, Arc::new(Cache::new(64 << 20).unwrap()));
     let mut data = vec![0; SIZE];
-    for layer in &chain.layers {
-        let copy = |extent: &_, bytes: &[u8], good: anyhow::Result<()>| {
-            good?;
-            let extent: &blksnap_backup::Extent = extent;
-            for part in layer.visible(extent) {
-                let inside = |at: u64| (at - extent.start) as usize;
-                data[part.start as usize..part.end as usize]
-                    .copy_from_slice(&bytes[inside(part.start)..inside(part.end)]);
-            }
-            Ok(())
-        };
-        layer.read(layer.data(), &Nobody, no_work, copy).unwrap();
-    }
+    image.read(0, &mut data).unwrap();
     data
 }
 

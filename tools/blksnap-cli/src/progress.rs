@@ -29,6 +29,12 @@ pub fn style(bar: ProgressBar) -> ProgressBar {
     bar
 }
 
+/// What is said of work that is done.
+pub fn line(what: &str, bytes: u64, seconds: f64) -> String {
+    let rate = Size((bytes as f64 / seconds.max(0.001)) as u64);
+    format!("{what}: {} in {seconds:.1} s, {rate}/s", Size(bytes))
+}
+
 /// The progress of one piece of work of a known number of bytes.
 pub struct Progress<'a> {
     signals: &'a Signals,
@@ -67,10 +73,7 @@ impl<'a> Progress<'a> {
     pub fn finish(self) -> f64 {
         let seconds = self.start.elapsed().as_secs_f64();
         let done = self.done.load(Ordering::Relaxed);
-        let rate = Size((done as f64 / seconds.max(0.001)) as u64);
-        let done = Size(done);
-        self.bar
-            .println(format!("{}: {done} in {seconds:.1} s, {rate}/s", self.what));
+        self.bar.println(line(&self.what, done, seconds));
         self.bar.finish_and_clear();
         seconds
     }

@@ -6,7 +6,8 @@
 //! The image is only read: a mount, even a read-only one, would write to it (ext4 deletes what was
 //! unlinked while open). What is not known for sure counts as used:
 //!
-//! - Only what blkid names, and nothing beside it, is looked into: ext2, ext3, ext4 and swap.
+//! - Only what blkid names, and nothing beside it, is looked into: ext2, ext3, ext4 and swap. A program
+//!   that keeps data of its own on such a device, where nobody can see it, is not protected.
 //! - An ext4 with a journal to be replayed has bitmaps that may be older than its files. The take
 //!   freezes what is mounted, which empties the journal and says so in the superblock. Where it was not
 //!   frozen, the superblock says that, too: then all is read.

@@ -11,14 +11,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use blksnap_backup::Format;
-use blksnap_backup::testing::{Store, test_dir};
+use blksnap_backup::testing::{SIZE, numbers, test_dir, three};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 const MIB: usize = 1 << 20;
-const SIZE: usize = 12 * MIB;
 
 fn blksnap() -> Command {
     Command::new(env!("CARGO_BIN_EXE_blksnap"))
@@ -96,40 +95,6 @@ impl Drop for Mounted {
             let _ = unmount(self.point.path(), UnmountFlags::DETACH);
         }
     }
-}
-
-/// Numbers that look like chance, and are the same each time.
-fn numbers(seed: u64) -> impl Iterator<Item = usize> {
-    let mut state = seed;
-    std::iter::repeat_with(move || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        (state >> 33) as usize
-    })
-}
-
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    numbers(seed)
-        .take(length)
-        .map(|number| number as u8)
-        .collect()
-}
-
-/// A full backup and two that are based on it.
-fn three(format: Format) -> (Store, Vec<(String, Vec<u8>)>) {
-    let store = Store::with(SIZE as u64, format);
-    let mut data = noise(1, SIZE);
-    data[2 * MIB..5 * MIB].fill(0);
-    let mut backups = vec![(store.full(&data), data.clone())];
-    for (round, start) in [(2, MIB + 65536), (3, 4 * MIB)] {
-        let changed = start..start + 2 * MIB;
-        data[changed.clone()].copy_from_slice(&noise(round, changed.len()));
-        let place = changed.start as u64..changed.end as u64;
-        let base = backups.last().unwrap().0.clone();
-        backups.push((store.incremental(&base, &data, &[place]), data.clone()));
-    }
-    (store, backups)
 }
 
 #[test]

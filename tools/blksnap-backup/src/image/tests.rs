@@ -9,52 +9,15 @@ use super::*;
 use crate::chain::Damaged;
 use crate::format::Format;
 use crate::repository::Repository;
-use crate::testing::Store;
+use crate::testing::{SIZE, Store, numbers, three};
 
 const MIB: usize = 1 << 20;
-const SIZE: usize = 12 * MIB;
 
 fn image(store: &Store, id: &str, cache: &Arc<Cache>) -> Image {
     let (repository, _) = Repository::read(store.path()).unwrap();
     let manifest = repository.manifest(id).unwrap();
     let chain = Chain::open(&repository, &manifest, &manifest.devices[0]).unwrap();
     Image::new(chain, cache.clone())
-}
-
-/// Numbers that look like chance, and are the same each time.
-fn numbers(seed: u64) -> impl Iterator<Item = usize> {
-    let mut state = seed;
-    std::iter::repeat_with(move || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        (state >> 33) as usize
-    })
-}
-
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    numbers(seed)
-        .take(length)
-        .map(|number| number as u8)
-        .collect()
-}
-
-/// A full backup and two that are based on it, with all of them as they are to be read.
-fn three(format: Format) -> (Store, Vec<(String, Vec<u8>)>) {
-    let store = Store::with(SIZE as u64, format);
-    let mut data = noise(1, SIZE);
-    data[2 * MIB..5 * MIB].fill(0);
-    let mut backups = vec![(store.full(&data), data.clone())];
-    for (round, start) in [(2, MIB + 65536), (3, 4 * MIB)] {
-        let changed = start..start + 2 * MIB;
-        data[changed.clone()].copy_from_slice(&noise(round, changed.len()));
-        data[changed.start + MIB..][..128 << 10].fill(0);
-        let place = changed.start as u64..changed.end as u64;
-        let base = backups.last().unwrap().0.clone();
-        let id = store.incremental(&base, &data, &[place]);
-        backups.push((id, data.clone()));
-    }
-    (store, backups)
 }
 
 #[test]

@@ -19,9 +19,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde::Serialize;
 
 use crate::output;
-use crate::progress::style;
+use crate::progress::{line, style};
 use crate::signals::Signals;
-use crate::size::Size;
 
 /// Time between two lines of JSON.
 const BETWEEN: Duration = Duration::from_secs(1);
@@ -161,10 +160,7 @@ impl Piece<'_> {
         let seconds = self.start.elapsed().as_secs_f64();
         let done = self.done.load(Ordering::Relaxed);
         if done > 0 {
-            let rate = Size((done as f64 / seconds.max(0.001)) as u64);
-            let (what, done) = (&self.what, Size(done));
-            let line = format!("{what}: {done} in {seconds:.1} s, {rate}/s");
-            self.phases.bar.println(line);
+            self.phases.bar.println(line(&self.what, done, seconds));
         }
         seconds
     }
