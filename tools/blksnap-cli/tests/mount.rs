@@ -41,8 +41,9 @@ impl Mounted {
     }
 
     fn on(point: TempDir, backups: &Path) -> Option<Self> {
-        let mut child = blksnap()
-            .arg("mount")
+        // Who has started the tests may have signals ignored, as nohup does, and so would the command.
+        let mut child = Command::new("env")
+            .args(["--default-signal", env!("CARGO_BIN_EXE_blksnap"), "mount"])
             .args([backups, point.path()])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
