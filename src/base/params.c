@@ -79,7 +79,7 @@ MODULE_PARM_DESC(chunk_maximum_count_shift,
 		 "log2 of chunk_maximum_count, 0 to 63; 31 and more are no limit");
 
 BLKSNAP_PARAM(chunk_maximum_in_cache, 1, 4096,
-	      "Copies of a device that are in memory at one time, 1 to 4096");
+	      "Memory for copies of a device, in pieces of 256 KiB, 1 to 4096");
 BLKSNAP_PARAM_OF(chunk_maximum_in_queue, "uint", &blksnap_chunk_maximum_in_cache,
 		 1, 4096, "The same as chunk_maximum_in_cache");
 BLKSNAP_PARAM(copy_ahead_maximum_ratio, 1, 64,

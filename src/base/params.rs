@@ -102,7 +102,7 @@ pub(crate) fn chunk_maximum_count() -> u64 {
     u64::from(CHUNK_MAXIMUM_COUNT.load(Relaxed))
 }
 
-/// The number of copies of one device that are in memory at one time, 1 to 4096.
+/// How many copies of one device may be in memory at one time if they are large, 1 to 4096.
 pub(crate) fn chunk_maximum_in_cache() -> usize {
     CHUNK_MAXIMUM_IN_CACHE.load(Relaxed) as usize
 }

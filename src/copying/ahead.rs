@@ -6,7 +6,8 @@
 //! writes are dense, copying each chunk by itself costs as many reads and writes as there are
 //! chunks. So a copy takes untouched neighbours along, up to [`COPY_WINDOW`] bytes, if
 //!
-//! - there are signs of dense writing: something else in the window was copied already; and
+//! - there are signs of dense writing: something else in the window was copied already, or half of
+//!   the window before or after it; and
 //! - it stays within the budget: all that was copied of the device is never more than `ratio`
 //!   times what was overwritten; and
 //! - the storage has room to spare, see [`Space::spare`]: the rest of it is for what is needed.
@@ -75,7 +76,7 @@ impl Account {
             return run;
         }
         let (start, end) = window(size);
-        if map.untouched_until(start, end) == end {
+        if map.untouched_until(start, end) == end && !Self::is_dense_beside(map, start, end) {
             return run;
         }
         let budget = budget.min(count.saturating_add(spare()));
@@ -93,6 +94,14 @@ impl Account {
             size /= 2;
         }
         run
+    }
+
+    /// Whether half of the window before that from `start` to before `end`, or of the one after it,
+    /// was copied.
+    fn is_dense_beside(map: &ChunkMap, start: u64, end: u64) -> bool {
+        let size = end - start;
+        let dense = |from, to| 2 * map.touched(from, to) >= size;
+        start >= size && dense(start - size, start) || dense(end, end.saturating_add(size))
     }
 
     /// `copied` chunks are being copied, `needed` of them because they are about to be
@@ -223,6 +232,25 @@ mod tests {
         let outcome = write(4, 1 << 14, pairs)?;
         assert_eq!(outcome.overwritten, 512);
         assert!(outcome.copied <= 4 * 512);
+        Ok(())
+    }
+
+    #[test]
+    fn beside_what_is_dense() -> Result {
+        let geometry = Geometry::new(256 << 3, 12, 63, u64::MAX);
+        let map = ChunkMap::new(256)?;
+        let mut account = Account::new(4);
+        account.add(32, 32);
+        let claim = |run: Range<u64>| map.prepare(run.clone(), &run).map(|run| map.claim(run));
+        claim(64..95)?;
+        let extend = |run| account.extend(&map, &geometry, run, || u64::MAX);
+        assert_eq!(extend(16..32), 16..32);
+        assert_eq!(extend(128..144), 128..144);
+        claim(95..96)?;
+        assert_eq!(extend(16..32), 0..64);
+        assert_eq!(extend(130..146), 128..192);
+        // Farther away it says nothing.
+        assert_eq!(extend(192..208), 192..208);
         Ok(())
     }
 

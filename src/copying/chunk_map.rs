@@ -428,6 +428,13 @@ impl ChunkMap {
         Place::from_word(word.load(Acquire)) != Place::Untouched
     }
 
+    /// How many chunks from `from` to before `to` are not untouched.
+    pub(crate) fn touched(&self, from: u64, to: u64) -> u64 {
+        let mut count = 0;
+        self.for_each(from..to, |_, word| count += u64::from(Self::is_touched(word)));
+        count
+    }
+
     /// The beginning, at the least `from`, of the run of untouched chunks that ends before `to`.
     pub(crate) fn untouched_since(&self, from: u64, to: u64) -> u64 {
         let mut since = from.min(to);

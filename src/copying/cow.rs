@@ -66,7 +66,10 @@ use crate::{
         },
         medium::Medium,
         params,
-        units::Geometry, //
+        units::{
+            Geometry,
+            COPY_WINDOW, //
+        }, //
     },
     copying::{
         ahead::Account,
@@ -82,7 +85,7 @@ use crate::{
         },
         memory::{
             CopySlot,
-            Memory, //
+            Idle, //
         }, //
     },
     storage::{
@@ -107,8 +110,11 @@ mod steps;
 mod store;
 mod writes;
 
-/// Copies that have memory for a chunk whatever happens.
+/// How many copies can have memory for a chunk whatever happens.
 const RESERVED: usize = 4;
+
+/// How many copies can be under way at least, if they are small.
+const COPIES: usize = 128;
 
 /// How many replaced windows of the map may wait to be freed.
 const MAX_OLD: usize = 1024;
@@ -135,16 +141,11 @@ const TICK_MS: Msecs = 10;
 /// comes.
 const LARGE: u64 = 1 << 12;
 
-/// The bytes of memory that copies which do nothing keep, all together, beside the reserve.
-const IDLE_BYTES: usize = 4 << 20;
-
 /// What `inner` protects.
 struct Inner {
     flights: Flights,
-    /// Copies that do nothing; the last used first.
-    free: KVec<Memory>,
-    /// The bytes of memory that these have.
-    idle_bytes: usize,
+    /// What no copy uses.
+    idle: Idle,
     /// All that was read is to be stored now.
     flush: bool,
     /// Until the next tick, if one is coming.
@@ -209,7 +210,7 @@ impl Inner {
 
     /// Whether nothing is under way whose end could let a copy begin.
     fn all_is_idle(&self) -> bool {
-        self.free.len() == self.flights.most() && self.has_room_for_old()
+        self.idle.count() == self.flights.most() && self.has_room_for_old()
     }
 
     /// Whether writes or bios of the image wait for a copy.
@@ -236,7 +237,7 @@ impl Inner {
         }
         let mut bios = BioList::new();
         if self.writers.is_empty() {
-            for _ in 0..self.free.len() {
+            for _ in 0..self.idle.count() {
                 match self.images.pop() {
                     Some(bio) => bios.push(bio),
                     None => break,
@@ -304,8 +305,8 @@ impl_has_delayed_work! {
 }
 
 impl Cow {
-    /// Makes an engine for the device `origin`, with as many copies, and as much copying ahead, as
-    /// the parameters say now. May sleep.
+    /// Makes an engine for the device `origin`, with as much memory for copies, and as much copying
+    /// ahead, as the parameters say now. May sleep.
     pub(crate) fn new(
         space: &Arc<Space>,
         health: &Arc<Health>,
@@ -313,17 +314,11 @@ impl Cow {
         medium: &Arc<Medium>,
         geometry: Geometry,
     ) -> Result<Arc<Self>> {
-        let copies = params::chunk_maximum_in_cache().max(RESERVED);
-        let mut free = KVec::with_capacity(copies, GFP_KERNEL)?;
-        for i in 0..copies {
-            let reserve = if i < RESERVED {
-                geometry.chunk_bytes()
-            } else {
-                0
-            };
-            free.push(Memory::new(i, reserve)?, GFP_KERNEL)?;
-        }
-        let idle_bytes = free.iter().map(Memory::len).sum();
+        let large = params::chunk_maximum_in_cache().max(RESERVED);
+        let copies = large.max(COPIES);
+        let chunk = geometry.chunk_bytes();
+        // CAST: Small.
+        let memory = large.saturating_mul(chunk.max(COPY_WINDOW as usize));
         Arc::pin_init(
             try_pin_init!(Self {
                 resources: Resources::new()?,
@@ -336,9 +331,8 @@ impl Cow {
                 geometry,
                 map: ChunkMap::new(geometry.chunks())?,
                 inner <- new_spinlock!(Inner {
-                    flights: Flights::new(copies)?,
-                    free,
-                    idle_bytes,
+                    flights: Flights::new(copies, memory)?,
+                    idle: Idle::new(copies, RESERVED, chunk, memory)?,
                     flush: false,
                     tick: None,
                     read_room: KVec::with_capacity(copies, GFP_KERNEL)?,
@@ -401,8 +395,10 @@ impl Cow {
     /// How many copies are under way, and how many bytes of memory the map and the copies take.
     pub(crate) fn usage(&self) -> (usize, usize) {
         let inner = self.inner.lock();
-        let copies = inner.flights.memory() + inner.idle_bytes;
-        (inner.flights.count(), self.map.memory() + copies)
+        (
+            inner.flights.count(),
+            self.map.memory() + inner.idle.memory(),
+        )
     }
 
     /// The chunks, from the first to before the last, that have sectors from `sector` to before

@@ -2,10 +2,10 @@
 
 //! The memory of copies.
 //!
-//! A copy engine makes all its [slots](CopySlot) when the snapshot is taken, and reuses them: so
-//! their number bounds the memory. A copy that begins allocates only a bio and pages, which its
-//! slot keeps afterwards as long as all idle slots together have few. Some slots have pages for one
-//! chunk from the start, so that a copy can begin when memory is short.
+//! A copy engine makes all its [slots](CopySlot) when the snapshot is taken, and reuses them. A copy
+//! that begins allocates only a bio and pages, as long as all copies under way do not have more than
+//! they may; some pages are kept afterwards for the next ones. Others, for a few chunks, are there
+//! from the start, so that a copy can begin when memory is short.
 
 use kernel::{
     alloc::flags::{
@@ -23,6 +23,10 @@ use kernel::{
             Piece, //
         }, //
     },
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*,
     sync::{
         atomic::{
@@ -35,9 +39,16 @@ use kernel::{
 };
 
 use crate::base::units::{
+    MAX_CHUNK_SHIFT,
     SECTOR_SHIFT,
     UNIT_SHIFT, //
 };
+
+/// The bytes of memory that are kept in buffers of each size.
+const IDLE_BYTES: usize = 1 << 20;
+
+/// How many sizes of buffers there are: powers of two, from a page to the largest chunk.
+const SIZES: usize = MAX_CHUNK_SHIFT as usize - PAGE_SHIFT + 1;
 
 /// One of the copies that an engine can make at a time, and how the bios of the present one ended.
 pub(crate) struct CopySlot {
@@ -88,68 +99,18 @@ impl CopySlot {
     }
 }
 
-/// A slot and its memory.
+/// A slot and its memory, of a copy under way.
 pub(crate) struct Memory {
     pub(crate) slot: Arc<CopySlot>,
-    buffer: Option<Arc<Buffer>>,
-    /// The buffer is kept whatever its size.
-    reserve: bool,
+    buffer: Arc<Buffer>,
+    /// The buffer is one of those that are kept for when memory is short.
+    is_reserve: bool,
 }
 
 impl Memory {
-    /// A slot that does nothing; if `reserve` is not 0, with that many bytes of memory for ever.
-    pub(crate) fn new(index: usize, reserve: usize) -> Result<Self> {
-        let buffer = match reserve {
-            0 => None,
-            bytes => Some(Buffer::new(bytes, GFP_KERNEL)?),
-        };
-        let slot = CopySlot {
-            index,
-            pending: Atomic::new(0),
-            status: Atomic::new(0),
-        };
-        Ok(Self {
-            slot: Arc::new(slot, GFP_KERNEL)?,
-            buffer,
-            reserve: reserve != 0,
-        })
-    }
-
-    /// Whether it has memory whatever happens.
-    pub(crate) fn is_reserve(&self) -> bool {
-        self.reserve
-    }
-
     /// The bytes of memory that it holds.
     pub(crate) fn len(&self) -> usize {
-        self.buffer.as_ref().map_or(0, |buffer| buffer.len())
-    }
-
-    /// Gets memory for `bytes` bytes, or at least for `least`. Returns how many. Does not sleep.
-    pub(crate) fn grow(&mut self, bytes: usize, least: usize) -> Result<usize> {
-        let have = self.len();
-        if have >= bytes {
-            return Ok(bytes);
-        }
-        if !self.reserve || have < least {
-            if let Ok(buffer) = Buffer::new(bytes, GFP_NOWAIT | __GFP_NOWARN) {
-                self.buffer = Some(buffer);
-                return Ok(bytes);
-            }
-        }
-        if have < least {
-            return Err(ENOMEM);
-        }
-        Ok(have)
-    }
-
-    /// Takes the memory, if it is not a reserve.
-    pub(crate) fn shrink(&mut self) -> Option<Arc<Buffer>> {
-        if self.reserve {
-            None
-        } else {
-            self.buffer.take()
-        }
+        self.buffer.len()
     }
 
     /// Makes the bio that reads `sectors` sectors of `file`'s device from `sector` on; `context`
@@ -161,9 +122,8 @@ impl Memory {
         sectors: u64,
         context: T,
     ) -> Result<NewBio<T>> {
-        let buffer = self.buffer.as_ref().ok_or(ENOMEM)?;
         let piece = Piece {
-            buffer,
+            buffer: &self.buffer,
             offset: 0,
             // CAST: At most the buffer's size.
             bytes: (sectors << SECTOR_SHIFT) as usize,
@@ -174,14 +134,146 @@ impl Memory {
     }
 
     /// What is to be stored, of the `sectors` sectors that were read.
-    pub(crate) fn unstored(&self, sectors: u64) -> Option<Unstored> {
-        Some(Unstored {
+    pub(crate) fn unstored(&self, sectors: u64) -> Unstored {
+        Unstored {
             slot: self.slot.clone(),
-            buffer: self.buffer.clone()?,
+            buffer: self.buffer.clone(),
             // CAST: At most the buffer's size.
             bytes: (sectors << SECTOR_SHIFT) as usize,
+        }
+    }
+}
+
+/// The slots and the memory of one engine that no copy uses.
+///
+/// What was given back last is taken first, as caches may still have it: buffers by size, so that a
+/// small copy does not keep a large one.
+pub(crate) struct Idle {
+    slots: KVec<Arc<CopySlot>>,
+    /// By log2 of the pages that they have.
+    buffers: [KVec<Arc<Buffer>>; SIZES],
+    /// Buffers of a chunk, for when memory is short.
+    reserve: KVec<Arc<Buffer>>,
+    /// The bytes of memory that all these have.
+    bytes: usize,
+    /// Those that copies under way have.
+    used: usize,
+    /// The most that these may have.
+    most: usize,
+}
+
+impl Idle {
+    /// Makes `slots` slots, and `reserve` buffers of `chunk` bytes; all copies under way may have
+    /// `most` bytes of memory. May sleep.
+    pub(crate) fn new(slots: usize, reserve: usize, chunk: usize, most: usize) -> Result<Self> {
+        let mut idle = Self {
+            slots: KVec::with_capacity(slots, GFP_KERNEL)?,
+            buffers: [const { KVec::new() }; SIZES],
+            reserve: KVec::with_capacity(reserve, GFP_KERNEL)?,
+            bytes: 0,
+            used: 0,
+            most,
+        };
+        // The first one is taken first.
+        for index in (0..slots).rev() {
+            let slot = CopySlot {
+                index,
+                pending: Atomic::new(0),
+                status: Atomic::new(0),
+            };
+            idle.slots.push(Arc::new(slot, GFP_KERNEL)?, GFP_KERNEL)?;
+        }
+        for (size, buffers) in idle.buffers.iter_mut().enumerate() {
+            buffers.reserve((IDLE_BYTES >> size >> PAGE_SHIFT).clamp(1, slots), GFP_KERNEL)?;
+        }
+        for _ in 0..reserve {
+            let buffer = Buffer::new(chunk, GFP_KERNEL)?;
+            idle.bytes += buffer.len();
+            idle.reserve.push(buffer, GFP_KERNEL)?;
+        }
+        Ok(idle)
+    }
+
+    /// How many copies could begin.
+    pub(crate) fn count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The bytes of memory of all copies, under way or not.
+    pub(crate) fn memory(&self) -> usize {
+        self.bytes + self.used
+    }
+
+    /// A slot with memory for as many bytes as can be had: one of `sizes`, the first if possible.
+    /// The last of them is a chunk. Does not sleep.
+    pub(crate) fn take(&mut self, sizes: [usize; 3]) -> Result<Memory> {
+        let [.., chunk] = sizes;
+        if self.slots.is_empty() || !self.may_take(chunk) {
+            return Err(EBUSY);
+        }
+        let mut found = sizes.iter().find_map(|&bytes| self.take_buffer(bytes));
+        let is_reserve = found.is_none();
+        if is_reserve {
+            found = self.reserve.pop().inspect(|buffer| self.bytes -= buffer.len());
+        }
+        let buffer = found.ok_or(ENOMEM)?;
+        self.used += buffer.len();
+        Ok(Memory {
+            slot: self.slots.pop().ok_or(EBUSY)?,
+            buffer,
+            is_reserve,
         })
     }
+
+    /// Whether the copies under way may have `bytes` bytes more.
+    fn may_take(&self, bytes: usize) -> bool {
+        self.used == 0 || self.used.saturating_add(bytes) <= self.most
+    }
+
+    /// A buffer of at least so many bytes, if copies may have as much more.
+    fn take_buffer(&mut self, bytes: usize) -> Option<Arc<Buffer>> {
+        let bytes = bytes.max(PAGE_SIZE).checked_next_power_of_two()?;
+        if !self.may_take(bytes) {
+            return None;
+        }
+        let fitting = self.buffers.get_mut(size_of_buffer(bytes))?;
+        if let Some(buffer) = fitting.pop() {
+            self.bytes -= buffer.len();
+            return Some(buffer);
+        }
+        Buffer::new(bytes, GFP_NOWAIT | __GFP_NOWARN).ok()
+    }
+
+    /// Takes back what a copy had. What is returned is to be dropped without the lock.
+    pub(crate) fn put(&mut self, memory: Memory) -> Option<Arc<Buffer>> {
+        let Memory {
+            slot,
+            buffer,
+            is_reserve,
+        } = memory;
+        let len = buffer.len();
+        self.used -= len;
+        // There is room for all that were ever taken.
+        let _ = self.slots.push_within_capacity(slot);
+        let place = if is_reserve {
+            &mut self.reserve
+        } else {
+            match self.buffers.get_mut(size_of_buffer(len)) {
+                Some(place) => place,
+                None => return Some(buffer),
+            }
+        };
+        match place.push_within_capacity(buffer) {
+            Ok(()) => self.bytes += len,
+            Err(enough) => return Some(enough.0),
+        }
+        None
+    }
+}
+
+/// Where buffers of so many bytes, a power of two, are kept.
+fn size_of_buffer(bytes: usize) -> usize {
+    (bytes >> PAGE_SHIFT).checked_ilog2().unwrap_or(0) as usize
 }
 
 /// Data of a copy that is to be stored.
@@ -200,5 +292,68 @@ impl Unstored {
     /// Zeroes what is stored beside the data: no old memory may get to the storage.
     pub(crate) fn zero_padding(&self) {
         self.buffer.zero(self.bytes, self.padded());
+    }
+}
+
+#[cfg(CONFIG_BLK_SNAP_KUNIT_TEST)]
+#[kernel::macros::kunit_tests(blksnap_memory)]
+mod tests {
+    use super::*;
+
+    const CHUNK: usize = 4096;
+
+    #[test]
+    fn the_last_used_is_the_next_one() -> Result {
+        let mut idle = Idle::new(4, 0, CHUNK, usize::MAX)?;
+        let first = idle.take([3 * CHUNK, CHUNK, CHUNK])?;
+        assert_eq!((first.len(), first.slot.index()), (4 * CHUNK, 0));
+        let second = idle.take([CHUNK; 3])?;
+        assert_eq!(second.slot.index(), 1);
+        let hot = Arc::as_ptr(&second.buffer);
+        drop(idle.put(first));
+        assert!(idle.put(second).is_none());
+        assert_eq!((idle.count(), idle.memory()), (4, 5 * CHUNK));
+        // Of its size, whatever came later.
+        let again = idle.take([CHUNK; 3])?;
+        assert_eq!((Arc::as_ptr(&again.buffer), again.slot.index()), (hot, 1));
+        Ok(())
+    }
+
+    #[test]
+    fn copies_have_so_much_memory() -> Result {
+        let mut idle = Idle::new(16, 1, CHUNK, 4 * CHUNK)?;
+        let large = idle.take([2 * CHUNK, CHUNK, CHUNK])?;
+        // What is needed, where there is no more for what is copied ahead.
+        let small = idle.take([4 * CHUNK, CHUNK, CHUNK])?;
+        assert_eq!((large.len(), small.len()), (2 * CHUNK, CHUNK));
+        let last = idle.take([CHUNK; 3])?;
+        assert_eq!(idle.take([CHUNK; 3]).err(), Some(EBUSY));
+        // Not even the reserve, which is for when there is no memory.
+        assert_eq!(idle.memory(), 5 * CHUNK);
+        for memory in [large, small, last] {
+            assert!(!memory.is_reserve);
+            drop(idle.put(memory));
+        }
+        // One can always begin.
+        let huge = idle.take([8 * CHUNK; 3])?;
+        assert_eq!(idle.take([CHUNK; 3]).err(), Some(EBUSY));
+        drop(idle.put(huge));
+        assert_eq!(idle.count(), 16);
+        Ok(())
+    }
+
+    #[test]
+    fn idle_ones_keep_only_so_much() -> Result {
+        let mut idle = Idle::new(4, 0, CHUNK, usize::MAX)?;
+        let mut under_way = KVec::new();
+        for _ in 0..4 {
+            under_way.push(idle.take([IDLE_BYTES; 3])?, GFP_KERNEL)?;
+        }
+        assert_eq!(idle.take([CHUNK; 3]).err(), Some(EBUSY));
+        for memory in under_way.drain_all() {
+            drop(idle.put(memory));
+        }
+        assert_eq!(idle.memory(), IDLE_BYTES);
+        Ok(())
     }
 }

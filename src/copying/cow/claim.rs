@@ -11,7 +11,6 @@ use kernel::{
 use core::{
     mem::{
         replace,
-        swap,
         take, //
     },
     ops::Range, //
@@ -116,27 +115,27 @@ impl Cow {
         if !inner.has_room_for_old() {
             return Err(EBUSY);
         }
-        let mut memory = inner.free.pop().ok_or(EBUSY)?;
-        inner.idle_bytes -= memory.len();
         let spare = || self.space.spare() >> self.geometry.chunk_shift;
         let (map, geometry) = (&self.map, &self.geometry);
         let wanted = inner.account.extend(map, geometry, needed.clone(), spare);
-        let mut started = self.start(&mut memory, &needed, &wanted);
-        if started.is_err() {
-            // One of the reserved ones has memory.
-            let chunk = self.geometry.chunk_bytes();
-            if let Some(other) = inner.free.iter_mut().find(|other| other.len() >= chunk) {
-                inner.idle_bytes += memory.len();
-                inner.idle_bytes -= other.len();
-                swap(&mut memory, other);
-                started = self.start(&mut memory, &needed, &wanted);
-            }
-        }
-        let (bio, prepared, run) = match started {
+        let shift = geometry.chunk_shift + SECTOR_SHIFT;
+        // CAST: At most `COPY_WINDOW` or a chunk.
+        let bytes = |run: &Range<u64>| ((run.end - run.start) << shift) as usize;
+        let chunk = geometry.chunk_bytes();
+        let memory = inner
+            .idle
+            .take([bytes(&wanted), bytes(&needed), chunk])?;
+        let run = if memory.len() < bytes(&wanted) {
+            let end = needed.start + (memory.len() >> shift) as u64;
+            needed.start..needed.end.min(end)
+        } else {
+            wanted
+        };
+        let (bio, prepared) = match self.start(&memory, &needed, &run) {
             Ok(started) => started,
             Err(err) => {
-                inner.idle_bytes += memory.len();
-                let _ = inner.free.push_within_capacity(memory);
+                // What is dropped under the lock are pages, and only when memory is short.
+                drop(inner.idle.put(memory));
                 return Err(err);
             }
         };
@@ -158,29 +157,19 @@ impl Cow {
         Ok((bio, index, run.end))
     }
 
-    /// Makes all that it takes to copy `wanted`, or as much of `needed` as there is memory for.
+    /// Makes all that it takes to copy `run`, of which `needed` chunks are needed.
     fn start(
         self: &Arc<Self>,
-        memory: &mut Memory,
+        memory: &Memory,
         needed: &Range<u64>,
-        wanted: &Range<u64>,
-    ) -> Result<(NewBio<ReadIo>, PreparedRun, Range<u64>)> {
-        let shift = self.geometry.chunk_shift + SECTOR_SHIFT;
-        // CAST: At most `COPY_WINDOW` or a chunk.
-        let all = ((wanted.end - wanted.start) << shift) as usize;
-        let room = memory.grow(all, self.geometry.chunk_bytes())?;
-        let run = if room < all {
-            let end = needed.start + (room >> shift) as u64;
-            needed.start..needed.end.min(end)
-        } else {
-            wanted.clone()
-        };
+        run: &Range<u64>,
+    ) -> Result<(NewBio<ReadIo>, PreparedRun)> {
         let prepared = self.map.prepare(run.clone(), needed)?;
         let sector = self.geometry.sector(run.start);
         let sectors = self.geometry.sectors_in(run.start, run.end - run.start);
         let context = ReadIo::new(self, &memory.slot);
         let bio = memory.read(&self.origin, sector, sectors, context)?;
-        Ok((bio, prepared, run))
+        Ok((bio, prepared))
     }
 
     /// Frees the windows of the map that were replaced. May sleep.

@@ -99,16 +99,9 @@ impl Flight {
         self.images.take()
     }
 
-    /// Gives the memory back. What is returned is to be dropped last.
-    pub(super) fn recycle(self, free: &mut KVec<Memory>) -> Busy {
-        // There is room for all. The last one is taken first, and a reserve as the last resort.
-        let at = if self.memory.is_reserve() {
-            0
-        } else {
-            free.len()
-        };
-        let _ = free.insert_within_capacity(at, self.memory);
-        self.busy
+    /// The memory, to be given back, and what is to be dropped last.
+    pub(super) fn into_parts(self) -> (Memory, Busy) {
+        (self.memory, self.busy)
     }
 }
 
@@ -126,13 +119,13 @@ pub(super) struct Flights {
     unstored: KVec<usize>,
     /// What these need.
     unstored_units: u64,
-    /// How many of them are worth a bio.
-    batch: usize,
+    /// How many units are worth a bio, however few copies these are of.
+    worth: u64,
 }
 
 impl Flights {
-    /// Nothing is under way; at the most `copies` copies will be.
-    pub(super) fn new(copies: usize) -> Result<Self> {
+    /// Nothing is under way; at the most `copies` copies will be, with `memory` bytes of memory.
+    pub(super) fn new(copies: usize, memory: usize) -> Result<Self> {
         let mut slots = KVec::with_capacity(copies, GFP_KERNEL)?;
         for _ in 0..copies {
             slots.push(None, GFP_KERNEL)?;
@@ -146,7 +139,7 @@ impl Flights {
             unstored: KVec::with_capacity(copies, GFP_KERNEL)?,
             unstored_units: 0,
             // Writers shall not wait for memory that waits to be stored.
-            batch: (copies / 4).clamp(1, BATCH),
+            worth: ((memory / 4) as u64 >> UNIT_SHIFT).clamp(1, MAX_UNITS),
         })
     }
 
@@ -168,12 +161,6 @@ impl Flights {
     /// Whether parts of image bios wait for one of them.
     pub(super) fn have_parked_bios(&self) -> bool {
         self.with_parked_bios != 0
-    }
-
-    /// The bytes of memory that they hold.
-    pub(super) fn memory(&self) -> usize {
-        let all = self.slots.iter().flatten();
-        all.map(|flight| flight.memory.len()).sum()
     }
 
     /// A flight begins. Returns its index.
@@ -242,7 +229,7 @@ impl Flights {
 
     /// Whether enough has been read to be stored.
     pub(super) fn has_full_batch(&self) -> bool {
-        self.unstored.len() >= self.batch || self.unstored_units >= MAX_UNITS
+        self.unstored.len() >= BATCH || self.unstored_units >= self.worth
     }
 
     /// The next flights to be stored by one bio, at the most `most`: how many, and what they need.
@@ -296,20 +283,32 @@ impl Flights {
 #[kernel::macros::kunit_tests(blksnap_flights)]
 mod tests {
     use super::*;
-    use crate::copying::inflight::InFlight;
+    use crate::copying::{
+        inflight::InFlight,
+        memory::Idle, //
+    };
+
+    /// More than matters.
+    const MEMORY: usize = 1 << 30;
 
     /// Begins a flight that copies `run` in the slot `index`; a chunk is a unit.
     fn begin(flights: &mut Flights, index: usize, run: Range<u64>) -> Result {
         let units = run.end - run.start;
         let busy = Busy::new(&InFlight::new()?);
-        let flight = Flight::new(Memory::new(index, 0)?, run, 1, units, busy);
+        // The one that is taken last.
+        let mut idle = Idle::new(index + 1, 0, 1 << UNIT_SHIFT, usize::MAX)?;
+        let mut memory = idle.take([1 << UNIT_SHIFT; 3])?;
+        while memory.slot.index() < index {
+            memory = idle.take([1 << UNIT_SHIFT; 3])?;
+        }
+        let flight = Flight::new(memory, run, 1, units, busy);
         assert_eq!(flights.begin(flight), index);
         Ok(())
     }
 
     #[test]
     fn the_one_that_began_last_is_with_parked_bios() -> Result {
-        let mut flights = Flights::new(4)?;
+        let mut flights = Flights::new(4, MEMORY)?;
         begin(&mut flights, 3, 0..8)?;
         begin(&mut flights, 0, 8..16)?;
         begin(&mut flights, 2, 16..17)?;
@@ -325,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_what_one_bio_takes() -> Result {
-        let mut flights = Flights::new(4 * BATCH)?;
+        let mut flights = Flights::new(4 * BATCH, MEMORY)?;
         for i in 0..BATCH + 3 {
             let chunk = i as u64 * 2;
             begin(&mut flights, i, chunk..chunk + 2)?;
@@ -361,7 +360,7 @@ mod tests {
 
     #[test]
     fn a_bio_has_so_many_pages() -> Result {
-        let mut flights = Flights::new(16)?;
+        let mut flights = Flights::new(16, MEMORY)?;
         for i in 0..3 {
             let chunk = i as u64 * MAX_UNITS;
             begin(&mut flights, i, chunk..chunk + MAX_UNITS / 2 + 1)?;
@@ -369,10 +368,17 @@ mod tests {
         }
         assert!(flights.has_full_batch());
         assert_eq!(flights.batch(BATCH), (1, MAX_UNITS / 2 + 1));
-        // With few copies they are not kept waiting.
-        let mut flights = Flights::new(4)?;
-        begin(&mut flights, 0, 0..1)?;
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_unstored_takes_a_fourth_of_the_memory() -> Result {
+        let mut flights = Flights::new(2, 128 << UNIT_SHIFT)?;
+        begin(&mut flights, 0, 0..31)?;
+        begin(&mut flights, 1, 32..33)?;
         let _ = flights.mark_read(0);
+        assert!(!flights.has_full_batch());
+        let _ = flights.mark_read(1);
         assert!(flights.has_full_batch());
         Ok(())
     }

@@ -29,7 +29,6 @@ use super::{
     Cow,
     Inner,
     Kick,
-    IDLE_BYTES,
     REAP,
     STORE,
     TICK,
@@ -161,13 +160,8 @@ impl Cow {
         let mut images = flight.take_images();
         let writers = take(&mut flight.writers);
         let mut inner = self.inner.lock();
-        let buffer = if inner.idle_bytes + flight.memory.len() > IDLE_BYTES {
-            flight.memory.shrink()
-        } else {
-            None
-        };
-        inner.idle_bytes += flight.memory.len();
-        let busy = flight.recycle(&mut inner.free);
+        let (memory, busy) = flight.into_parts();
+        let buffer = inner.idle.put(memory);
         let (kick, others) = inner.let_waiting_try();
         images.append(others);
         drop(inner);

@@ -108,7 +108,7 @@ impl Cow {
             next += flight.units as u32;
             let sectors = self.geometry.sectors_in(flight.run.start, flight.chunks());
             copied += sectors;
-            flight.memory.unstored(sectors)
+            Some(flight.memory.unstored(sectors))
         });
         drop(inner);
         self.space.copied.fetch_add(copied, Relaxed);
