@@ -2,24 +2,24 @@
 
 //! One device in a chain of backups: a full one, and what has changed since, layer upon layer.
 //!
-//! Every layer has extents; of what several layers have, the newest is what is seen. An extent of
+//! Every layer has extents; of what several layers have, the newest is what is [`seen`]. An extent of
 //! data is read and checked as a whole, also if only a part of it is seen.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use blake3::Hash;
 use blksnap::ByteSet;
 
-use crate::buffer::Buffer;
 use crate::extents::{Extent, Extents};
 use crate::format::Reader;
 use crate::manifest::{Device, Kind, Manifest};
-use crate::pipeline;
 use crate::repository::Repository;
-use crate::watch::Watch;
+use crate::seen::{View, first_gap, seen};
 
 /// What one backup has of a device.
 pub struct Layer {
@@ -29,8 +29,6 @@ pub struct Layer {
     pub device: Device,
     /// What it has.
     pub extents: Extents,
-    /// What newer layers have.
-    pub hidden: ByteSet,
 }
 
 impl Layer {
@@ -45,10 +43,9 @@ impl Layer {
         let hash = Hash::from_hex(&device.extents_blake3)
             .with_context(|| format!("damaged manifest of {}", dir.display()))?;
         Ok(Self {
-            extents: Extents::read(&dir.join(&device.extents), hash, device.size)?,
+            extents: Extents::open(&dir.join(&device.extents), hash, device.size)?,
             device: device.clone(),
             dir,
-            hidden: ByteSet::default(),
         })
     }
 
@@ -60,59 +57,6 @@ impl Layer {
     /// Opens the file of its data.
     pub fn reader(&self) -> Result<Box<dyn Reader>> {
         self.device.file_format.open(&self.file(), self.device.size)
-    }
-
-    /// The parts of an extent that are seen.
-    pub fn visible(&self, extent: &Extent) -> impl Iterator<Item = Range<u64>> {
-        self.hidden.outside(extent.range())
-    }
-
-    /// The extents of data that are seen.
-    pub fn data(&self) -> impl Iterator<Item = &Extent> + Clone {
-        let data = self.extents.data();
-        data.filter(|extent| self.visible(extent).next().is_some())
-    }
-
-    /// Bytes that are seen of the extents of data.
-    pub fn data_bytes(&self) -> u64 {
-        let parts = self.data().flat_map(|extent| self.visible(extent));
-        parts.map(|part| part.end - part.start).sum()
-    }
-
-    /// Reads extents of data, in order, in several threads, and hands each to `sink`, and whether
-    /// its checksum is right, or why it could not be read. Those that are right go to `work` first,
-    /// in the threads that have read them.
-    pub fn read<'a>(
-        &'a self,
-        extents: impl Iterator<Item = &'a Extent> + Clone + Send,
-        watch: &dyn Watch,
-        work: impl Fn(&Extent, &[u8]) -> Result<()> + Sync,
-        mut sink: impl FnMut(&'a Extent, &[u8], Result<()>) -> Result<()>,
-    ) -> Result<()> {
-        let work = &work;
-        let start = || {
-            // A file that cannot be opened is damage of each of its extents.
-            let mut reader = self.reader();
-            Ok(move |buffer: &mut Buffer, extent: &&Extent| {
-                let bytes = &mut buffer.bytes_mut()[..extent.length as usize];
-                let read = match &mut reader {
-                    Ok(reader) => reader.read(extent.start, bytes),
-                    Err(error) => Err(anyhow!("{error:#}")),
-                };
-                let good = read.and_then(|()| {
-                    ensure!(extent.matches(bytes), "the checksum is wrong");
-                    Ok(())
-                });
-                if good.is_ok() {
-                    work(extent, bytes)?;
-                }
-                Ok(good)
-            })
-        };
-        pipeline::run(extents, start, watch, |buffer, extent, good| {
-            let good = good.with_context(|| self.damaged(extent));
-            sink(extent, &buffer.bytes()[..extent.length as usize], good)
-        })
     }
 
     pub(crate) fn damaged(&self, extent: &Extent) -> Damaged {
@@ -144,9 +88,30 @@ impl fmt::Display for Damaged {
     }
 }
 
-/// Nothing to be done with an extent in the threads.
-pub fn no_work(_: &Extent, _: &[u8]) -> Result<()> {
-    Ok(())
+/// Lists of extents that were checked already, or why they are damaged: many backups need the same.
+#[derive(Default)]
+pub struct Checked(HashMap<PathBuf, Result<Extents, Arc<str>>>);
+
+impl Checked {
+    /// The same as [`Layer::open`].
+    pub fn layer(&mut self, dir: PathBuf, device: &Device) -> Result<Layer> {
+        check_files(&dir, device)?;
+        let list = self.0.entry(dir.join(&device.extents));
+        let opened = list.or_insert_with(|| {
+            let layer = Layer::open_damaged(dir.clone(), device);
+            layer
+                .map(|layer| layer.extents)
+                .map_err(|error| format!("{error:#}").into())
+        });
+        match opened {
+            Ok(extents) => Ok(Layer {
+                extents: extents.clone(),
+                device: device.clone(),
+                dir,
+            }),
+            Err(error) => Err(anyhow!("{error}")),
+        }
+    }
 }
 
 /// All layers of a device, the oldest first. Together they have all of the device.
@@ -158,8 +123,18 @@ pub struct Chain {
 impl Chain {
     /// Opens what a backup needs to have a device, and checks all but the data.
     pub fn open(repository: &Repository, manifest: &Manifest, device: &Device) -> Result<Self> {
+        Self::open_checked(repository, manifest, device, &mut Checked::default())
+    }
+
+    /// The same, but for lists that were checked before.
+    pub fn open_checked(
+        repository: &Repository,
+        manifest: &Manifest,
+        device: &Device,
+        checked: &mut Checked,
+    ) -> Result<Self> {
         let parts = parts(repository, manifest, device)?;
-        Self::of_parts(parts, Layer::open)
+        Self::of_parts(parts, |dir, device| checked.layer(dir, device))
     }
 
     /// The same, whatever is wrong with the files of the data: what can be read of them is.
@@ -188,30 +163,48 @@ impl Chain {
         Ok((chain, below))
     }
 
-    fn of_parts(parts: Vec<Part>, open: fn(PathBuf, &Device) -> Result<Layer>) -> Result<Self> {
+    fn of_parts(
+        parts: Vec<Part>,
+        open: impl FnMut(PathBuf, &Device) -> Result<Layer>,
+    ) -> Result<Self> {
         let chain = Self::layers_of(parts, open)?;
         chain.check_whole()?;
         Ok(chain)
     }
 
-    fn layers_of(parts: Vec<Part>, open: fn(PathBuf, &Device) -> Result<Layer>) -> Result<Self> {
+    fn layers_of(
+        parts: Vec<Part>,
+        mut open: impl FnMut(PathBuf, &Device) -> Result<Layer>,
+    ) -> Result<Self> {
         let layers = parts.into_iter().rev();
         let layers = layers.map(|(dir, device)| open(dir, &device));
         Ok(Self::new(layers.collect::<Result<_>>()?))
     }
 
     /// Of layers, the oldest first.
-    pub fn new(mut layers: Vec<Layer>) -> Self {
-        let mut hidden = ByteSet::default();
-        for layer in layers.iter_mut().rev() {
-            layer.hidden = hidden.clone();
-            layer
-                .extents
-                .places()
-                .iter()
-                .for_each(|range| hidden.insert(range));
-        }
+    pub fn new(layers: Vec<Layer>) -> Self {
         Self { layers }
+    }
+
+    /// All places of the device.
+    pub fn all(&self) -> ByteSet {
+        let size = self.layers.last().map_or(0, |layer| layer.device.size);
+        ByteSet::from_iter([0..size])
+    }
+
+    /// What is seen in some places: see [`seen`].
+    pub fn seen<'a>(&'a self, places: &'a ByteSet) -> View<'a> {
+        seen(self.layers.iter().map(|layer| &layer.extents), places)
+    }
+
+    /// Bytes of data that are seen.
+    pub fn data_bytes(&self) -> Result<u64> {
+        let mut bytes = 0;
+        for seen in self.seen(&self.all()) {
+            let seen = seen?;
+            bytes += if seen.is_zeros() { 0 } else { seen.bytes() };
+        }
+        Ok(bytes)
     }
 
     /// Fails if a part of the device is in no layer.
@@ -219,19 +212,16 @@ impl Chain {
         let Some(top) = self.layers.last() else {
             bail!("an empty chain");
         };
-        let mut all = top.hidden.clone();
-        for layer in &self.layers {
-            layer
-                .extents
-                .places()
-                .iter()
-                .for_each(|range| all.insert(range));
+        let size = top.device.size;
+        // So it is of all full backups: no need to look at the others.
+        if self.layers[0].extents.is_all(size) {
+            return Ok(());
         }
-        match all.outside(0..top.device.size).next() {
+        let lists = self.layers.iter().map(|layer| &layer.extents);
+        match first_gap(lists, size)? {
             Some(gap) => bail!(
-                "{} is damaged: byte {} of {} is in no list of extents",
+                "{} is damaged: byte {gap} of {} is in no list of extents",
                 top.dir.display(),
-                gap.start,
                 top.device.name
             ),
             None => Ok(()),

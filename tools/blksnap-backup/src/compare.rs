@@ -9,69 +9,61 @@ use anyhow::Result;
 use blksnap::ByteSet;
 
 use crate::buffer::Buffer;
-use crate::chain::{Chain, Layer};
-use crate::copy::{Source, pieces};
+use crate::chain::Chain;
+use crate::copy::Source;
 use crate::format::Reader;
 use crate::pipeline;
+use crate::reading::Readers;
+use crate::stretch::{Stretch, stretches};
 use crate::watch::Watch;
 
-/// What is told apart: more ranges than that would not be of use, and would take much memory.
+/// What is told apart: more ranges than that would not be of use.
 const SECTOR: usize = 512;
 
 /// Compares places of an image with what the layers of a backup have there. Gives the sectors that
 /// differ.
+///
+/// What is found is in memory: of a large device, compare a part after the other.
 pub fn compare(
     image: &Path,
     chain: &Chain,
     places: &ByteSet,
     watch: &dyn Watch,
 ) -> Result<ByteSet> {
-    let mut wrong = ByteSet::default();
-    for layer in &chain.layers {
-        let parts = parts(layer, places);
-        let start = || {
-            let mut source = Source::open(image)?;
-            let mut reader = layer.reader()?;
-            let mut ours = Buffer::new();
-            Ok(
-                move |buffer: &mut Buffer, (range, data): &(Range<u64>, bool)| {
-                    let length = (range.end - range.start) as usize;
-                    let theirs = &mut buffer.bytes_mut()[..length];
-                    source.read(range.start, theirs)?;
-                    let ours = &mut ours.bytes_mut()[..length];
-                    match data {
-                        true => reader.read(range.start, ours)?,
-                        false => ours.fill(0),
+    let readers = Readers::new(false);
+    let start = || {
+        let source = Source::open(image)?;
+        let mut ours = Buffer::new();
+        let readers = &readers;
+        Ok(move |buffer: &mut Buffer, stretch: &Stretch| {
+            for range in stretch.ranges() {
+                source.read(range.start, &mut buffer.bytes_mut()[stretch.place(&range)])?;
+            }
+            let mut wrong = ByteSet::default();
+            for seen in &stretch.items {
+                for part in &seen.parts {
+                    let place = stretch.place(part);
+                    let ours = &mut ours.bytes_mut()[place.clone()];
+                    match seen.is_zeros() {
+                        true => ours.fill(0),
+                        false => readers.read(&chain.layers[seen.layer], part.start, ours)?,
                     }
-                    let mut wrong = ByteSet::default();
-                    differing(ours, theirs).for_each(|part| {
-                        wrong.insert(range.start + part.start..range.start + part.end);
-                    });
-                    Ok(wrong)
-                },
-            )
-        };
-        let parts = parts.iter().cloned();
-        pipeline::run(parts, start, watch, |_, (range, _), found| {
-            found.iter().for_each(|part| wrong.insert(part));
-            watch.advance(range.end - range.start);
-            Ok(())
-        })?;
-    }
+                    for sectors in differing(ours, &buffer.bytes()[place]) {
+                        wrong.insert(part.start + sectors.start..part.start + sectors.end);
+                    }
+                }
+            }
+            Ok(wrong)
+        })
+    };
+    let mut wrong = ByteSet::default();
+    let stretches = stretches(chain.seen(places));
+    pipeline::run(stretches, start, watch, |_, stretch, found: ByteSet| {
+        found.iter().for_each(|part| wrong.insert(part));
+        watch.advance(stretch.bytes());
+        Ok(())
+    })?;
     Ok(wrong)
-}
-
-/// What is seen of a layer in some places, in pieces, and whether that is data.
-fn parts(layer: &Layer, places: &ByteSet) -> Vec<(Range<u64>, bool)> {
-    let mut parts = Vec::new();
-    for extent in layer.extents.iter() {
-        for part in layer.visible(extent) {
-            let inside: Vec<_> = places.inside(part).collect();
-            let data = extent.hash.is_some();
-            parts.extend(pieces(inside.into_iter()).map(|piece| (piece, data)));
-        }
-    }
-    parts
 }
 
 /// The sectors in which two pieces of the same length differ.

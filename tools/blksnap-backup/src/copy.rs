@@ -34,7 +34,7 @@ impl Source {
 }
 
 impl Reader for Source {
-    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<()> {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<()> {
         self.file.read(offset, data)
     }
 }
@@ -49,9 +49,7 @@ pub fn round_out(ranges: &ByteSet, unit: u64, size: u64) -> ByteSet {
 }
 
 /// Cuts ranges at multiples of the size of a buffer.
-pub fn pieces(
-    ranges: impl Iterator<Item = Range<u64>> + Clone,
-) -> impl Iterator<Item = Range<u64>> + Clone {
+pub fn pieces(ranges: impl Iterator<Item = Range<u64>>) -> impl Iterator<Item = Range<u64>> {
     const SIZE: u64 = buffer::SIZE as u64;
     ranges.flat_map(|range| {
         let first = range.start / SIZE;

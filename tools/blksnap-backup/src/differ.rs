@@ -20,10 +20,12 @@ use blksnap::ByteSet;
 
 use crate::buffer::{Buffer, GRAIN, is_zero};
 use crate::chain::Chain;
-use crate::copy::{Source, pieces};
-use crate::extents::Extent;
+use crate::copy::Source;
 use crate::format::Reader;
 use crate::pipeline;
+use crate::reading::Readers;
+use crate::seen::Seen;
+use crate::stretch::{Stretch, stretches};
 use crate::unreadable;
 use crate::watch::Watch;
 
@@ -36,18 +38,10 @@ pub struct Differences {
     pub read: u64,
 }
 
-/// A part of the device that is compared at once: no larger than a buffer.
-struct Part<'a> {
-    /// The number of the layer that is seen there.
-    layer: usize,
-    /// Its extent, if that is data.
-    data: Option<&'a Extent>,
-    /// What is compared: for zeros one piece.
-    seen: Vec<Range<u64>>,
-}
-
 /// Compares places of an image with what a chain of backups has there. With `skip_unreadable`, what
 /// cannot be read of the image differs, and is no error; `after_loss` says then whether to go on.
+///
+/// What is found is in memory: of a large device, compare a part after the other.
 pub fn differences(
     image: &Path,
     chain: &Chain,
@@ -56,118 +50,99 @@ pub fn differences(
     watch: &dyn Watch,
     after_loss: impl Fn() -> Result<()>,
 ) -> Result<Differences> {
-    let parts = parts(chain, places);
-    watch.expect(parts.iter().map(Part::bytes).sum());
-    let start = || {
-        let mut worker = Worker {
-            source: Source::open(image)?,
-            readers: chain.layers.iter().map(|_| None).collect(),
-            base: Buffer::new(),
-            chain,
-            skip_unreadable,
+    watch.expect(places.len());
+    let readers = Readers::new(false);
+    let start =
+        || {
+            let worker = Worker {
+                source: Source::open(image)?,
+                readers: &readers,
+                chain,
+                skip_unreadable,
+            };
+            // An extent of the base.
+            let mut base = Buffer::new();
+            Ok(move |buffer: &mut Buffer, stretch: &Stretch| {
+                worker.compare(stretch, buffer, &mut base)
+            })
         };
-        Ok(move |buffer: &mut Buffer, part: &&Part<'_>| worker.compare(part, buffer))
-    };
     let mut found = Differences::default();
-    pipeline::run(parts.iter(), start, watch, |_, part, (differing, lost)| {
+    let stretches = stretches(chain.seen(places));
+    pipeline::run(stretches, start, watch, |_, stretch, (differing, lost)| {
         if lost {
             after_loss()?;
         }
         differing
             .into_iter()
             .for_each(|range| found.places.insert(range));
-        found.read += part.bytes();
-        watch.advance(part.bytes());
+        found.read += stretch.bytes();
+        watch.advance(stretch.bytes());
         Ok(())
     })?;
     Ok(found)
-}
-
-/// What is seen of all layers, in the order of the device.
-fn parts<'a>(chain: &'a Chain, places: &ByteSet) -> Vec<Part<'a>> {
-    let mut parts = Vec::new();
-    for (number, layer) in chain.layers.iter().enumerate() {
-        for extent in layer.extents.iter() {
-            let seen = layer.visible(extent);
-            let seen: Vec<_> = seen.flat_map(|range| places.inside(range)).collect();
-            let part = |data, seen| Part {
-                layer: number,
-                data,
-                seen,
-            };
-            match extent.hash {
-                _ if seen.is_empty() => {}
-                Some(_) => parts.push(part(Some(extent), seen)),
-                None => parts.extend(pieces(seen.into_iter()).map(|piece| part(None, vec![piece]))),
-            }
-        }
-    }
-    parts.sort_unstable_by_key(|part| part.seen.first().map(|range| range.start));
-    parts
-}
-
-impl Part<'_> {
-    fn bytes(&self) -> u64 {
-        self.seen.iter().map(|range| range.end - range.start).sum()
-    }
 }
 
 /// What one thread has.
 struct Worker<'a> {
     source: Source,
     /// The files of the layers, those that were needed.
-    readers: Vec<Option<Box<dyn Reader>>>,
-    /// An extent of the base.
-    base: Buffer,
+    readers: &'a Readers,
     chain: &'a Chain,
     skip_unreadable: bool,
 }
 
 impl Worker<'_> {
-    /// The places of a part that differ, and whether some could not be read.
-    fn compare(&mut self, part: &Part<'_>, buffer: &mut Buffer) -> Result<(Vec<Range<u64>>, bool)> {
-        let (mut differing, mut lost) = (Vec::new(), false);
-        let mut base_is_read = None;
-        for seen in &part.seen {
-            let length = (seen.end - seen.start) as usize;
-            let bytes = &mut buffer.bytes_mut()[..length];
+    /// The places of a stretch that differ, and whether some could not be read.
+    fn compare(
+        &self,
+        stretch: &Stretch,
+        buffer: &mut Buffer,
+        base: &mut Buffer,
+    ) -> Result<(Vec<Range<u64>>, bool)> {
+        let mut lost = ByteSet::default();
+        for range in stretch.ranges() {
+            let bytes = &mut buffer.bytes_mut()[stretch.place(&range)];
             if self.skip_unreadable {
-                if !unreadable::read(&mut self.source, seen.start, bytes)?.is_empty() {
-                    differing.push(seen.clone());
-                    lost = true;
+                let bad = unreadable::read(&self.source, range.start, bytes)?;
+                bad.into_iter().for_each(|range| lost.insert(range));
+            } else {
+                self.source.read(range.start, bytes)?;
+            }
+        }
+        let mut differing = Vec::new();
+        for seen in &stretch.items {
+            let mut base_is_read = None;
+            for part in &seen.parts {
+                if lost.inside(part.clone()).next().is_some() {
+                    differing.push(part.clone());
                     continue;
                 }
-            } else {
-                self.source.read(seen.start, bytes)?;
+                let bytes = &buffer.bytes()[stretch.place(part)];
+                if seen.is_zeros() {
+                    differing.extend(grains(part.clone(), bytes, |_, grain| is_zero(grain)));
+                    continue;
+                }
+                if *part == seen.extent.range() && seen.extent.matches(bytes) {
+                    continue;
+                }
+                // Damage of the base is no error: here is the data.
+                let read = *base_is_read.get_or_insert_with(|| self.read_base(seen, base).is_ok());
+                let base = base.bytes();
+                differing.extend(grains(part.clone(), bytes, |at, grain| {
+                    let at = (part.start - seen.extent.start) as usize + at;
+                    read && base[at..at + grain.len()] == *grain
+                }));
             }
-            let Some(extent) = part.data else {
-                differing.extend(grains(seen.clone(), bytes, |_, grain| is_zero(grain)));
-                continue;
-            };
-            if *seen == extent.range() && extent.matches(bytes) {
-                continue;
-            }
-            // Damage of the base is no error: here is the data.
-            let read =
-                *base_is_read.get_or_insert_with(|| self.read_base(part.layer, extent).is_ok());
-            let base = self.base.bytes();
-            differing.extend(grains(seen.clone(), bytes, |at, grain| {
-                let at = (seen.start - extent.start) as usize + at;
-                read && base[at..at + grain.len()] == *grain
-            }));
         }
-        Ok((differing, lost))
+        Ok((differing, !lost.is_empty()))
     }
 
     /// Reads an extent of a layer, all of it, so that its checksum can be told.
-    fn read_base(&mut self, layer: usize, extent: &Extent) -> Result<()> {
-        let reader = match &mut self.readers[layer] {
-            Some(reader) => reader,
-            none => none.insert(self.chain.layers[layer].reader()?),
-        };
-        let bytes = &mut self.base.bytes_mut()[..extent.length as usize];
-        reader.read(extent.start, bytes)?;
-        ensure!(extent.matches(bytes), "the checksum is wrong");
+    fn read_base(&self, seen: &Seen, base: &mut Buffer) -> Result<()> {
+        let layer = &self.chain.layers[seen.layer];
+        let bytes = &mut base.bytes_mut()[..seen.extent.length as usize];
+        self.readers.read(layer, seen.extent.start, bytes)?;
+        ensure!(seen.extent.matches(bytes), "the checksum is wrong");
         Ok(())
     }
 }

@@ -36,9 +36,10 @@ pub trait Writer {
 }
 
 /// Reads what one backup itself stores of a device (not its base); only ranges its extents name.
-pub trait Reader: Send {
+/// Several threads may do so at a time.
+pub trait Reader: Send + Sync {
     /// Fills `data` with what is at `offset`.
-    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<()>;
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<()>;
 }
 
 /// A format of files.

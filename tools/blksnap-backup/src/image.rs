@@ -4,7 +4,7 @@
 //!
 //! The newest layer that has a place has what is seen there. An extent of data is read and checked as
 //! a whole, also if a few bytes of it are wanted; so those that were read last are kept, in a
-//! [`Cache`] that all images share.
+//! [`Cache`] that all images share. Of the lists of extents a block each is kept.
 
 mod cache;
 #[cfg(test)]
@@ -36,7 +36,7 @@ struct Piece<'a> {
     /// Which layer has it.
     index: usize,
     layer: &'a Layer,
-    extent: &'a Extent,
+    extent: Extent,
     range: Range<u64>,
 }
 
@@ -92,6 +92,7 @@ impl Image {
             for place in wanted {
                 let mut at = place.start;
                 for extent in layer.extents.overlapping(place.clone()) {
+                    let extent = extent?;
                     let whole = extent.range();
                     let range = whole.start.max(place.start)..whole.end.min(place.end);
                     older.extend((at < range.start).then_some(at..range.start));
@@ -131,7 +132,7 @@ impl Image {
             }
             Ok(buffer)
         };
-        let extent = self.cache.extent(piece.extent, load);
-        extent.with_context(|| piece.layer.damaged(piece.extent))
+        let extent = self.cache.extent(&piece.extent, load);
+        extent.with_context(|| piece.layer.damaged(&piece.extent))
     }
 }

@@ -9,6 +9,7 @@
 //!       Layer    what one backup itself has of the device
 //!         Extents  where, and with which checksums
 //!         Reader   the data, in one of the formats of files
+//!       Seen     an extent of the newest layer that has something of a place
 //! ```
 //!
 //! To read a device as it was:
@@ -32,8 +33,9 @@
 //! # }
 //! ```
 //!
-//! An [`Image`] is for who wants a part here and a part there; [`Layer::read`] for who reads all, in
-//! several threads.
+//! An [`Image`] is for who wants a part here and a part there; [`read`] of what is [seen](Chain::seen)
+//! for who reads all, in several threads. Neither has more of a list of extents in memory than a few
+//! blocks, however large the device is.
 //!
 //! Places and lengths are in bytes everywhere. Errors are those of [`anyhow`], whose sources say
 //! which file, and have the [`std::io::Error`] if there was one.
@@ -58,26 +60,32 @@ mod image;
 mod manifest;
 mod pipeline;
 pub mod private;
+mod reading;
 mod record;
+mod recorded;
 mod repository;
+mod seen;
+mod stretch;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod unreadable;
 mod watch;
 
 pub use buffer::{Buffer, GRAIN, SIZE as BUFFER_SIZE, is_zero, runs};
-pub use chain::{Chain, Damaged, Layer, Part, no_work, parts, parts_above};
+pub use chain::{Chain, Checked, Damaged, Layer, Part, parts, parts_above};
 pub use compare::compare;
 pub use copy::{Source, pieces, round_out};
 pub use device::{is_block_device, logical_block, size_of};
 pub use differ::{Differences, differences};
 pub use direct::Direct;
-pub use extents::{Extent, Extents, cut};
+pub use extents::{Cursor, Extent, Extents, ExtentsWriter, cut};
 pub use format::Format;
 pub use hardware::Hardware;
 pub use image::{Cache, Image};
 pub use manifest::{Device, Kind, Manifest, NAME as MANIFEST, State};
 pub use pipeline::run as pipeline;
+pub use reading::{no_work, read};
 pub use record::{Copied, Recorder, without};
 pub use repository::{Draft, Repository, is_id, name_of, sync_dir};
+pub use seen::{Seen, View, seen};
 pub use watch::{Nobody, Watch};

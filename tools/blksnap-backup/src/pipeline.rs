@@ -8,14 +8,15 @@
 //!         └─ worker …                                                       ┘
 //! ```
 //!
-//! The workers take the pieces in turn, so the sink gets them in order by asking the workers in
-//! turn. A worker has two buffers: one is filled while the other is emptied. These are all.
+//! The workers get the pieces in turn, so the sink gets them in order by asking the workers in
+//! turn. There are two buffers for each worker: one is filled while the other is emptied. These are all,
+//! and no more pieces than buffers are known at a time.
 
 use std::ops::RangeInclusive;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::buffer::Buffer;
 use crate::watch::Watch;
@@ -28,9 +29,9 @@ const BUFFERS: usize = 2;
 
 /// Runs `work` for each piece, on one of several threads, and hands the buffer it has filled and
 /// what it gave to `sink`, in the order of the pieces. `start` makes the `work` of a thread. The
-/// first error ends all.
+/// first error ends all, also one in place of a piece. Pieces are asked for as they are needed.
 pub fn run<P: Send, W, T: Send>(
-    pieces: impl Iterator<Item = P> + Clone + Send,
+    pieces: impl Iterator<Item = Result<P>>,
     start: impl Fn() -> Result<W> + Sync,
     watch: &dyn Watch,
     mut sink: impl FnMut(&Buffer, P, T) -> Result<()>,
@@ -40,52 +41,62 @@ where
 {
     let processors = thread::available_parallelism().map_or(1, |count| count.get());
     let workers = processors.clamp(*WORKERS.start(), *WORKERS.end());
+    let mut pieces = pieces.fuse();
     thread::scope(|scope| {
         let mut lanes = Vec::new();
-        for lane in 0..workers {
-            let mut pieces = pieces.clone().skip(lane).step_by(workers).peekable();
-            if pieces.peek().is_none() {
-                break;
-            }
-            let (full_in, full_out) = sync_channel(BUFFERS);
-            let (free_in, free_out) = sync_channel(BUFFERS);
-            for _ in 0..BUFFERS {
-                free_in.send(Buffer::new())?;
-            }
-            let start = &start;
-            scope.spawn(move || {
-                let all = || -> Result<()> {
-                    let mut work = start()?;
-                    for piece in pieces {
-                        // When the other side has gone, it knows why.
-                        let Ok(mut buffer) = free_out.recv() else {
-                            break;
-                        };
-                        let value = work(&mut buffer, &piece)?;
-                        if full_in.send(Ok((buffer, piece, value))).is_err() {
-                            break;
-                        }
+        let mut spare = Vec::new();
+        let (mut given, mut taken) = (0, 0);
+        let mut end = None;
+        loop {
+            while end.is_none() && given - taken < workers * BUFFERS {
+                let piece = match pieces.next() {
+                    Some(Ok(piece)) => piece,
+                    Some(Err(error)) => {
+                        end = Some(Err(error));
+                        break;
                     }
-                    Ok(())
+                    None => {
+                        end = Some(Ok(()));
+                        break;
+                    }
                 };
-                if let Err(error) = all() {
-                    let _ = full_in.send(Err(error));
+                if lanes.len() <= given % workers {
+                    let (todo_in, todo_out) = sync_channel::<(Buffer, P)>(BUFFERS);
+                    let (done_in, done_out) = sync_channel(BUFFERS);
+                    let start = &start;
+                    scope.spawn(move || {
+                        let all = || -> Result<()> {
+                            let mut work = start()?;
+                            // When the other side has gone, it knows why.
+                            while let Ok((mut buffer, piece)) = todo_out.recv() {
+                                let value = work(&mut buffer, &piece)?;
+                                if done_in.send(Ok((buffer, piece, value))).is_err() {
+                                    break;
+                                }
+                            }
+                            Ok(())
+                        };
+                        if let Err(error) = all() {
+                            let _ = done_in.send(Err(error));
+                        }
+                    });
+                    lanes.push((todo_in, done_out));
                 }
-            });
-            lanes.push((full_out, free_in));
-        }
-        for (full_out, free_in) in lanes.iter().cycle() {
-            // Who has no piece left in its turn has had the last but `workers` or fewer before it.
-            let Ok(full) = full_out.recv() else {
-                break;
-            };
+                let buffer = spare.pop().unwrap_or_default();
+                // A worker that has gone has said why.
+                let _ = lanes[given % workers].0.send((buffer, piece));
+                given += 1;
+            }
+            if taken == given {
+                return end.unwrap_or(Ok(()));
+            }
+            let done = lanes[taken % workers].1.recv();
             watch.check()?;
-            let (buffer, piece, value) = full?;
+            let (buffer, piece, value) = done.context("a thread has gone")??;
             sink(&buffer, piece, value)?;
-            // The worker may be done already.
-            let _ = free_in.send(buffer);
+            spare.push(buffer);
+            taken += 1;
         }
-        Ok(())
     })
 }
 
@@ -107,11 +118,16 @@ mod tests {
                 Ok(piece * piece)
             })
         };
-        let result = run(0..count, start, &Nobody, |buffer, piece, square| {
-            assert_eq!(buffer.bytes()[0], piece as u8);
-            got.push(square);
-            Ok(())
-        });
+        let result = run(
+            (0..count).map(Ok),
+            start,
+            &Nobody,
+            |buffer, piece, square| {
+                assert_eq!(buffer.bytes()[0], piece as u8);
+                got.push(square);
+                Ok(())
+            },
+        );
         (got, result)
     }
 
@@ -133,7 +149,7 @@ mod tests {
         }
         let start = || Ok(|_: &mut Buffer, _: &u64| Ok(()));
         let mut calls = 0;
-        let result = run(0..100, start, &Nobody, |_, _, ()| {
+        let result = run((0..100).map(Ok), start, &Nobody, |_, _, ()| {
             calls += 1;
             bail!("full")
         });

@@ -16,7 +16,7 @@ const STEP: usize = 512;
 
 /// Reads all that can be read, fills the rest with zeros, and gives where that is. Other errors than
 /// those of a medium end it.
-pub fn read(source: &mut impl Reader, offset: u64, bytes: &mut [u8]) -> Result<Vec<Range<u64>>> {
+pub fn read(source: &impl Reader, offset: u64, bytes: &mut [u8]) -> Result<Vec<Range<u64>>> {
     let whole = source.read(offset, bytes);
     match whole {
         Ok(()) => return Ok(Vec::new()),
@@ -65,7 +65,7 @@ mod tests {
     }
 
     impl Reader for Bad {
-        fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<()> {
+        fn read(&self, offset: u64, data: &mut [u8]) -> Result<()> {
             let range = offset..offset + data.len() as u64;
             data.fill(7);
             let hit = self
@@ -86,15 +86,15 @@ mod tests {
             errno: Errno::IO,
         };
         let mut bytes = vec![1; 4096 + 512];
-        let lost = read(&mut bad, 4096, &mut bytes).unwrap();
+        let lost = read(&bad, 4096, &mut bytes).unwrap();
         assert_eq!(lost, [9 * 512..11 * 512, 15 * 512..16 * 512]);
         for (index, sector) in bytes.chunks(512).enumerate() {
             let expected = if [1, 2, 7].contains(&index) { 0 } else { 7 };
             assert!(sector.iter().all(|&byte| byte == expected), "{index}");
         }
-        assert_eq!(read(&mut bad, 8192, &mut bytes).unwrap(), []);
+        assert_eq!(read(&bad, 8192, &mut bytes).unwrap(), []);
         // What is no fault of a medium is an error as ever.
         bad.errno = Errno::NOMEM;
-        assert!(read(&mut bad, 4096, &mut bytes).is_err());
+        assert!(read(&bad, 4096, &mut bytes).is_err());
     }
 }

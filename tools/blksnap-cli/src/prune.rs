@@ -244,7 +244,7 @@ fn check_merges(
             if let Some(run) = run {
                 merge::check(&run, signals)
                     .with_context(|| format!("{} cannot be merged with others", manifest.id))?;
-                plans.extend(run.plan(manifest));
+                plans.push(run.plan(manifest, device)?);
             }
         }
     }
@@ -253,9 +253,9 @@ fn check_merges(
 
 /// Reads all that the kept backups need.
 fn check_all(repository: &Repository, kept: &[&Manifest], signals: &Signals) -> Result<()> {
-    let (mut read, mut report) = (BTreeSet::new(), verify::Report::default());
+    let (mut once, mut report) = (verify::Once::default(), verify::Report::default());
     for manifest in kept {
-        verify::check(repository, manifest, &mut read, &mut report, signals)?;
+        verify::check(repository, manifest, &mut once, &mut report, signals)?;
     }
     match report.damage.as_slice() {
         [] => Ok(()),

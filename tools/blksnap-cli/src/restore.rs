@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use blksnap_backup::{Chain, Device, Extent, Layer, Manifest, Repository, Watch, pieces};
+use blksnap_backup::{Chain, Device, Manifest, Repository, Seen, Watch, pieces, read};
 use serde::Serialize;
 
 use crate::INCOMPLETE;
@@ -125,37 +125,37 @@ pub fn restore(
             true => Chain::open_damaged(&repository, &manifest, device),
             false => Chain::open(&repository, &manifest, device),
         };
-        let chain = chain.with_context(|| format!("cannot restore {}", device.name))?;
-        jobs.push((device, chain, target));
+        let failed = || format!("cannot restore {}", device.name);
+        let chain = chain.with_context(failed)?;
+        // Bytes of data that are written.
+        let bytes = chain.data_bytes().with_context(failed)?;
+        jobs.push((device, chain, bytes, target));
     }
     if how.dry_run {
-        let would = |(device, chain, target): &(&Device, Chain, Target)| Report {
+        let would = |(device, _, bytes, target): &(&Device, Chain, u64, Target)| Report {
             backup: manifest.id.clone(),
             name: device.name.clone(),
             target: target.path().to_owned(),
             size: device.size,
-            bytes_written: bytes(chain),
+            bytes_written: *bytes,
             seconds: 0.0,
             lost_bytes: lost_bytes(device),
             damage: Vec::new(),
         };
         return Ok(jobs.iter().map(would).collect());
     }
-    let open = |(device, chain, target): (_, _, Target)| {
+    let open = |(device, chain, bytes, target): (_, _, _, Target)| {
         let device: &Device = device;
-        Ok((device, chain, target.open(device.size)?))
+        Ok((device, chain, bytes, target.open(device.size)?))
     };
     let jobs: Vec<_> = jobs.into_iter().map(open).collect::<Result<_>>()?;
     let mut reports = Vec::new();
-    for (device, chain, mut target) in jobs {
+    for (device, chain, bytes, mut target) in jobs {
         let what = format!("{}: restoring to {}", device.name, target.path().display());
-        let bytes = bytes(&chain);
         let progress = Progress::start(what, bytes, signals);
-        let mut layers = chain.layers.iter();
         let mut damage = Vec::new();
-        let mut lost = how.keep_going.then_some(&mut damage);
-        layers
-            .try_for_each(|layer| write(layer, &target, &progress, lost.as_deref_mut()))
+        let lost = how.keep_going.then_some(&mut damage);
+        write(&chain, &target, &progress, lost)
             .and_then(|()| target.finish())
             .map_err(|error| target.in_part(error))?;
         target
@@ -180,51 +180,53 @@ fn lost_bytes(device: &Device) -> u64 {
     device.lost.iter().map(|[_, length]| length).sum()
 }
 
-/// Bytes of data that are written to restore a device.
-fn bytes(chain: &Chain) -> u64 {
-    chain.layers.iter().map(Layer::data_bytes).sum()
-}
-
-/// Writes what is seen of a layer. What is damaged is an error, or zeros, if what is lost is to be
+/// Writes what is seen of a chain. What is damaged is an error, or zeros, if what is lost is to be
 /// listed.
 fn write(
-    layer: &Layer,
+    chain: &Chain,
     target: &OpenTarget,
     progress: &Progress<'_>,
     mut lost: Option<&mut Vec<Damage>>,
 ) -> Result<()> {
-    for extent in layer.extents.zeros() {
-        let visible: Vec<_> = layer.visible(extent).collect();
-        // In pieces: a device may take long for a large range.
-        for piece in pieces(visible.into_iter()) {
-            progress.check()?;
-            target.zero(piece)?;
-        }
-    }
-    let write = |extent: &Extent, bytes: &[u8]| {
-        let mut parts = layer.visible(extent);
+    let write = |seen: &Seen, bytes: &[u8]| {
+        let mut parts = seen.parts.iter().filter(|_| !seen.is_zeros());
         parts.try_for_each(|part| {
-            let inside = |at: u64| (at - extent.start) as usize;
+            let inside = |at: u64| (at - seen.extent.start) as usize;
             target.write(part.start, &bytes[inside(part.start)..inside(part.end)])
         })
     };
-    layer.read(layer.data(), progress, write, |extent, _, good| {
-        let parts = layer.visible(extent);
-        progress.advance(parts.map(|part| part.end - part.start).sum());
-        let (Err(error), Some(lost)) = (&good, &mut lost) else {
-            return good;
-        };
-        for part in layer.visible(extent) {
-            // What a device had there must not be taken for what was backed up.
-            target.zero(part.clone())?;
-            lost.push(Damage {
-                start: part.start,
-                length: part.end - part.start,
-                what: format!("{error:#}"),
-            });
-        }
-        Ok(())
-    })
+    let (all, wanted) = (chain.all(), |_: &Seen| true);
+    let seen = chain.seen(&all);
+    read(
+        &chain.layers,
+        seen,
+        wanted,
+        progress,
+        write,
+        |seen, _, good| {
+            if seen.is_zeros() {
+                // In pieces: a device may take long for a large range.
+                return pieces(seen.parts.into_iter()).try_for_each(|piece| {
+                    progress.check()?;
+                    target.zero(piece)
+                });
+            }
+            progress.advance(seen.bytes());
+            let (Err(error), Some(lost)) = (&good, &mut lost) else {
+                return good;
+            };
+            for part in &seen.parts {
+                // What a device had there must not be taken for what was backed up.
+                target.zero(part.clone())?;
+                lost.push(Damage {
+                    start: part.start,
+                    length: part.end - part.start,
+                    what: format!("{error:#}"),
+                });
+            }
+            Ok(())
+        },
+    )
 }
 
 /// Splits `NAME=TARGET`, where the name is that of a device. Both may have a `=` in them.

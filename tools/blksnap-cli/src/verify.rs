@@ -9,9 +9,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use blksnap_backup::format::Reader;
 use blksnap_backup::{
-    BUFFER_SIZE, Buffer, Chain, Extent, Format, Layer, Manifest, Repository, Watch, is_zero,
-    no_work, parts,
+    BUFFER_SIZE, Buffer, Chain, Checked, Extent, Format, Layer, Manifest, Repository, Seen, Watch,
+    is_zero, no_work, parts, read,
 };
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -94,8 +95,7 @@ pub fn verify(path: &Path, signals: &Signals) -> Result<Report> {
     let (repository, id) = Repository::read(path)?;
     opened::remark(&repository)?;
     let mut report = Report::default();
-    // A file that several backups need is read once.
-    let mut read = BTreeSet::new();
+    let mut once = Once::default();
     let backups = match id {
         Some(id) => {
             let manifest = repository.find(Some(&id));
@@ -109,24 +109,32 @@ pub fn verify(path: &Path, signals: &Signals) -> Result<Report> {
     for (id, manifest) in backups {
         report.backups.push(id.clone());
         match manifest {
-            Ok(manifest) => check(&repository, &manifest, &mut read, &mut report, signals)?,
+            Ok(manifest) => check(&repository, &manifest, &mut once, &mut report, signals)?,
             Err(error) => report.add(&id, None, format!("{error:#}")),
         }
     }
     Ok(report)
 }
 
-/// Checks one backup, but for the files in `read`.
+/// What several backups need, and is read once.
+#[derive(Default)]
+pub struct Once {
+    files: BTreeSet<PathBuf>,
+    lists: Checked,
+}
+
+/// Checks one backup, but for what was read already.
 pub fn check(
     repository: &Repository,
     manifest: &Manifest,
-    read: &mut BTreeSet<PathBuf>,
+    once: &mut Once,
     report: &mut Report,
     signals: &Signals,
 ) -> Result<()> {
     for device in &manifest.devices {
         // The chain first: it says more of what is missing.
-        if let Err(error) = Chain::open(repository, manifest, device) {
+        let chain = Chain::open_checked(repository, manifest, device, &mut once.lists);
+        if let Err(error) = chain {
             report.add(&manifest.id, Some(&device.name), format!("{error:#}"));
         }
         let parts = parts(repository, manifest, device);
@@ -134,8 +142,8 @@ pub fn check(
         let parts = parts.unwrap_or_else(|_| vec![(repository.dir(&manifest.id), device.clone())]);
         for (dir, device) in parts {
             if let (true, Ok(layer)) = (
-                read.insert(dir.join(&device.file)),
-                Layer::open(dir, &device),
+                once.files.insert(dir.join(&device.file)),
+                once.lists.layer(dir, &device),
             ) {
                 check_data(&layer, report, signals)?;
             }
@@ -153,31 +161,32 @@ fn check_data(layer: &Layer, report: &mut Report, signals: &Signals) -> Result<(
         return Ok(());
     }
     let progress = Progress::start(what, layer.extents.totals().0, signals);
-    layer.read(
-        layer.extents.data(),
-        &progress,
-        no_work,
-        |extent, _, good| {
-            progress.advance(extent.length);
-            report.bytes_read += extent.length;
-            if let Err(error) = good {
-                report.damage.push(Damage {
-                    backup: id.clone().into(),
-                    device: Some(layer.device.name.clone()),
-                    start: Some(extent.start),
-                    length: Some(extent.length),
-                    what: format!("{error:#}"),
-                });
-            }
-            Ok(())
-        },
-    )?;
+    let data = layer
+        .extents
+        .iter()
+        .filter(|extent| !extent.as_ref().is_ok_and(|extent| extent.hash.is_none()));
+    let data = data.map(|extent| extent.map(|extent| Seen::all(0, extent)));
+    let layers = std::slice::from_ref(layer);
+    let wanted = |_: &Seen| true;
+    read(layers, data, wanted, &progress, no_work, |seen, _, good| {
+        progress.advance(seen.extent.length);
+        report.bytes_read += seen.extent.length;
+        if let Err(error) = good {
+            report.add_data(layer, &seen.extent, format!("{error:#}"));
+        }
+        Ok(())
+    })?;
     progress.finish();
     // A raw file may be used as an image, so what is no data must be zeros.
     if layer.device.file_format == Format::Raw {
-        for extent in layer.extents.zeros() {
+        let mut holes = Holes::open(layer)?;
+        for extent in layer.extents.iter() {
+            let extent = extent?;
             signals.check()?;
-            let what = match first_not_zero(layer, extent) {
+            if extent.hash.is_some() {
+                continue;
+            }
+            let what = match holes.first_not_zero(&extent) {
                 Ok(None) => continue,
                 Ok(Some(at)) => format!(
                     "{} is damaged: there is data at byte {at}, where all was zero",
@@ -185,47 +194,66 @@ fn check_data(layer: &Layer, report: &mut Report, signals: &Signals) -> Result<(
                 ),
                 Err(error) => format!("{error:#}"),
             };
-            report.damage.push(Damage {
-                backup: id.clone().into(),
-                device: Some(layer.device.name.clone()),
-                start: Some(extent.start),
-                length: Some(extent.length),
-                what,
-            });
+            report.add_data(layer, &extent, what);
         }
     }
     Ok(())
 }
 
-/// Where about in a raw file something else than zeros is in a range that should have none. Holes are
-/// not read.
-fn first_not_zero(layer: &Layer, extent: &Extent) -> Result<Option<u64>> {
-    let path = layer.file();
-    let failed = || format!("cannot read {}", path.display());
-    let file = File::open(&path).with_context(failed)?;
-    let mut reader = layer.reader()?;
-    let mut buffer = Buffer::new();
-    let end = extent.start + extent.length;
-    let mut at = extent.start;
-    while at < end {
-        at = match seek(&file, SeekFrom::Data(at)) {
-            Ok(data) => data.max(at),
-            // No data follows.
-            Err(Errno::NXIO) => return Ok(None),
-            // It cannot tell: all is read.
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
-            Err(errno) => return Err(errno).with_context(failed),
-        };
-        let length = end.saturating_sub(at).min(BUFFER_SIZE as u64);
-        // No more than is in the buffer.
-        let bytes = &mut buffer.bytes_mut()[..length as usize];
-        reader.read(at, bytes)?;
-        if !is_zero(bytes) {
-            return Ok(Some(at));
-        }
-        at += length;
+/// A raw file in which zeros are looked for.
+struct Holes {
+    path: PathBuf,
+    file: File,
+    reader: Box<dyn Reader>,
+    buffer: Buffer,
+    /// All before, and behind the place before, is a hole.
+    data: u64,
+}
+
+impl Holes {
+    fn open(layer: &Layer) -> Result<Self> {
+        let path = layer.file();
+        let file = File::open(&path);
+        Ok(Self {
+            file: file.with_context(|| format!("cannot read {}", path.display()))?,
+            reader: layer.reader()?,
+            buffer: Buffer::new(),
+            data: 0,
+            path,
+        })
     }
-    Ok(None)
+
+    /// Where about something else than zeros is in a range that should have none. Holes are not read.
+    /// Ranges ascend.
+    fn first_not_zero(&mut self, extent: &Extent) -> Result<Option<u64>> {
+        let end = extent.start + extent.length;
+        let mut at = extent.start;
+        while at < end {
+            if at > self.data || self.data == 0 {
+                self.data = match seek(&self.file, SeekFrom::Data(at)) {
+                    Ok(data) => data,
+                    // No data follows.
+                    Err(Errno::NXIO) => u64::MAX,
+                    // It cannot tell: all is read.
+                    Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
+                    Err(errno) => {
+                        let failed = || format!("cannot read {}", self.path.display());
+                        return Err(errno).with_context(failed);
+                    }
+                };
+            }
+            at = at.max(self.data);
+            let length = end.saturating_sub(at).min(BUFFER_SIZE as u64);
+            // No more than is in the buffer.
+            let bytes = &mut self.buffer.bytes_mut()[..length as usize];
+            self.reader.read(at, bytes)?;
+            if !is_zero(bytes) {
+                return Ok(Some(at));
+            }
+            at += length;
+        }
+        Ok(None)
+    }
 }
 
 impl Report {
@@ -235,6 +263,17 @@ impl Report {
             device: device.map(str::to_owned),
             start: None,
             length: None,
+            what,
+        });
+    }
+
+    fn add_data(&mut self, layer: &Layer, extent: &Extent, what: String) {
+        let id = layer.dir.file_name().unwrap_or_default().to_string_lossy();
+        self.damage.push(Damage {
+            backup: id.into_owned(),
+            device: Some(layer.device.name.clone()),
+            start: Some(extent.start),
+            length: Some(extent.length),
             what,
         });
     }

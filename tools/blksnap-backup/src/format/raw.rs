@@ -136,7 +136,7 @@ impl RawReader {
 }
 
 impl Reader for RawReader {
-    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<()> {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<()> {
         self.0.read(offset, data)
     }
 }
@@ -165,7 +165,7 @@ mod tests {
         expected[140_000..140_005].copy_from_slice(b"again");
         assert!(std::fs::read(&path).unwrap() == expected);
         let mut data = [1; 10];
-        let mut reader = RawReader::open(&path).unwrap();
+        let reader = RawReader::open(&path).unwrap();
         reader.read(139_998, &mut data).unwrap();
         assert_eq!(&data, b"\0\0again\0\0\0");
         assert!(reader.read((1 << 20) - 5, &mut data).is_err());

@@ -3,9 +3,7 @@
 //! What images keep while they are read: extents that were checked, and files that are open. Both are
 //! bounded, however many images there are, and however long their chains.
 
-use std::collections::VecDeque;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use blake3::Hash;
@@ -15,10 +13,7 @@ use quick_cache::{DefaultHashBuilder, OptionsBuilder, Weighter};
 use crate::buffer::{self, Buffer};
 use crate::chain::Layer;
 use crate::extents::Extent;
-use crate::format::Reader;
-
-/// Files that are kept open while nobody reads them.
-const IDLE: usize = 32;
+use crate::reading::Readers;
 
 /// The checksum of data, and its length: what has the same is the same, in whichever file it is.
 type Key = (Hash, u64);
@@ -33,14 +28,10 @@ impl Weighter<Key, Arc<Buffer>> for Room {
     }
 }
 
-/// A file that is open.
-type Open = (PathBuf, Box<dyn Reader>);
-
 /// What several images keep together.
 pub struct Cache {
     extents: Extents<Key, Arc<Buffer>, Room>,
-    /// The one used last is the first.
-    idle: Mutex<VecDeque<Open>>,
+    files: Readers,
 }
 
 impl Cache {
@@ -58,7 +49,7 @@ impl Cache {
         let (hasher, life) = (DefaultHashBuilder::default(), DefaultLifecycle::default());
         Ok(Self {
             extents: Extents::with_options(options, Room, hasher, life),
-            idle: Mutex::default(),
+            files: Readers::new(true),
         })
     }
 
@@ -76,28 +67,9 @@ impl Cache {
             .get_or_insert_with(&key, || load().map(Arc::new))
     }
 
-    /// Reads from the file of a layer, which is opened if nobody has left it open.
+    /// Reads from the file of a layer.
     pub(super) fn read(&self, layer: &Layer, offset: u64, bytes: &mut [u8]) -> Result<()> {
-        let file = layer.file();
-        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = {
-            let mut idle = idle();
-            let at = idle.iter().position(|(path, _)| *path == file);
-            at.and_then(|at| idle.remove(at))
-        };
-        let mut reader = match found {
-            Some((_, reader)) => reader,
-            None => layer.reader()?,
-        };
-        // One that has failed is opened again the next time.
-        reader.read(offset, bytes)?;
-        let last = {
-            let mut idle = idle();
-            idle.push_front((file, reader));
-            (idle.len() > IDLE).then(|| idle.pop_back())
-        };
-        drop(last);
-        Ok(())
+        self.files.read(layer, offset, bytes)
     }
 
     /// Bytes of data that are kept now.

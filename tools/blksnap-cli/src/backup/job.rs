@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use blksnap::{ByteSet, CbtInfo, Session};
-use blksnap_backup::{Chain, Layer, Recorder, Source, Watch, compare, differences, without};
+use blksnap_backup::{
+    Chain, Checked, Copied, Recorder, Source, Watch, compare, differences, without,
+};
 
 use super::again::{Known, is_inside};
-use super::phases::{Phase, Phases};
+use super::phases::{Phase, Phases, Piece};
 use super::plan::Plan;
 use super::report::DeviceReport;
 use crate::used;
@@ -20,15 +22,32 @@ use crate::used;
 const LOOKS: u32 = 10;
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How many blocks some ranges are in.
-fn blocks(places: &ByteSet, size: u64) -> u64 {
-    let (mut count, mut next) = (0, 0);
-    for range in places.iter() {
-        let end = range.end.div_ceil(size);
-        count += end.saturating_sub(next.max(range.start / size));
-        next = next.max(end);
+/// How much of a device is compared, and what differs copied, at a time: a multiple of all blocks.
+const WINDOW: u64 = 64 << 30;
+
+/// What is in each window of a device of so many bytes, if anything is.
+fn windows(size: u64, places: &ByteSet) -> impl Iterator<Item = ByteSet> {
+    let windows = (0..size.div_ceil(WINDOW)).map(|number| number * WINDOW..(number + 1) * WINDOW);
+    windows
+        .map(|window| places.inside(window).collect::<ByteSet>())
+        .filter(|here| !here.is_empty())
+}
+
+/// How many blocks some ranges are in, which ascend.
+#[derive(Default)]
+struct Blocks {
+    count: u64,
+    next: u64,
+}
+
+impl Blocks {
+    fn count(&mut self, places: &ByteSet, size: u64) {
+        for range in places.iter() {
+            let end = range.end.div_ceil(size);
+            self.count += end.saturating_sub(self.next.max(range.start / size));
+            self.next = self.next.max(end);
+        }
     }
-    count
 }
 
 /// The backup of one device.
@@ -45,6 +64,7 @@ pub struct Job<'a> {
     differing: u64,
     /// What no file system uses, in whole blocks of the file.
     unused: ByteSet,
+    checked: Checked,
     report: DeviceReport,
 }
 
@@ -95,6 +115,7 @@ impl<'a> Job<'a> {
             known: Known::now(session, &info)?,
             differing: 0,
             unused: ByteSet::default(),
+            checked: Checked::default(),
             session,
             phases,
             image,
@@ -160,23 +181,29 @@ impl<'a> Job<'a> {
 
     /// Reads all, and copies what differs from the last backup.
     fn copy_differences(&mut self, last: &Chain, places: &ByteSet) -> Result<()> {
-        let path = self.report.device.display();
-        let what = format!("{path}: comparing with the last backup");
+        let what = format!(
+            "{}: comparing with the last backup, and copying what differs",
+            self.report.device.display()
+        );
         let progress = self.phases.begin(Phase::Comparing, what);
         let session = self.session;
-        let found = differences(
-            self.image,
-            last,
-            places,
-            self.recorder.skip_unreadable,
-            &progress,
-            || session.check_after_error().map_err(Into::into),
-        )?;
-        self.report.bytes_copied += found.read;
+        let mut blocks = Blocks::default();
+        // In windows: what differs may be more than there is memory for.
+        for here in windows(self.info.capacity, places) {
+            let found = differences(
+                self.image,
+                last,
+                &here,
+                self.recorder.skip_unreadable,
+                &progress,
+                || session.check_after_error().map_err(Into::into),
+            )?;
+            self.report.bytes_copied += found.read;
+            blocks.count(&found.places, self.info.block_size.into());
+            self.copy_watched(&progress, found.places)?;
+        }
         self.report.seconds += progress.finish();
-        self.differing = blocks(&found.places, self.info.block_size.into());
-        let what = format!("{path}: copying what differs");
-        self.copy_places(what, found.places)?;
+        self.differing = blocks.count;
         Ok(())
     }
 
@@ -196,18 +223,23 @@ impl<'a> Job<'a> {
 
     /// Copies places; gives how many bytes were read.
     fn copy_places(&mut self, what: String, places: ByteSet) -> Result<u64> {
+        let progress = self.phases.begin(Phase::Reading, what);
+        let copied = self.copy_watched(&progress, places)?;
+        progress.finish();
+        self.report.seconds += copied.seconds;
+        Ok(copied.read)
+    }
+
+    fn copy_watched(&mut self, progress: &Piece<'_>, places: ByteSet) -> Result<Copied> {
         // A snapshot that is lost cannot be read either.
         let session = self.session;
         let after_loss = || session.check_after_error().map_err(Into::into);
-        let progress = self.phases.begin(Phase::Reading, what);
         let copied = self
             .recorder
-            .copy(self.image, places, &progress, after_loss)?;
-        progress.finish();
+            .copy(self.image, places, progress, after_loss)?;
         self.report.bytes_copied += copied.read;
         self.report.bytes_written += copied.written;
-        self.report.seconds += copied.seconds;
-        Ok(copied.read)
+        Ok(copied)
     }
 
     /// Compares all of the backup, the base too, with the image.
@@ -218,23 +250,30 @@ impl<'a> Job<'a> {
     }
 
     /// Compares places. A difference is an error, unless the image is known to have changed there.
-    pub fn verify_places(&mut self, mut todo: ByteSet) -> Result<()> {
+    pub fn verify_places(&mut self, places: ByteSet) -> Result<()> {
+        let what = format!("{}: comparing", self.report.device.display());
+        let progress = self.phases.begin(Phase::Comparing, what);
+        for todo in windows(self.info.capacity, &places) {
+            self.verify_window(&progress, todo)?;
+        }
+        progress.finish();
+        Ok(())
+    }
+
+    /// The same of so many that what differs has room in memory.
+    fn verify_window(&mut self, progress: &Piece<'_>, mut todo: ByteSet) -> Result<()> {
         loop {
             // What could not be read cannot be compared.
             todo = without(&todo, &self.recorder.lost);
             let chain = self.chain()?;
-            let what = format!("{}: comparing", self.report.device.display());
-            let progress = self.phases.begin(Phase::Comparing, what);
             progress.expect(todo.len());
-            let wrong = compare(self.image, &chain, &todo, &progress)?;
-            progress.finish();
+            let wrong = compare(self.image, &chain, &todo, progress)?;
             if wrong.is_empty() {
                 return Ok(());
             }
             // An older backup has zeros where nothing was used. If that came into use without being
             // written, the image has there what was there before: no contents of a file, but compared.
-            let left_out = self.left_out_before()?;
-            if is_inside(&wrong, &left_out) {
+            if self.was_left_out(&chain, &wrong)? {
                 let what = format!(
                     "{}: copying what is in use again",
                     self.report.device.display()
@@ -247,27 +286,25 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// Where the backups below have zeros, and may have left out what was not used, unless that was
-    /// copied by this one.
-    fn left_out_before(&mut self) -> Result<ByteSet> {
-        let own = self.recorder.layer()?.extents.places();
-        let mut zeros = ByteSet::default();
-        for (dir, device) in self.plan.parts() {
-            if device.unused_bytes > 0 {
-                let layer = Layer::open(dir.clone(), device)?;
-                layer
-                    .extents
-                    .zeros()
-                    .for_each(|extent| zeros.insert(extent.range()));
+    /// Whether places are all such of which a backup below has zeros, and may have left out what was not
+    /// used, and which this one has not copied.
+    fn was_left_out(&self, chain: &Chain, places: &ByteSet) -> Result<bool> {
+        let own = chain.layers.len().saturating_sub(1);
+        for seen in chain.seen(places) {
+            let seen = seen?;
+            let layer = &chain.layers[seen.layer];
+            if seen.layer == own || !seen.is_zeros() || layer.device.unused_bytes == 0 {
+                return Ok(false);
             }
         }
-        Ok(without(&zeros, &own))
+        Ok(true)
     }
 
     /// The backup as it is now.
     fn chain(&mut self) -> Result<Chain> {
         let parts = self.plan.parts().iter().rev();
-        let layers = parts.map(|(dir, device)| Layer::open(dir.clone(), device));
+        // The lists below stay as they are.
+        let layers = parts.map(|(dir, device)| self.checked.layer(dir.clone(), device));
         let mut layers = layers.collect::<Result<Vec<_>>>()?;
         layers.push(self.recorder.layer()?);
         Ok(Chain::new(layers))
@@ -314,13 +351,41 @@ impl<'a> Job<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
 
     #[test]
     fn blocks_are_counted_once() {
-        let count = |ranges: &[std::ops::Range<u64>]| blocks(&ranges.iter().cloned().collect(), 10);
-        assert_eq!(count(&[]), 0);
-        assert_eq!(count(&[0..1, 2..3, 9..10]), 1);
-        assert_eq!(count(&[9..11, 19..20, 45..70]), 2 + 3);
+        let count = |parts: &[&[Range<u64>]]| {
+            let mut blocks = Blocks::default();
+            for ranges in parts {
+                blocks.count(&ranges.iter().cloned().collect(), 10);
+            }
+            blocks.count
+        };
+        assert_eq!(count(&[&[]]), 0);
+        assert_eq!(count(&[&[0..1, 2..3, 9..10]]), 1);
+        assert_eq!(count(&[&[9..11, 19..20, 45..70]]), 2 + 3);
+        assert_eq!(count(&[&[9..11, 19..20], &[], &[45..70]]), 2 + 3);
+    }
+
+    #[test]
+    fn windows_are_all_of_the_places() {
+        let size = 4 * WINDOW + 512;
+        let places = [5..6, WINDOW - 1..WINDOW + 1, 3 * WINDOW..size];
+        let places: ByteSet = places.into_iter().collect();
+        let found: Vec<Vec<_>> = windows(size, &places)
+            .map(|here| here.iter().collect())
+            .collect();
+        assert_eq!(
+            found,
+            [
+                vec![5..6, WINDOW - 1..WINDOW],
+                vec![WINDOW..WINDOW + 1],
+                vec![3 * WINDOW..4 * WINDOW],
+                vec![4 * WINDOW..size]
+            ]
+        );
     }
 }

@@ -104,7 +104,7 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
         &to,
     )?;
     let entry = new_entry(device, &info, &plan, Format::RbdDiff);
-    let recorder = Recorder::with(PathBuf::new(), entry, Box::new(stream));
+    let recorder = Recorder::with(entry, Box::new(stream));
     let mut jobs = [Job::new(&session, &phases, 0, info, plan, recorder)?];
     phases.plan(jobs[0].expected());
     let copied = jobs[0].copy().and_then(|()| catch_up(&mut jobs, false));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! The files that are open. The chain of a device is in memory as long as its file is open, once,
-//! however often that was opened.
+//! The files that are open. What is known of the chain of a device is in memory as long as its file is
+//! open, once, however often that was opened.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -51,7 +51,7 @@ impl Files {
             .and_then(Weak::upgrade);
         let image = match known {
             Some(image) => image,
-            // A list of extents may be long: others are served meanwhile.
+            // Lists of extents may be long, and are read once: others are served meanwhile.
             None => Arc::new(Image::new(tree.chain(node)?, self.cache.clone())),
         };
         let mut open = self.locked();

@@ -2,16 +2,18 @@
 
 //! What was dropped, merged into the backup that needs it: see [`prune`](super).
 
+mod output;
 mod settle;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use blksnap_backup::format::{Base, Writer};
 use blksnap_backup::{
-    Chain, Device, Extent, Extents, Kind, Layer, Manifest, Part, State, Watch, no_work, private,
+    Chain, Device, Extent, Extents, Kind, Layer, Manifest, Part, Seen, State, Watch, no_work,
+    private, read,
 };
 
 use super::report::Merged;
@@ -19,8 +21,9 @@ use super::staying::Staying;
 use super::step;
 use crate::progress::Progress;
 use crate::signals::Signals;
+use output::Output;
 pub use settle::tidy;
-use settle::{store_list, take_over};
+use settle::{LIST, store_list, take_over};
 
 /// How what was dropped is merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,14 +68,34 @@ impl Run {
         Ok(Some(Self { chain, below, way }))
     }
 
-    /// The layers whose data is written somewhere.
-    pub fn moved(&self) -> &[Layer] {
-        let layers = &self.chain.layers;
-        match (self.way, layers.as_slice()) {
-            (Way::TakeOver, [_, newer @ ..]) => newer,
-            (Way::Extend, [older @ .., _]) => older,
-            _ => layers,
+    /// Whether the data of a layer is written somewhere.
+    pub fn moves(&self, layer: usize) -> bool {
+        match self.way {
+            Way::TakeOver => layer > 0,
+            Way::Extend => layer + 1 < self.chain.layers.len(),
+            Way::Copy => true,
         }
+    }
+
+    /// Bytes of data that are written.
+    pub fn bytes(&self) -> Result<u64> {
+        self.sum(|seen| {
+            if self.moves(seen.layer) {
+                seen.bytes()
+            } else {
+                0
+            }
+        })
+    }
+
+    /// The sum of something over all data that is seen.
+    fn sum(&self, of: impl Fn(&Seen) -> u64) -> Result<u64> {
+        let mut sum = 0;
+        for seen in self.chain.seen(&self.chain.all()) {
+            let seen = seen?;
+            sum += if seen.is_zeros() { 0 } else { of(&seen) };
+        }
+        Ok(sum)
     }
 
     /// The full file that the backup takes over.
@@ -81,17 +104,22 @@ impl Run {
         full.filter(|_| self.way == Way::TakeOver)
     }
 
+    /// Whether this is data of the full file that the backup takes over, seen in part.
+    fn is_cut(&self, seen: &Seen) -> bool {
+        self.way == Way::TakeOver && seen.layer == 0 && !seen.is_zeros() && !seen.is_whole()
+    }
+
     /// What merging means.
-    pub fn plan(&self, manifest: &Manifest) -> Option<Merged> {
-        Some(Merged {
+    pub fn plan(&self, manifest: &Manifest, device: &Device) -> Result<Merged> {
+        Ok(Merged {
             backup: manifest.id.clone(),
-            device: self.chain.layers.last()?.device.name.clone(),
+            device: device.name.clone(),
             kind: match self.below {
                 None => Kind::Full,
                 Some(_) => Kind::Incremental,
             },
             in_place: self.way != Way::Copy,
-            bytes: self.moved().iter().map(Layer::data_bytes).sum(),
+            bytes: self.bytes()?,
         })
     }
 }
@@ -110,18 +138,18 @@ pub fn into(staying: &Staying<'_>, id: &str, signals: &Signals) -> Result<Vec<Me
             devices.push(device.clone());
             continue;
         };
-        merged.extend(run.plan(&manifest));
+        merged.push(run.plan(&manifest, device)?);
         let below = run.below.clone();
         let (file, extents) = match run.way {
             Way::TakeOver => {
-                forget_hidden(&run.chain.layers[0], signals)?;
+                forget_hidden(&run, signals)?;
                 let Some(again) = Run::open(staying, &manifest, device)? else {
                     bail!("{id}: {} needs nothing any more", device.name);
                 };
-                let (file, extents) = in_place(again.chain, &dir, signals)?;
+                let (file, extents) = in_place(&again, &dir, signals)?;
                 (Some(file), extents)
             }
-            Way::Extend => (None, extend(&run, signals)?),
+            Way::Extend => (None, extend(&run, &dir, signals)?),
             Way::Copy => {
                 let (file, extents) = new_file(&run, &dir, signals)?;
                 (Some(file), extents)
@@ -131,7 +159,7 @@ pub fn into(staying: &Staying<'_>, id: &str, signals: &Signals) -> Result<Vec<Me
             None => Kind::Full,
             Some(_) => Kind::Incremental,
         };
-        let mut entry = take_over(&manifest, device, &dir, file.as_deref(), kind, &extents)?;
+        let mut entry = take_over(&manifest, device, &dir, file.as_deref(), kind, extents)?;
         if let Some((dir, below)) = below {
             let id = dir.file_name().unwrap_or_default().to_string_lossy();
             // All that stay incremental have been based on one chain of backups.
@@ -184,31 +212,29 @@ fn can_take_over(layers: &[Layer]) -> bool {
 }
 
 /// Merges what was dropped into the file of the backup itself. Gives the extents.
-fn extend(run: &Run, signals: &Signals) -> Result<Extents> {
-    let [older @ .., top] = run.chain.layers.as_slice() else {
+fn extend(run: &Run, dir: &Path, signals: &Signals) -> Result<Extents> {
+    let Some(top) = run.chain.layers.last() else {
         bail!("nothing to merge");
     };
     let Some(mut writer) = top.device.file_format.extend(&top.file())? else {
         bail!("cannot add to {}", top.file().display());
     };
-    let mut extents: Vec<_> = top.extents.iter().copied().collect();
-    write(older, &mut *writer, &mut extents, signals)?;
+    let extents = write(run, dir, &mut *writer, signals)?;
     step("syncing the file")?;
     writer.finish()?;
-    Ok(Extents::new(extents))
+    Ok(extents)
 }
 
 /// Merges all into the full file. Gives the name of a link to it in the directory of the backup,
 /// and the extents.
-fn in_place(chain: Chain, dir: &Path, signals: &Signals) -> Result<(String, Extents)> {
-    let [full, .., top] = chain.layers.as_slice() else {
+fn in_place(run: &Run, dir: &Path, signals: &Signals) -> Result<(String, Extents)> {
+    let [full, .., top] = run.chain.layers.as_slice() else {
         bail!("nothing to merge");
     };
     let Some(mut writer) = full.device.file_format.update(&full.file())? else {
         bail!("cannot change {} in place", full.file().display());
     };
-    let mut extents: Vec<_> = full.extents.iter().copied().collect();
-    write(&chain.layers[1..], &mut *writer, &mut extents, signals)?;
+    let extents = write(run, dir, &mut *writer, signals)?;
     step("syncing the full file")?;
     writer.finish()?;
     let name = format!(".{}.full", top.device.file);
@@ -218,13 +244,12 @@ fn in_place(chain: Chain, dir: &Path, signals: &Signals) -> Result<(String, Exte
     fs::hard_link(full.file(), &link)
         .with_context(|| format!("cannot make the link {}", link.display()))?;
     private::close(&link).with_context(|| format!("cannot close {}", link.display()))?;
-    Ok((name, Extents::new(extents)))
+    Ok((name, extents))
 }
 
 /// Merges all into a new file. Gives its name and the extents.
 fn new_file(run: &Run, dir: &Path, signals: &Signals) -> Result<(String, Extents)> {
-    let layers = &run.chain.layers;
-    let Some(top) = layers.last() else {
+    let Some(top) = run.chain.layers.last() else {
         bail!("an empty chain");
     };
     let base = run.below.as_ref();
@@ -235,125 +260,132 @@ fn new_file(run: &Run, dir: &Path, signals: &Signals) -> Result<(String, Extents
     let format = top.device.file_format;
     let id = dir.file_name().unwrap_or_default().to_string_lossy();
     let mut writer = format.create(&path, top.device.size, &id, base.as_ref())?;
-    let mut extents = Vec::new();
-    write(layers, &mut *writer, &mut extents, signals)?;
+    let extents = write(run, dir, &mut *writer, signals)?;
     step("syncing the new file")?;
     writer.finish()?;
-    Ok((name, Extents::new(extents)))
+    Ok((name, extents))
 }
 
-/// Writes what is seen of layers, and adds the extents of that.
-fn write(
-    layers: &[Layer],
-    writer: &mut dyn Writer,
-    extents: &mut Vec<Extent>,
-    signals: &Signals,
-) -> Result<()> {
-    for layer in layers {
-        let id = layer.dir.file_name().unwrap_or_default().to_string_lossy();
-        let what = format!("{}: merging what {id} has", layer.device.name);
-        let progress = Progress::start(what, layer.data_bytes(), signals);
-        for extent in layer.extents.zeros() {
-            for part in layer.visible(extent) {
-                signals.check()?;
-                step("writing zeros")?;
-                writer.zero(part.clone())?;
-                extents.push(Extent::of_zeros(part));
+/// Writes what is moved, and gives the list of all that is seen.
+fn write(run: &Run, dir: &Path, writer: &mut dyn Writer, signals: &Signals) -> Result<Extents> {
+    let layers = &run.chain.layers;
+    let name = layers.last().map_or("", |top| &*top.device.name);
+    let what = format!("{name}: merging what was dropped");
+    let progress = Progress::start(what, run.bytes()?, signals);
+    let mut output = Output::create(&dir.join(LIST), Some(writer))?;
+    let moved = |seen: &Seen| run.moves(seen.layer);
+    let all = run.chain.all();
+    let seen = run.chain.seen(&all);
+    read(
+        layers,
+        seen,
+        moved,
+        &progress,
+        parts,
+        |seen, bytes, good| {
+            let parts = good?;
+            match (moved(&seen), seen.is_zeros()) {
+                (true, true) => output.zeros(&seen),
+                (true, false) => {
+                    progress.advance(seen.bytes());
+                    output.data(&seen, bytes, parts)
+                }
+                (false, _) => {
+                    // What is hidden of a full one was forgotten, and nothing is above the top.
+                    ensure!(seen.is_whole(), "an extent that stays is seen in part");
+                    output.keep(&seen, [seen.extent])
+                }
             }
-        }
-        layer.read(layer.data(), &progress, no_work, |extent, bytes, good| {
-            good?;
-            for (part, bytes) in seen(layer, extent, bytes) {
-                step("writing data")?;
-                writer.write(part.start, bytes)?;
-                progress.advance(part.length);
-                extents.push(part);
-            }
-            Ok(())
-        })?;
-        progress.finish();
+        },
+    )?;
+    progress.finish();
+    output.finish()
+}
+
+/// What becomes of an extent of data, of which only parts are seen.
+fn parts(seen: &Seen, bytes: &[u8]) -> Result<Vec<Extent>> {
+    if bytes.is_empty() || seen.is_whole() {
+        return Ok(vec![seen.extent]);
     }
-    Ok(())
-}
-
-/// What is seen of an extent of data, with the data.
-fn seen<'a>(layer: &Layer, extent: &Extent, bytes: &'a [u8]) -> Vec<(Extent, &'a [u8])> {
-    let parts = layer.visible(extent).map(|part| {
-        let inside = |at: u64| (at - extent.start) as usize;
+    let inside = |at: u64| (at - seen.extent.start) as usize;
+    let parts = seen.parts.iter();
+    let parts = parts.map(|part| {
         let bytes = &bytes[inside(part.start)..inside(part.end)];
-        let part = match part == extent.range() {
-            true => *extent,
-            false => Extent::of(part.start, bytes),
-        };
-        (part, bytes)
+        Extent::of(part.start, bytes)
     });
-    parts.collect()
+    Ok(parts.collect())
 }
 
 /// Reads and checks all that [`into`] will read of a chain, and changes nothing.
 pub fn check(run: &Run, signals: &Signals) -> Result<()> {
-    let cut = run.taken_over().map(|full| (full, split(full).1));
-    let moved = run.moved().iter();
-    let moved = moved.map(|layer| (layer, layer.data().copied().collect()));
-    for (layer, extents) in cut.into_iter().chain(moved) {
-        let extents: Vec<Extent> = extents;
-        let id = layer.dir.file_name().unwrap_or_default().to_string_lossy();
-        let what = format!("{}: checking what {id} has", layer.device.name);
-        let bytes = extents.iter().map(|extent| extent.length).sum();
-        let progress = Progress::start(what, bytes, signals);
-        layer.read(extents.iter(), &progress, no_work, |extent, _, good| {
-            progress.advance(extent.length);
-            good
-        })?;
-        progress.finish();
-    }
+    // Of a full one that is taken over: what gets new checksums.
+    let wanted = |seen: &Seen| run.moves(seen.layer) || run.is_cut(seen);
+    let bytes = run.sum(|seen| if wanted(seen) { seen.extent.length } else { 0 })?;
+    let layers = &run.chain.layers;
+    let name = layers.last().map_or("", |top| &*top.device.name);
+    let what = format!("{name}: checking what will be merged");
+    let progress = Progress::start(what, bytes, signals);
+    let all = run.chain.all();
+    let seen = run.chain.seen(&all);
+    read(
+        layers,
+        seen,
+        wanted,
+        &progress,
+        no_work,
+        |seen, bytes, good| {
+            progress.advance(bytes.len() as u64);
+            good.with_context(|| format!("{name} at byte {}", seen.extent.start))
+        },
+    )?;
+    progress.finish();
     Ok(())
 }
 
-/// What is still seen of a layer: extents, and extents of data which are seen in part only.
-fn split(layer: &Layer) -> (Vec<Extent>, Vec<Extent>) {
-    let (mut kept, mut cut) = (Vec::new(), Vec::new());
-    for extent in layer.extents.iter() {
-        let mut parts = layer.visible(extent).peekable();
-        match parts.peek() {
-            None => {}
-            Some(part) if *part == extent.range() => kept.push(*extent),
-            Some(_) if extent.hash.is_some() => cut.push(*extent),
-            Some(_) => kept.extend(parts.map(Extent::of_zeros)),
-        }
-    }
-    (kept, cut)
-}
-
-/// Replaces the list of extents of a dropped layer by one of what is seen.
-fn forget_hidden(layer: &Layer, signals: &Signals) -> Result<()> {
-    let (mut kept, cut) = split(layer);
-    if cut.is_empty() && kept.iter().eq(layer.extents.iter()) {
-        return Ok(());
-    }
+/// Replaces the list of extents of a dropped full layer by one of what is seen.
+fn forget_hidden(run: &Run, signals: &Signals) -> Result<()> {
+    let Some(layer) = run.taken_over() else {
+        bail!("there is no full file");
+    };
     let what = format!(
         "{}: reading what will be merged with newer data",
         layer.device.name
     );
-    let bytes = cut.iter().map(|extent| extent.length).sum();
+    let cut = |seen: &Seen| run.is_cut(seen);
+    let bytes = run.sum(|seen| if cut(seen) { seen.extent.length } else { 0 })?;
     let progress = Progress::start(what, bytes, signals);
-    layer.read(cut.iter(), &progress, no_work, |extent, bytes, good| {
-        good?;
-        progress.advance(extent.length);
-        kept.extend(seen(layer, extent, bytes).into_iter().map(|(part, _)| part));
-        Ok(())
-    })?;
+    let mut output = Output::create(&layer.dir.join(LIST), None)?;
+    let all = run.chain.all();
+    let seen = run.chain.seen(&all);
+    let of_full = seen.filter(|seen| seen.as_ref().map_or(true, |seen| seen.layer == 0));
+    let layers = &run.chain.layers;
+    read(
+        layers,
+        of_full,
+        cut,
+        &progress,
+        parts,
+        |seen, bytes, good| {
+            progress.advance(bytes.len() as u64);
+            output.keep(&seen, good?)
+        },
+    )?;
     progress.finish();
-    let extents = Extents::new(kept);
+    let extents = output.finish()?;
+    if extents.hash() == layer.extents.hash() {
+        return fs::remove_file(extents.path())
+            .with_context(|| format!("cannot remove {}", extents.path().display()));
+    }
     let mut manifest = Manifest::read(&layer.dir)?;
     if manifest.state != State::Dropped {
         bail!("{} is still in use", manifest.id);
     }
-    for device in &mut manifest.devices {
-        if device.name == layer.device.name {
-            store_list(&layer.dir, device, &extents)?;
-        }
-    }
+    let device = manifest.devices.iter_mut();
+    let device = device
+        .into_iter()
+        .find(|device| device.name == layer.device.name)
+        .with_context(|| format!("{} has gone from its manifest", layer.device.name))?;
+    store_list(&layer.dir, device, extents)?;
     step("forgetting what is hidden")?;
     manifest.write(&layer.dir)
 }

@@ -8,8 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use blksnap::ByteSet;
-use blksnap_backup::{Extent, Layer, Manifest};
+use blksnap_backup::Manifest;
 use rustix::fs::statvfs;
 use rustix::process::geteuid;
 
@@ -36,7 +35,7 @@ pub fn check(staying: &Staying<'_>, manifests: &[&Manifest], removed: &[String])
         let mut dirs = BTreeSet::new();
         for device in &manifest.devices {
             if let Some(run) = Run::open(staying, manifest, device)? {
-                need += MANIFESTS + needed(&run);
+                need += MANIFESTS + needed(&run)?;
                 if let Some(full) = run.taken_over() {
                     let meta = full.file().metadata();
                     gain -= i128::from(meta.map_or(0, |meta| meta.blocks() * 512));
@@ -67,23 +66,32 @@ pub fn check(staying: &Staying<'_>, manifests: &[&Manifest], removed: &[String])
 }
 
 /// About how many bytes a merge needs.
-fn needed(run: &Run) -> u64 {
+fn needed(run: &Run) -> Result<u64> {
     // The list of what is seen of the full file, and the merged one.
     let layers = run.chain.layers.iter();
-    let lists = layers.map(|layer| layer.extents.iter().count() as u64);
-    let lists = 2 * LINE * lists.sum::<u64>();
-    let moved = run.moved().iter();
-    let data: u64 = match run.taken_over() {
-        None => moved.map(Layer::data_bytes).sum(),
-        Some(full) => {
-            // Where the full file has data, it has space.
-            let there: ByteSet = full.extents.data().map(Extent::range).collect();
-            let parts = moved.flat_map(|layer| layer.data().flat_map(|part| layer.visible(part)));
-            let new = parts.flat_map(|part| there.outside(part));
-            new.map(|part| part.end - part.start).sum()
-        }
+    let lists = 2 * LINE * layers.map(|layer| layer.extents.count()).sum::<u64>();
+    let Some(full) = run.taken_over() else {
+        return Ok(lists + run.bytes()?);
     };
-    lists + data
+    let mut data = 0;
+    for seen in run.chain.seen(&run.chain.all()) {
+        let seen = seen?;
+        if seen.is_zeros() || !run.moves(seen.layer) {
+            continue;
+        }
+        data += seen.bytes();
+        for part in &seen.parts {
+            // Where the full file has data, it has space.
+            for there in full.extents.overlapping(part.clone()) {
+                let there = there?;
+                if there.hash.is_some() {
+                    let end = there.range().end.min(part.end);
+                    data -= end - there.start.max(part.start);
+                }
+            }
+        }
+    }
+    Ok(lists + data)
 }
 
 /// Bytes that are free again when a directory is removed.
@@ -132,9 +140,8 @@ mod tests {
         let run = Run::open(&staying, &manifest, &manifest.devices[0]);
         let run = run.unwrap().unwrap();
         let layers = run.chain.layers.iter();
-        let extents: usize = layers.map(|layer| layer.extents.iter().count()).sum();
-        let lists = 2 * LINE * extents as u64;
-        assert_eq!(needed(&run), MIB + lists);
+        let extents: u64 = layers.map(|layer| layer.extents.count()).sum();
+        assert_eq!(needed(&run).unwrap(), MIB + 2 * LINE * extents);
         assert!(allocated(&repository.dir(&full)) >= 2 * MIB);
         assert!(free(store.path()).unwrap() > 0);
         check(&staying, &[&manifest], &[]).unwrap();

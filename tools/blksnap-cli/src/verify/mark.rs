@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use blksnap::{ByteSet, Control, SectorRange};
-use blksnap_backup::{Chain, Device, Manifest, Repository};
+use blksnap_backup::{Chain, Device, Layer, Manifest, Repository};
 use serde::Serialize;
 
 use super::Damage;
@@ -82,27 +82,30 @@ fn damaged(
             device.name
         )
     })?;
-    let mut places = ByteSet::default();
-    for layer in &chain.layers {
+    let of_layer = |layer: &Layer| -> ByteSet {
         let id = layer.dir.file_name().unwrap_or_default();
         let here = damage.iter().filter(|one| {
             id == one.backup.as_str() && one.device.as_ref() == Some(&layer.device.name)
         });
-        for one in here {
-            let extent = match (one.start, one.length) {
-                (Some(start), Some(length)) => start..start + length,
-                // All of the file.
-                _ => 0..layer.device.size,
-            };
-            for data in layer.extents.data() {
-                let parts = layer.visible(data);
-                let inside =
-                    parts.map(|part| part.start.max(extent.start)..part.end.min(extent.end));
-                inside
-                    .filter(|part| part.start < part.end)
-                    .for_each(|part| places.insert(part));
-            }
+        here.map(|one| match (one.start, one.length) {
+            (Some(start), Some(length)) => start..start + length,
+            // All of the file.
+            _ => 0..layer.device.size,
+        })
+        .collect()
+    };
+    let by_layer: Vec<_> = chain.layers.iter().map(of_layer).collect();
+    let anywhere = by_layer.iter().flat_map(ByteSet::iter).collect();
+    let mut places = ByteSet::default();
+    for seen in chain.seen(&anywhere) {
+        let seen = seen?;
+        if seen.is_zeros() {
+            continue;
         }
+        let parts = seen.parts.iter().cloned();
+        parts
+            .flat_map(|part| by_layer[seen.layer].inside(part))
+            .for_each(|part| places.insert(part));
     }
     Ok(places)
 }

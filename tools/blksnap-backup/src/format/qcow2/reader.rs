@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
@@ -12,11 +13,14 @@ use super::file::ImageFile;
 use super::{CLUSTER, ENTRIES, OFFSET, PER_L2, ZERO};
 use crate::format::Reader;
 
+/// An L2 table, and which one it is.
+type Table = (usize, Arc<[u64]>);
+
 /// What one image has itself.
 pub struct Layer {
     image: ImageFile,
     /// The L2 table used last, and which one it is.
-    l2: Option<(usize, Vec<u64>)>,
+    l2: Mutex<Option<Table>>,
 }
 
 impl Layer {
@@ -24,7 +28,7 @@ impl Layer {
     pub fn open(path: &Path) -> Result<Self> {
         Ok(Self {
             image: ImageFile::open(path, File::options().read(true))?,
-            l2: None,
+            l2: Mutex::default(),
         })
     }
 
@@ -38,36 +42,45 @@ impl Layer {
         self.image.header.backing.as_deref()
     }
 
-    /// The entry of the L2 table for the cluster at `offset`; 0 if there is none.
-    fn entry(&mut self, offset: u64) -> Result<u64> {
+    /// The entry of the L2 table for the cluster at `offset`; 0 if there is none. `kept` is the table
+    /// that the caller has looked at last.
+    fn entry(&self, offset: u64, kept: &mut Option<Table>) -> Result<u64> {
         // At most 2^20.
         let index = (offset / PER_L2) as usize;
-        let l1 = self.image.l1[index];
-        if l1 == 0 {
-            return Ok(0);
+        if kept.as_ref().is_none_or(|(at, _)| *at != index) {
+            let l1 = self.image.l1[index];
+            if l1 == 0 {
+                return Ok(0);
+            }
+            let mut last = self.l2.lock().unwrap_or_else(PoisonError::into_inner);
+            *kept = match &*last {
+                Some(table) if table.0 == index => Some(table.clone()),
+                _ => {
+                    let table = (index, self.image.l2(l1)?.into());
+                    last.insert(table).clone().into()
+                }
+            };
         }
-        let table = match &mut self.l2 {
-            Some((at, table)) if *at == index => table,
-            other => &other.insert((index, self.image.l2(l1)?)).1,
-        };
-        Ok(table[(offset / CLUSTER % ENTRIES) as usize])
+        let table = kept.as_ref().context("no L2 table")?;
+        Ok(table.1[(offset / CLUSTER % ENTRIES) as usize])
     }
 }
 
 impl Reader for Layer {
-    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<()> {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<()> {
         self.image.check(offset, data.len() as u64)?;
         let mut at = offset;
+        let mut table = None;
         let mut rest = data;
         while !rest.is_empty() {
             let in_cluster = at % CLUSTER;
-            let entry = self.entry(at)?;
+            let entry = self.entry(at, &mut table)?;
             let mut length = CLUSTER - in_cluster;
             // Neighbours on the device are mostly neighbours in the file.
             while length < rest.len() as u64
                 && entry & ZERO == 0
                 && entry != 0
-                && self.entry(at + length)? == entry + in_cluster + length
+                && self.entry(at + length, &mut table)? == entry + in_cluster + length
             {
                 length += CLUSTER;
             }

@@ -116,7 +116,7 @@ impl Chain {
 
     /// Compares what an image has itself with the device at the time of a layer.
     fn reads_as(&self, image: usize, ranges: &[Range<u64>], layer: usize) {
-        let mut reader = Layer::open(&self.image(image)).unwrap();
+        let reader = Layer::open(&self.image(image)).unwrap();
         assert_eq!(reader.size(), SIZE);
         let plain = File::open(self.plain(layer)).unwrap();
         for range in ranges {
@@ -159,7 +159,7 @@ fn is_same(plain: &Path, image: &Path) {
 
 /// Stores what `from` has itself of the ranges in `to`.
 fn merge(from: &Path, ranges: &[Range<u64>], to: &mut Image) {
-    let mut reader = Layer::open(from).unwrap();
+    let reader = Layer::open(from).unwrap();
     for range in ranges {
         for start in range.clone().step_by(CLUSTER as usize) {
             let end = (start + CLUSTER).min(range.end);
@@ -263,7 +263,7 @@ fn a_large_sparse_device_costs_little() {
     image.finish().unwrap();
     assert!(path.metadata().unwrap().len() < 64 << 20);
     assert!(is_sound(&path));
-    let mut reader = Layer::open(&path).unwrap();
+    let reader = Layer::open(&path).unwrap();
     for at in places {
         let mut data = vec![1; 2 * CLUSTER as usize];
         reader.read(at, &mut data).unwrap();
@@ -311,7 +311,7 @@ fn wrong_use_is_an_error() {
     assert!(image.zero(u64::MAX - 1..u64::MAX).is_err());
     image.zero(0..CLUSTER).unwrap();
     image.finish().unwrap();
-    let mut reader = Layer::open(&path).unwrap();
+    let reader = Layer::open(&path).unwrap();
     let mut data = [1; 512];
     reader.read(512, &mut data).unwrap();
     assert_eq!(data, [0; 512]);
@@ -342,7 +342,7 @@ proptest! {
         if let Some(length) = length {
             file.set_len(length).unwrap();
         }
-        if let Ok(mut reader) = Layer::open(&path) {
+        if let Ok(reader) = Layer::open(&path) {
             let mut data = vec![0; CLUSTER as usize];
             for place in PLACES {
                 let _ = reader.read((place * CLUSTER).min(SIZE - CLUSTER), &mut data);

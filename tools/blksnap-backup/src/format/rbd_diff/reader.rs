@@ -216,7 +216,7 @@ impl Diff {
 }
 
 impl Reader for Diff {
-    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<()> {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<()> {
         let path = self.path.display();
         let length = data.len() as u64;
         let end = offset.checked_add(length).filter(|end| *end <= self.size);

@@ -76,7 +76,7 @@ proptest! {
             let mut stream = Stream::create(&path, SIZE, from.as_deref(), &to).unwrap();
             store(&mut stream, &mut device, steps);
 
-            let mut diff = Diff::open(&path).unwrap();
+            let diff = Diff::open(&path).unwrap();
             assert_eq!((diff.from(), diff.to(), diff.size()), (from.as_deref(), &*to, SIZE));
             for step in steps {
                 let Range { start, end } = range(step);
@@ -111,7 +111,7 @@ proptest! {
         bytes.truncate(length);
         fs::write(&path, &bytes).unwrap();
         match Diff::open(&path) {
-            Ok(mut diff) => {
+            Ok(diff) => {
                 let mut data = [0; 4096];
                 for at in 0..10 {
                     let _ = diff.read(at * BLOCK, &mut data);
@@ -165,7 +165,7 @@ fn a_full_one_stores_no_zeros_and_reads_as_some() {
     stream.finish().unwrap();
     assert_eq!(path.metadata().unwrap().len(), 12 + 10 + 9 + 17 + 512 + 1);
     let mut data = [2; 1024];
-    let mut diff = Diff::open(&path).unwrap();
+    let diff = Diff::open(&path).unwrap();
     diff.read(size / 2, &mut data).unwrap();
     assert_eq!((data[0], data[1023]), (1, 0));
     diff.read(0, &mut data).unwrap();
@@ -183,7 +183,7 @@ fn many_records_cost_little_memory() {
         stream.zero(at * 1024 + 512..(at + 1) * 1024).unwrap();
     }
     stream.finish().unwrap();
-    let mut diff = Diff::open(&path).unwrap();
+    let diff = Diff::open(&path).unwrap();
     let marks: usize = diff.runs.iter().map(|run| run.marks.len()).sum();
     assert_eq!(marks, 40_000 / 64);
     for at in [0, 63, 64, 9_999, 19_998] {
@@ -210,7 +210,7 @@ fn what_is_wrong_is_said() {
     assert!(stream.zero(0..8192).is_err());
     stream.write(512, &[1; 512]).unwrap();
     stream.finish().unwrap();
-    let mut diff = Diff::open(&path).unwrap();
+    let diff = Diff::open(&path).unwrap();
     let error = diff.read(0, &mut [0; 1024]).unwrap_err();
     assert!(
         error.to_string().contains("no data for byte 0 "),

@@ -2,11 +2,10 @@
 
 //! What a merge has written becomes that of a backup: its files, and its entries in the manifest.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use blksnap::ByteSet;
 use blksnap_backup::{Device, Extents, Kind, MANIFEST, Manifest, Repository, sync_dir};
 
 use crate::prune::step;
@@ -19,12 +18,9 @@ pub fn take_over(
     dir: &Path,
     file: Option<&str>,
     kind: Kind,
-    extents: &Extents,
+    extents: Extents,
 ) -> Result<Device> {
-    let (data, zeros) = extents.totals();
-    let places = extents.places();
-    let all = ByteSet::from_iter([0..device.size]);
-    if places.len() != data + zeros || kind == Kind::Full && places != all {
+    if kind == Kind::Full && !extents.is_all(device.size) {
         bail!(
             "{}: what was merged is not all of {}",
             manifest.id,
@@ -71,12 +67,16 @@ pub fn take_over(
     Ok(entry)
 }
 
-/// Writes a list of extents under a name that no other list has, and names it in the entry of the
-/// device.
-pub fn store_list(dir: &Path, device: &mut Device, extents: &Extents) -> Result<()> {
-    let new = dir.join(".extents.new");
-    let (hash, _) = extents.write(&new)?;
-    let hash = hash.to_hex();
+/// The name of a list of extents that is being written.
+pub const LIST: &str = ".extents.new";
+
+/// Gives a new list of extents a name that no other list has, and names it in the entry of the device.
+pub fn store_list(dir: &Path, device: &mut Device, extents: Extents) -> Result<()> {
+    let new = extents.path();
+    File::open(new)
+        .and_then(|file| file.sync_all())
+        .with_context(|| format!("cannot write back {}", new.display()))?;
+    let hash = extents.hash().to_hex();
     let (stem, _) = device
         .extents
         .split_once('.')
@@ -85,8 +85,7 @@ pub fn store_list(dir: &Path, device: &mut Device, extents: &Extents) -> Result<
     device.extents = format!("{stem}~{}.extents.jsonl", &hash[..8]);
     device.extents_blake3 = hash.to_string();
     (device.data_bytes, device.zero_bytes) = extents.totals();
-    fs::rename(&new, dir.join(&device.extents))
-        .with_context(|| format!("cannot rename {}", new.display()))?;
+    extents.renamed(&dir.join(&device.extents))?;
     sync_dir(dir)
 }
 
