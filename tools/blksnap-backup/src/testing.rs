@@ -2,7 +2,8 @@
 
 //! For tests: backups made of bytes in place of a snapshot's images.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
@@ -22,8 +23,8 @@ pub struct Store {
     dir: tempfile::TempDir,
     size: u64,
     format: Format,
-    /// That of change tracking.
-    generation: Cell<u128>,
+    /// Those of change tracking, by the names of devices.
+    generations: RefCell<BTreeMap<String, u128>>,
     now: Cell<u64>,
 }
 
@@ -39,7 +40,7 @@ impl Store {
             dir: test_dir(),
             size,
             format,
-            generation: Cell::new(2),
+            generations: RefCell::default(),
             now: Cell::new(0),
         }
     }
@@ -61,63 +62,121 @@ impl Store {
 
     /// The same, of a device of that name.
     pub fn full_of(&self, name: &str, data: &[u8]) -> String {
-        self.make(
-            name,
-            Kind::Full,
-            None,
-            data,
-            std::slice::from_ref(&(0..self.size)),
-        )
+        self.make(None, &[Made::full(name, data)])
     }
 
     /// Makes an incremental backup of what changed, and gives its name.
     pub fn incremental(&self, base: &str, data: &[u8], changed: &[Range<u64>]) -> String {
-        self.make("vda", Kind::Incremental, Some(base), data, changed)
+        let made = Made {
+            name: "vda",
+            kind: Kind::Incremental,
+            data,
+            changed,
+        };
+        self.make(Some(base), &[made])
     }
 
     /// Makes a backup of what differs from the last one, after tracking has begun anew, and gives its
     /// name.
     pub fn compared(&self, base: &str, data: &[u8], differing: &[Range<u64>]) -> String {
-        self.generation.set(self.generation.get() + 1);
-        self.make("vda", Kind::Compared, Some(base), data, differing)
+        let made = Made {
+            name: "vda",
+            kind: Kind::Compared,
+            data,
+            changed: differing,
+        };
+        self.make(Some(base), &[made])
     }
 
-    fn make(
-        &self,
-        name: &str,
-        kind: Kind,
-        base: Option<&str>,
-        data: &[u8],
-        changed: &[Range<u64>],
-    ) -> String {
+    /// Makes a backup of several devices, and gives its name.
+    pub fn make(&self, base: Option<&str>, devices: &[Made<'_>]) -> String {
         let repository = Repository::create(self.path()).unwrap();
-        let count = repository.ids().unwrap().len() as u8 + 1;
+        let number = repository.ids().unwrap().len() as u8 + 1;
         let taken = UNIX_EPOCH + Duration::from_secs(1 << 30);
-        let id = repository.next_id(taken, Uuid::from_u128(u128::from(count) << 120));
+        let id = repository.next_id(taken, Uuid::from_u128(u128::from(number) << 120));
         let id = id.unwrap();
-        let image = self.path().join(".image");
-        fs::write(&image, data).unwrap();
         let draft = Draft::new(&repository, id.clone()).unwrap();
-        let entry = Device {
-            size: self.size,
-            number: count,
-            generation: Uuid::from_u128(self.generation.get()),
-            kind,
-            base_device: (kind == Kind::Compared).then(|| name.to_owned()),
-            ..device(name)
-        };
-        let entry = entry.stored_as(self.format);
-        let base_file = base.map(|base| Base::new(&repository.dir(base), &entry.file));
-        let mut recorder = Recorder::create(draft.path(), &id, entry, base_file.as_ref()).unwrap();
-        let changed = changed.iter().cloned().collect();
-        recorder.copy(&image, changed, &Nobody, || Ok(())).unwrap();
-        fs::remove_file(&image).unwrap();
-        let entry = recorder.finish().unwrap();
+        let base_dir = base.map(|base| repository.dir(base));
+        let entries = devices.iter().map(|made| {
+            let entry = Device {
+                number,
+                ..self.entry(made)
+            };
+            let base_dir = base_dir.as_deref().filter(|_| made.kind != Kind::Full);
+            let base = base_dir.map(|dir| Base::new(dir, &self.file_in(dir, made.name)));
+            let recorder = Recorder::create(draft.path(), &id, entry, base.as_ref());
+            let mut recorder = recorder.unwrap();
+            let image = self.path().join(".image");
+            fs::write(&image, made.data).unwrap();
+            let all = 0..self.size;
+            let changed = match made.kind {
+                Kind::Full => std::slice::from_ref(&all),
+                _ => made.changed,
+            };
+            let changed = changed.iter().cloned().collect();
+            recorder.copy(&image, changed, &Nobody, || Ok(())).unwrap();
+            fs::remove_file(&image).unwrap();
+            recorder.finish().unwrap()
+        });
         let taken = [self.now.get() * 1_000_000_000; 2];
-        let mut manifest = Manifest::new(id.clone(), Uuid::nil(), taken, vec![entry]);
+        let mut manifest = Manifest::new(id.clone(), Uuid::nil(), taken, entries.collect());
         manifest.base = base.map(str::to_owned);
         draft.commit(&manifest).unwrap();
         id
+    }
+
+    /// The name of the file of a device in the directory of a backup.
+    fn file_in(&self, dir: &Path, name: &str) -> String {
+        let manifest = Manifest::read(dir).unwrap();
+        manifest.device(name).unwrap().file.clone()
+    }
+
+    fn entry(&self, made: &Made<'_>) -> Device {
+        let mut generations = self.generations.borrow_mut();
+        let of_name = made
+            .name
+            .bytes()
+            .fold(0, |all, byte| all << 8 | u128::from(byte));
+        let generation = generations.entry(made.name.to_owned());
+        let generation = generation.or_insert(match made.name {
+            "vda" => 2,
+            _ => of_name << 64,
+        });
+        if made.kind == Kind::Compared {
+            *generation += 1;
+        }
+        let entry = Device {
+            size: self.size,
+            generation: Uuid::from_u128(*generation),
+            kind: made.kind,
+            base_device: (made.kind == Kind::Compared).then(|| made.name.to_owned()),
+            ..device(made.name)
+        };
+        entry.stored_as(self.format)
+    }
+}
+
+/// What is made of one device.
+pub struct Made<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// How.
+    pub kind: Kind,
+    /// What is on it.
+    pub data: &'a [u8],
+    /// What of that is copied, if not all.
+    pub changed: &'a [Range<u64>],
+}
+
+impl<'a> Made<'a> {
+    /// All of it.
+    pub fn full(name: &'a str, data: &'a [u8]) -> Self {
+        Self {
+            name,
+            kind: Kind::Full,
+            data,
+            changed: &[],
+        }
     }
 }
 

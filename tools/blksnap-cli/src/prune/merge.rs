@@ -140,6 +140,9 @@ pub fn into(staying: &Staying<'_>, id: &str, signals: &Signals) -> Result<Vec<Me
         };
         merged.push(run.plan(&manifest, device)?);
         let below = run.below.clone();
+        // What an older one has left out stays so: it may be in use again.
+        let unused = run.chain.layers.iter();
+        let unused: u64 = unused.map(|layer| layer.device.unused_bytes).sum();
         let (file, extents) = match run.way {
             Way::TakeOver => {
                 forget_hidden(&run, signals)?;
@@ -160,6 +163,7 @@ pub fn into(staying: &Staying<'_>, id: &str, signals: &Signals) -> Result<Vec<Me
             Some(_) => Kind::Incremental,
         };
         let mut entry = take_over(&manifest, device, &dir, file.as_deref(), kind, extents)?;
+        entry.unused_bytes = unused.min(entry.zero_bytes);
         if let Some((dir, below)) = below {
             let id = dir.file_name().unwrap_or_default().to_string_lossy();
             // All that stay incremental have been based on one chain of backups.

@@ -2,6 +2,7 @@
 
 //! Prune with damage at any place, and a stop at any step.
 
+mod devices;
 mod middle;
 
 use std::cell::Cell;

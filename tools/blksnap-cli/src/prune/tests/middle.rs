@@ -200,3 +200,19 @@ fn whatever_is_kept_is_what_it_was() {
     });
     result.unwrap();
 }
+
+#[test]
+fn what_an_older_one_has_left_out_is_still_known() {
+    let signals = Signals::catch().unwrap();
+    let (store, all) = daily(Format::Raw, &CHANGES[..3]);
+    // Of the zeros of the full one, nothing was used.
+    let dir = store.path().join(&all[0].0);
+    let mut full = Manifest::read(&dir).unwrap();
+    full.devices[0].unused_bytes = 65536;
+    full.write(&dir).unwrap();
+    prune(store.path(), keeping(1), &signals).unwrap();
+    // Who compares it with the device needs to know: it may be in use again, and have anything there.
+    let (repository, _) = Repository::read(store.path()).unwrap();
+    let kept = repository.manifest(&all[2].0).unwrap();
+    assert_eq!(kept.devices[0].unused_bytes, 65536);
+}
