@@ -20,6 +20,7 @@
 //! system. Bitmaps and tables of inodes that nobody has written yet count as used from the beginning.
 
 mod ext4;
+mod largest;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -16,9 +16,9 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail, ensure};
 use blksnap::ByteSet;
-use blksnap_backup::without;
 
 use super::Unused;
+use super::largest::{Largest, MOST};
 
 /// Where the superblock is.
 const SUPER: u64 = 1024;
@@ -169,14 +169,24 @@ impl Super {
 /// The runs of bits that are 0, of the first `count`.
 fn zeros(bitmap: &[u8], count: u64) -> Result<Vec<Range<u64>>> {
     let mut runs: Vec<Range<u64>> = Vec::new();
-    for at in 0..count {
+    let mut at = 0;
+    while at < count {
         let byte = bitmap.get(usize::try_from(at / 8)?);
-        if byte.context("a bitmap is too short")? >> (at % 8) & 1 == 0 {
+        let rest = byte.context("a bitmap is too short")? >> (at % 8);
+        // Bits that are the same, up to the end of the byte: mostly all of it.
+        let left = 8 - at % 8;
+        let same = match rest & 1 {
+            0 => rest.trailing_zeros(),
+            _ => rest.trailing_ones(),
+        };
+        let end = (at + left.min(same.into())).min(count);
+        if rest & 1 == 0 {
             match runs.last_mut() {
-                Some(run) if run.end == at => run.end += 1,
-                _ => runs.push(at..at + 1),
+                Some(run) if run.end == at => run.end = end,
+                _ => runs.push(at..end),
             }
         }
+        at = end;
     }
     Ok(runs)
 }
@@ -190,33 +200,44 @@ pub fn unused(file: &File, size: u64) -> Unused {
     let table_blocks = table_bytes.div_ceil(sb.block);
     let place = sb.bytes(first, table_blocks)?;
     file.read_exact_at(&mut table, place.start)?;
-    let mut used: Vec<_> = std::iter::once(0..place.end).collect();
-    let mut free = ByteSet::default();
-    let mut bitmap = vec![0; usize::try_from(sb.block)?];
-    let descs = table.chunks_exact(usize::try_from(sb.desc)?);
-    for (group, desc) in (0..sb.groups()).zip(descs) {
-        let desc = Bytes(desc);
-        let high = |at| sb.is_64bit.then_some(at);
-        let at = desc.u64(0x0, high(0x20))?;
-        used.push(sb.bytes(at, 1)?);
-        used.push(sb.bytes(desc.u64(0x4, high(0x24))?, 1)?);
-        used.push(sb.bytes(desc.u64(0x8, high(0x28))?, sb.table)?);
+    let descs = || (0..sb.groups()).zip(table.chunks_exact(sb.desc as usize).map(Bytes));
+    let high = |at| sb.is_64bit.then_some(at);
+    let blocks_of = |group: u64| {
         let start = sb.first + group * sb.per_group;
-        let count = sb.per_group.min(sb.blocks - start);
-        let place = sb.bytes(start, count)?;
-        if sb.flags && desc.u16(0x12)? & BLOCK_UNINIT != 0 {
-            free.insert(place);
+        (start, sb.per_group.min(sb.blocks - start))
+    };
+    let never_written =
+        |desc: &Bytes<'_>| -> Result<bool> { Ok(sb.flags && desc.u16(0x12)? & BLOCK_UNINIT != 0) };
+    // What a group has may be in another one.
+    let mut used = ByteSet::from_iter([0..place.end]);
+    for (group, desc) in descs() {
+        used.insert(sb.bytes(desc.u64(0x0, high(0x20))?, 1)?);
+        used.insert(sb.bytes(desc.u64(0x4, high(0x24))?, 1)?);
+        used.insert(sb.bytes(desc.u64(0x8, high(0x28))?, sb.table)?);
+        if never_written(&desc)? {
+            let (start, count) = blocks_of(group);
             let copies = 1 + table_blocks + sb.reserved;
-            used.push(sb.bytes(start, copies.min(count))?);
+            used.insert(sb.bytes(start, copies.min(count))?);
+        }
+    }
+    let mut free = Largest::of(MOST);
+    let mut bitmap = vec![0; usize::try_from(sb.block)?];
+    for (group, desc) in descs() {
+        let (start, count) = blocks_of(group);
+        let place = sb.bytes(start, count)?;
+        if never_written(&desc)? {
+            used.outside(place).for_each(|range| free.push(range));
             continue;
         }
+        let at = desc.u64(0x0, high(0x20))?;
         file.read_exact_at(&mut bitmap, at * sb.block)?;
         let clusters = (place.end - place.start).div_ceil(sb.cluster);
         let mut counted = 0;
         for run in zeros(&bitmap, clusters)? {
             counted += run.end - run.start;
             let start = place.start + run.start * sb.cluster;
-            free.insert(start..(place.start + run.end * sb.cluster).min(place.end));
+            let range = start..(place.start + run.end * sb.cluster).min(place.end);
+            used.outside(range).for_each(|range| free.push(range));
         }
         let upper = if sb.is_64bit { desc.u16(0x2c)? } else { 0 };
         let said = u64::from(upper) << 16 | u64::from(desc.u16(0xc)?);
@@ -226,7 +247,7 @@ pub fn unused(file: &File, size: u64) -> Unused {
             );
         }
     }
-    Ok(without(&free, &used.into_iter().collect()))
+    Ok(free.finish())
 }
 
 #[cfg(test)]

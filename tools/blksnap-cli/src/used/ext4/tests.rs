@@ -5,6 +5,8 @@
 use std::fs::OpenOptions;
 use std::process::{Command, Stdio};
 
+use blksnap_backup::without;
+
 use super::*;
 
 /// Free bytes as dumpe2fs prints them, in lines `  Free blocks: 1-2, 5`, which count blocks.
@@ -128,4 +130,26 @@ fn free_is_what_dumpe2fs_says() {
         );
         assert!(unused(&file, size - 1).is_err());
     }
+}
+
+#[test]
+fn runs_of_bits_are_those_of_a_loop() {
+    let bitmap: Vec<u8> = blksnap_backup::testing::noise(3, 64)
+        .into_iter()
+        .enumerate()
+        .map(|(at, byte)| match at % 5 {
+            0 | 1 => 0,
+            2 => 0xff,
+            _ => byte,
+        })
+        .collect();
+    for count in [0, 1, 7, 8, 9, 63, 64, 100, 511, 512] {
+        let is_zero = |at: u64| bitmap[at as usize / 8] >> (at % 8) & 1 == 0;
+        let runs = zeros(&bitmap, count).unwrap();
+        let found: Vec<u64> = runs.iter().cloned().flatten().collect();
+        let expected: Vec<u64> = (0..count).filter(|&at| is_zero(at)).collect();
+        assert_eq!(found, expected, "{count}");
+        assert!(runs.windows(2).all(|two| two[0].end < two[1].start));
+    }
+    assert!(zeros(&bitmap, 513).is_err());
 }
