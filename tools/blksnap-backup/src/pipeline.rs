@@ -155,4 +155,23 @@ mod tests {
         });
         assert_eq!((calls, result.unwrap_err().to_string()), (1, "full".into()));
     }
+
+    #[test]
+    fn an_error_in_place_of_a_piece_comes_after_those_before() {
+        for at in [0, 1, 9, 50] {
+            let pieces = (0..100).map(|piece| match piece {
+                _ if piece == at => bail!("no piece {piece}"),
+                _ if piece > at => panic!("asked for what is behind an error"),
+                _ => Ok(piece),
+            });
+            let start = || Ok(|_: &mut Buffer, piece: &u32| Ok(*piece));
+            let mut got = 0;
+            let result = run(pieces, start, &Nobody, |_, _, _| {
+                got += 1;
+                Ok(())
+            });
+            assert_eq!(result.unwrap_err().to_string(), format!("no piece {at}"));
+            assert_eq!(got, at);
+        }
+    }
 }
