@@ -106,6 +106,7 @@ matrix: deps
 	@scripts/matrix
 
 bench: kernel tools
+	@scripts/deps bench
 	@tests/bench/run
 
 demo: kernel tools
