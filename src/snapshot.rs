@@ -18,6 +18,7 @@ use kernel::{
     },
     prelude::*,
     sync::{
+        atomic::Atomic,
         new_mutex,
         Arc,
         Mutex, //
@@ -62,6 +63,7 @@ use crate::{
 };
 
 pub(crate) mod take;
+mod unused;
 
 /// Storage that was refused.
 static REFUSED: Logged = Logged::never();
@@ -199,6 +201,8 @@ pub(crate) struct Snapshot {
     claims: Mutex<KVec<Arc<BdevFile>>>,
     #[pin]
     pub(crate) state: Mutex<State>,
+    /// It ends with the open file by which it was created.
+    bound: Atomic<bool>,
     /// When it was created, in seconds since 1970.
     pub(crate) created: i64,
     #[pin]
@@ -229,6 +233,7 @@ impl Snapshot {
                 }),
                 claims <- new_mutex!(KVec::new()),
                 state <- new_mutex!(State::Created),
+                bound: Atomic::new(false),
                 created: real_seconds(),
                 taken <- new_mutex!(Taken {
                     at: 0,

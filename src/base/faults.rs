@@ -28,6 +28,8 @@ pub(crate) enum Fault {
     ExcludeForAll = 9,
     /// Writes wait for storage that hangs for as long as it does.
     WaitForEver = 10,
+    /// What is read of an unused chunk is stored as it is.
+    StoreUnused = 11,
 }
 
 /// Whether to do this wrong.

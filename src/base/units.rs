@@ -2,6 +2,8 @@
 
 //! Units: sectors, chunks and units of difference storage.
 
+use core::ops::Range;
+
 /// log2 of the number of bytes in a sector.
 pub(crate) const SECTOR_SHIFT: u32 = kernel::block::SECTOR_SHIFT;
 
@@ -72,6 +74,17 @@ impl Geometry {
         end.saturating_sub(self.sector(first))
     }
 
+    /// The chunks all of whose sectors are from `start` to before `end`.
+    pub(crate) fn chunks_inside(&self, start: u64, end: u64) -> Range<u64> {
+        let first = start.div_ceil(1 << self.chunk_shift);
+        let last = if end >= self.sectors {
+            self.chunks()
+        } else {
+            self.chunk(end)
+        };
+        first..last.max(first)
+    }
+
     /// The units in a chunk that is not short.
     pub(crate) fn units_per_chunk(&self) -> u64 {
         1 << (self.chunk_shift - UNIT_SECTORS_SHIFT)
@@ -106,5 +119,17 @@ mod tests {
         assert_eq!(g.sectors_in(0, 4), 100);
         assert_eq!(g.sectors_in(3, 1), 4);
         assert_eq!(g.sectors_in(1, 2), 64);
+    }
+
+    #[test]
+    fn chunks_inside_of_a_range() {
+        let g = Geometry::new(100, 14, 63, 1 << 31);
+        assert_eq!(g.chunks_inside(0, 100), 0..4);
+        assert_eq!(g.chunks_inside(1, 99), 1..3);
+        assert_eq!(g.chunks_inside(64, 96), 2..3);
+        assert_eq!(g.chunks_inside(97, 100), 4..4);
+        assert_eq!(g.chunks_inside(33, 63), 2..2);
+        assert_eq!(g.chunks_inside(40, 50), 2..2);
+        assert_eq!(g.chunks_inside(96, u64::MAX), 3..4);
     }
 }

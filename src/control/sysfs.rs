@@ -239,7 +239,7 @@ static SNAPSHOT: [Attribute<Snapshot>; 16] = [
     }),
 ];
 
-static IMAGE: [Attribute<Image>; 3] = [
+static IMAGE: [Attribute<Image>; 4] = [
     Attribute::new(c"original", |image, out| {
         value(out, image.cow().origin().bdev().id())
     }),
@@ -247,4 +247,7 @@ static IMAGE: [Attribute<Image>; 3] = [
         value(out, image.cow().health().snapshot())
     }),
     Attribute::new(c"error", |image, out| value(out, image.cow().error())),
+    Attribute::new(c"unused", |image, out| {
+        bytes(out, image.cow().unused_sectors())
+    }),
 ];

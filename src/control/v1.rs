@@ -25,10 +25,7 @@ use super::{
         Call,
         Entry, //
     },
-    client::{
-        Client,
-        BIND, //
-    },
+    client::Client,
     front_end::FrontEnd,
     may_open,
     registry::Registry,
@@ -145,9 +142,8 @@ impl OpenFile for Control {
 
 impl Control {
     fn command(&self, abi: Abi, word: u32, address: usize) -> Result<isize> {
-        if word == BIND {
-            self.client.bind();
-            return Ok(0);
+        if let Some(done) = self.client.command(abi, word, address) {
+            return done.map(|()| 0);
         }
         let (command, layout) = command_of_word(&COMMANDS, MAGIC, word, abi).ok_or(ENOTTY)?;
         let args = Struct::read(abi, layout, address)?;

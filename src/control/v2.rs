@@ -28,10 +28,7 @@ use super::{
         Call,
         Entry, //
     },
-    client::{
-        Client,
-        BIND, //
-    },
+    client::Client,
     front_end::FrontEnd,
     may_open,
     registry::Registry,
@@ -135,9 +132,8 @@ impl Control {
     }
 
     pub(super) fn command(&self, abi: Abi, word: u32, address: usize) -> Result<isize> {
-        if word == BIND {
-            self.client.bind();
-            return Ok(0);
+        if let Some(done) = self.client.command(abi, word, address) {
+            return done.map(|()| 0);
         }
         let found = command_of_word(&COMMANDS, MAGIC, word, abi);
         let (command, layout) = found.ok_or(ENOTTY)?;

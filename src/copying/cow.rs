@@ -87,6 +87,7 @@ use crate::{
             CopySlot,
             Idle, //
         }, //
+        unused::Unused, //
     },
     storage::{
         health::Health,
@@ -108,6 +109,7 @@ mod parked;
 mod resources;
 mod steps;
 mod store;
+mod unused;
 mod writes;
 
 /// How many copies can have memory for a chunk whatever happens.
@@ -160,7 +162,8 @@ struct Inner {
     images: BioList,
     excluded: Arc<Excluded>,
     account: Account,
-    /// The chunks that a large write begins with and that were found to be safe, as they stay.
+    /// The chunks that a large write begins with and that were found to be safe or unused, as they
+    /// stay.
     safe: Range<u64>,
     /// Windows of the map that were replaced and are to be freed.
     old: KVec<OldWindow>,
@@ -191,8 +194,8 @@ impl Kick {
 }
 
 impl Inner {
-    /// Where to begin to look for chunks from `from` to before `to` that are not safe: of a
-    /// [large](LARGE) write, behind those that are known to be.
+    /// Where to begin to look for chunks from `from` to before `to` that a write has to wait for: of
+    /// a [large](LARGE) one, behind those that it is known not to.
     fn skip_safe(&self, from: u64, to: u64) -> u64 {
         if self.safe.start == from && to - from > LARGE {
             self.safe.end.max(from).min(to)
@@ -263,6 +266,8 @@ pub(crate) struct Cow {
     shrinks: u32,
     geometry: Geometry,
     map: ChunkMap,
+    /// Changed under `inner`'s lock.
+    unused: Unused,
     #[pin]
     inner: SpinLock<Inner>,
     /// How often something was excluded. Incremented before that storage is in use.
@@ -330,6 +335,7 @@ impl Cow {
                 shrinks: medium.shrinks(),
                 geometry,
                 map: ChunkMap::new(geometry.chunks())?,
+                unused: Unused::new(geometry.chunks()),
                 inner <- new_spinlock!(Inner {
                     flights: Flights::new(copies, memory)?,
                     idle: Idle::new(copies, RESERVED, chunk, memory)?,
@@ -392,13 +398,11 @@ impl Cow {
         Busy::new(&self.inflight)
     }
 
-    /// How many copies are under way, and how many bytes of memory the map and the copies take.
+    /// How many copies are under way, and how many bytes of memory the maps and the copies take.
     pub(crate) fn usage(&self) -> (usize, usize) {
         let inner = self.inner.lock();
-        (
-            inner.flights.count(),
-            self.map.memory() + inner.idle.memory(),
-        )
+        let maps = self.map.memory() + self.unused.memory();
+        (inner.flights.count(), maps + inner.idle.memory())
     }
 
     /// The chunks, from the first to before the last, that have sectors from `sector` to before

@@ -133,6 +133,13 @@ impl Memory {
         Ok(bio)
     }
 
+    /// Zeroes the bytes from `from` to before `to`.
+    pub(crate) fn zero(&self, from: usize, to: usize) {
+        if let Some(buffer) = &self.buffer {
+            buffer.zero(from, to);
+        }
+    }
+
     /// What is to be stored, of the `sectors` sectors that were read.
     pub(crate) fn unstored(&self, sectors: u64) -> Unstored {
         Unstored {

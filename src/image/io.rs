@@ -7,9 +7,10 @@
 //! is parked until that is stored; then it comes to the disk again.
 //!
 //! Reads of the original are optimistic. No lock keeps the chunks untouched meanwhile: the end of
-//! the read checks whether they still are, and whether nothing there has become storage. If not,
-//! what was read may be new data; it is thrown away, and the part comes to the disk again, to read
-//! the copy, or zeroes. See [`chunk_map`](crate::copying::chunk_map) for why that is right.
+//! the read checks whether they still are, and whether nothing there has become storage or was said
+//! to be unused. If not, what was read may be new data; it is thrown away, and the part comes to the
+//! disk again, to read the copy, or zeroes. See [`chunk_map`](crate::copying::chunk_map) for why that
+//! is right.
 //!
 //! Writes go to the difference storage: an untouched chunk is copied there first.
 
@@ -82,7 +83,8 @@ pub(crate) struct ImageIo {
 /// The context of a clone.
 struct CloneIo {
     image: Arc<ImageIo>,
-    /// The chunks, from the first to before the last, that have to be untouched in the end.
+    /// The chunks, from the first to before the last, that have to be untouched in the end, and not
+    /// unused.
     untouched: Option<(u64, u64)>,
     /// [`Cow::exclusions`] before the place was found; no more than that in the end.
     exclusions: u32,
@@ -112,7 +114,9 @@ impl EndIo for CloneIo {
         if let Some(bio) = cloned {
             let overtaken = !planted(Fault::NoLookAfterRead)
                 && untouched.is_some_and(|(from, to)| {
-                    cow.map().untouched_until(from, to) != to || cow.exclusions() != exclusions
+                    cow.map().untouched_until(from, to) != to
+                        || cow.next_unused(from, to) != to
+                        || cow.exclusions() != exclusions
                 });
             let lost = untouched.is_some_and(|(_, to)| cow.device_was_too_small(to));
             if lost || cow.image_has_failed() {
@@ -131,9 +135,9 @@ impl EndIo for CloneIo {
 
 /// Where the next part of an image bio goes.
 enum Goal {
-    /// Nowhere: it is storage, and reads as zeroes.
+    /// Nowhere: it is storage or unused, and reads as zeroes.
     Nothing,
-    /// To the original, if these chunks stay untouched.
+    /// To the original, if these chunks stay untouched and needed.
     Original(u64, u64),
     /// To the difference storage.
     Storage(Target, u64),
@@ -269,13 +273,19 @@ fn find(cow: &Cow, sector: u64, most: u32, write: bool) -> Option<(Goal, u32)> {
     let map = cow.map();
     let first = geometry.chunk(sector);
     let last = geometry.chunk(end - 1) + 1;
+    // Before the places: see `cow::unused`.
+    let unused = cow.unused_until(first, last);
     let (goal, until) = match map.get(first) {
+        Place::Untouched if !write && unused != first => {
+            let to = map.untouched_until(first + 1, unused);
+            (Goal::Nothing, geometry.sector(to))
+        }
         Place::Untouched if !write => {
             // Most small reads are about one chunk.
             let to = if first + 1 == last {
                 last
             } else {
-                map.untouched_until(first + 1, last)
+                map.untouched_until(first + 1, cow.next_unused(first + 1, last))
             };
             (Goal::Original(first, to), geometry.sector(to))
         }

@@ -219,6 +219,31 @@ static void append(void)
 	works(SNAPSHOT_APPEND_STORAGE, storage_args(id, 1, 16384, 64));
 }
 
+/* What was not used: the structure is that of 64-bit programs. */
+static void unused(struct blk_snap_uuid id)
+{
+	struct blk_snap_unused *args = new(unused);
+	struct blk_snap_block_range *ranges = room(2 * sizeof(*ranges));
+
+	for (unsigned int i = 0; i < 2; i++)
+		ranges[i] = (struct blk_snap_block_range){ 16 * i, 8 };
+	args->id = id;
+	args->dev_id = two;
+	args->flags = 0;
+	args->count = 2;
+	args->ranges = (unsigned long)ranges;
+	works(UNUSED, args);
+	args->flags = 1;
+	fails(EINVAL, UNUSED, args);
+	args->flags = 0;
+	args->ranges |= 1ull << 32;
+	fails(EFAULT, UNUSED, args);
+	args->dev_id = storage;
+	args->count = 0;
+	fails(ENOENT, UNUSED, args);
+	want(alone(args) && alone(ranges));
+}
+
 static void images(void)
 {
 	struct blk_snap_uuid id = create(2), nobody = { { 1 } };
@@ -253,6 +278,7 @@ static void images(void)
 		want(is(infos[i].orig_dev_id, orig[i]));
 		want(is(infos[i].image_dev_id, number_of(path)));
 	}
+	unused(id);
 	args->id = nobody;
 	fails(ESRCH, SNAPSHOT_COLLECT_IMAGES, args);
 }

@@ -263,15 +263,31 @@ static void image_is(int dev, const char *path)
 static void images(void)
 {
 	struct blksnap_snapshotinfo *args = new(blksnap_snapshotinfo);
+	struct blksnap_unused *unused = new(blksnap_unused);
+	struct blksnap_sectors *range = room(sizeof(*range));
 	struct blksnap_uuid id = created();
+	struct stat status;
 	char none[36] = "";
 
+	want(!stat(one_path, &status));
 	tells(one, snapshotinfo, args);
 	want(!memcmp(args, none, sizeof(*args)) && alone(args));
 	works(SNAPSHOT_TAKE, named(id));
 	fails(EALREADY, SNAPSHOT_TAKE, named(id));
 	image_is(one, one_path);
 	image_is(two, two_path);
+
+	unused->id = id;
+	unused->dev_id_mj = major(status.st_rdev);
+	unused->dev_id_mn = minor(status.st_rdev);
+	unused->flags = 0;
+	unused->count = 1;
+	unused->ranges = pointer(range);
+	*range = (struct blksnap_sectors){ 8, 16 };
+	works(UNUSED, unused);
+	range->count = 0;
+	fails(EINVAL, UNUSED, unused);
+	want(alone(unused) && alone(range));
 }
 
 static struct blksnap_snapshot_event *waiting(struct blksnap_uuid id, unsigned int timeout_ms)

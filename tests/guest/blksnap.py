@@ -29,6 +29,8 @@ SNAPSHOT_TAKE = 0x80105608
 SNAPSHOT_COLLECT = 0x40105609
 SNAPSHOT_COLLECT_IMAGES = 0x4020560A
 SNAPSHOT_WAIT_EVENT = 0x5000560B
+# Of this module only, and of each ABI.
+UNUSED = 0x40285641
 
 LOW_FREE_SPACE, CORRUPTED = 0, 1
 
@@ -55,6 +57,14 @@ def ioctl(fd, command, argument):
 def address_of(buffer):
     """Where a bytearray is. Keep it alive."""
     return ctypes.addressof((ctypes.c_char * len(buffer)).from_buffer(buffer)) if buffer else 0
+
+
+def give_unused(control, name, device, ranges, flags=0):
+    """Tells a snapshot what was not used; of either ABI. The ranges may be an array of bytes."""
+    if not isinstance(ranges, bytearray):
+        ranges = bytearray(b"".join(struct.pack("2Q", *item) for item in ranges))
+    control.call(UNUSED, bytearray(
+        name.bytes + struct.pack("4IQ", *dev_of(device), flags, len(ranges) // 16, address_of(ranges))))
 
 
 def dev_of(device):

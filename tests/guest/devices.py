@@ -235,6 +235,18 @@ def check_fs(kind, device):
         sh("xfs_repair", "-n", device)
 
 
+def unused_of_ext4(device):
+    """The ranges of sectors that the bitmaps of an ext4 call free: what nobody has mounted, or an image."""
+    text = sh("dumpe2fs", device)
+    size = int(re.search(r"^Block size:\s+(\d+)$", text, re.MULTILINE)[1]) // 512
+    found = []
+    for line in re.findall(r"^\s+Free blocks: (.+)$", text, re.MULTILINE):
+        for part in line.split(", "):
+            first, _, last = part.partition("-")
+            found.append((int(first) * size, (int(last or first) - int(first) + 1) * size))
+    return found
+
+
 def extents(path):
     """The ranges of a file on its device, as FIEMAP has them: (first sector, sectors)."""
     found = []

@@ -17,7 +17,7 @@ TRACKER = {"name", "since", "capacity", "block_size", "block_count", "generation
 SNAPSHOT = {"state", "error", "originals", "images", "created", "taken", "stopped_us", "storage_size",
             "storage_used", "storage_requested", "bytes_copied", "copies_in_flight", "memory",
             "writes_held", "reads_retried", "events"}
-IMAGE = {"original", "snapshot", "error"}
+IMAGE = {"original", "snapshot", "error", "unused"}
 
 
 def number(device):

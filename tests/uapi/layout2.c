@@ -90,6 +90,8 @@ at(blksnap_snapshotinfo, image, 32, 4, 4);
 check(blkfilter_ctl_blksnap_stat == 64);
 number(IOCTL_BLKSNAP_BIND, 0x5640u, 0x5640u);
 number(IOCTL_BLK_SNAP_BIND, 0x5640u, 0x5640u);
+number(IOCTL_BLKSNAP_UNUSED, 0x40285641u, 0x40285641u);
+number(IOCTL_BLK_SNAP_UNUSED, 0x40285641u, 0x40285641u);
 
 size(blksnap_stat, 80, 80);
 at(blksnap_stat, size, 8, 0, 0);
@@ -148,6 +150,18 @@ at(blksnap_event_corrupted, err_code, 4, 8, 8);
 
 size(blksnap_event_no_space, 8, 8);
 at(blksnap_event_no_space, requested_nr_sect, 8, 0, 0);
+
+#define unused(name) \
+	size(name, 40, 40); \
+	at(name, id, 16, 0, 0); \
+	at(name, flags, 4, 24, 24); \
+	at(name, count, 4, 28, 28); \
+	at(name, ranges, 8, 32, 32)
+unused(blksnap_unused);
+at(blksnap_unused, dev_id_mj, 4, 16, 16);
+at(blksnap_unused, dev_id_mn, 4, 20, 20);
+unused(blk_snap_unused);
+at(blk_snap_unused, dev_id, 8, 16, 16);
 
 /* One word means two things, which is why the interfaces cannot share a node. */
 number(IOCTL_BLKSNAP_SNAPSHOT_DESTROY, IOCTL_BLK_SNAP_TRACKER_COLLECT, 0x40105602u);

@@ -486,4 +486,41 @@ struct blk_snap_event_corrupted {
  */
 #define IOCTL_BLK_SNAP_BIND	_IO(BLK_SNAP, 64)
 
+/**
+ * struct blk_snap_unused - Argument of &IOCTL_BLK_SNAP_UNUSED
+ *
+ * @id: the snapshot
+ * @dev_id: one of its devices
+ * @flags: 0
+ * @count: number of elements of @ranges
+ * @ranges: a pointer to an array of &struct blk_snap_block_range
+ */
+struct blk_snap_unused {
+	struct blk_snap_uuid id;
+	struct blk_snap_dev_t dev_id;
+	__u32 flags;
+	__u32 count;
+	__u64 ranges;
+};
+
+/**
+ * IOCTL_BLK_SNAP_UNUSED - Tell what was not used at the instant
+ *
+ * After the take, any number of times: ranges of a captured device that had no
+ * meaning, such as the free blocks of a file system as its image has them.  They
+ * may overlap.  Writes to them are not copied from then on, discards are passed
+ * on, and the image shows zeroes, or what was written to it.  That cannot be
+ * taken back.  Chunks of which only a part is in a range stay as they are, and
+ * so do those that were copied before.  Not in the interface of 2022: other
+ * modules answer -ENOTTY.
+ *
+ * Return: 0, -ESRCH if there is no such snapshot, -EPERM if it is bound to
+ * another open file, -ENODEV if it is not taken, -ENOENT if the device is not in
+ * it, -EINVAL if @flags is not 0, there are more than 2^20 ranges, or one is
+ * empty or not inside the device (then none is used), -EIO if the image is lost,
+ * -EFAULT, or -ENOMEM.
+ */
+#define IOCTL_BLK_SNAP_UNUSED						\
+	_IOW(BLK_SNAP, 65, struct blk_snap_unused)
+
 #endif /* _UAPI_LINUX_BLK_SNAP_H */

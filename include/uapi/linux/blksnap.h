@@ -408,4 +408,43 @@ struct blksnap_event_no_space {
  */
 #define IOCTL_BLKSNAP_BIND	_IO(BLKSNAP, 64)
 
+/**
+ * struct blksnap_unused - Argument of &IOCTL_BLKSNAP_UNUSED
+ *
+ * @id: the snapshot
+ * @dev_id_mj: major number of one of its devices
+ * @dev_id_mn: minor number
+ * @flags: 0
+ * @count: number of elements of @ranges
+ * @ranges: a pointer to an array of &struct blksnap_sectors
+ */
+struct blksnap_unused {
+	struct blksnap_uuid id;
+	__u32 dev_id_mj;
+	__u32 dev_id_mn;
+	__u32 flags;
+	__u32 count;
+	__u64 ranges;
+};
+
+/**
+ * IOCTL_BLKSNAP_UNUSED - Tell what was not used at the instant
+ *
+ * After the take, any number of times: ranges of a captured device that had no
+ * meaning, such as the free blocks of a file system as its image has them.  They
+ * may overlap.  Writes to them are not copied from then on, discards are passed
+ * on, and the image shows zeroes, or what was written to it.  That cannot be
+ * taken back.  Chunks of which only a part is in a range stay as they are, and
+ * so do those that were copied before.  Not in the interface of 2025: other
+ * modules answer -ENOTTY.
+ *
+ * Return: 0, -ESRCH if there is no such snapshot, -EPERM if it is bound to
+ * another open file, -ENODEV if it is not taken, -ENOENT if the device is not in
+ * it, -EINVAL if @flags is not 0, there are more than 2^20 ranges, or one is
+ * empty or not inside the device (then none is used), -EIO if the image is lost,
+ * -EFAULT, or -ENOMEM.
+ */
+#define IOCTL_BLKSNAP_UNUSED						\
+	_IOW(BLKSNAP, 65, struct blksnap_unused)
+
 #endif /* _UAPI_LINUX_BLKSNAP_H */

@@ -51,9 +51,18 @@ const MAX_CLAIMS: usize = 4;
 /// The bios of the runs that were claimed, to be submitted without the lock.
 pub(super) type Reads = [Option<NewBio<ReadIo>>; MAX_CLAIMS];
 
+/// What wants chunks to be copied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wants {
+    /// A write to the original: those that are not unused.
+    Write,
+    /// A write to the image: all.
+    Image,
+}
+
 /// What to do with something that wants chunks to be copied.
 pub(super) enum Next {
-    /// Go on: all of them are safe.
+    /// Go on: all that it needs are safe.
     Safe,
     /// Wait for this flight, which is being read.
     Flight(usize),
@@ -62,12 +71,13 @@ pub(super) enum Next {
 }
 
 impl Cow {
-    /// Claims untouched chunks between `from` and `to`, and says what to wait for.
+    /// Claims untouched chunks between `from` and `to`, as far as `wants` needs them, and says what to
+    /// wait for.
     pub(super) fn advance(
         self: &Arc<Self>,
         inner: &mut Inner,
-        from: u64,
-        to: u64,
+        (from, to): (u64, u64),
+        wants: Wants,
         may_claim: bool,
         reads: &mut Reads,
     ) -> Next {
@@ -77,7 +87,11 @@ impl Cow {
         let mut short = false;
         let mut last = None;
         for slot in reads {
-            let Some(run) = self.map.untouched_run(at, to, most) else {
+            let run = match wants {
+                Wants::Write => self.needed_run(at, to, most),
+                Wants::Image => self.map.untouched_run(at, to, most),
+            };
+            let Some(run) = run else {
                 break;
             };
             if !may_claim {
@@ -118,6 +132,7 @@ impl Cow {
         let spare = || self.space.spare() >> self.geometry.chunk_shift;
         let (map, geometry) = (&self.map, &self.geometry);
         let wanted = inner.account.extend(map, geometry, needed.clone(), spare);
+        let wanted = self.without_unused(wanted, &needed);
         let shift = geometry.chunk_shift + SECTOR_SHIFT;
         // CAST: At most `COPY_WINDOW` or a chunk.
         let bytes = |run: &Range<u64>| ((run.end - run.start) << shift) as usize;

@@ -18,7 +18,8 @@ use kernel::{
 use super::{
     claim::{
         Next,
-        Reads, //
+        Reads,
+        Wants, //
     },
     Cow,
     Kick,
@@ -50,7 +51,8 @@ impl Cow {
                 return None;
             }
             let may_claim = inner.writers.is_empty();
-            let next = self.advance(&mut inner, chunk, chunk + 1, may_claim, &mut reads);
+            let this = (chunk, chunk + 1);
+            let next = self.advance(&mut inner, this, Wants::Image, may_claim, &mut reads);
             later = matches!(next, Next::Later);
             // The copy, if it has begun, has booked for itself.
             self.space.unbook(units);

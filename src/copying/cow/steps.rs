@@ -111,6 +111,7 @@ impl Cow {
                 kick: Kick::default(),
             };
         }
+        self.zero_unused(&run, &flight.memory);
         let parked = flight.has_parked_bios();
         inner.flush |= parked || inner.has_waiting_bios();
         self.map.set(run, |_| Place::InMemory);

@@ -20,7 +20,8 @@ use kernel::{
 use super::{
     claim::{
         Next,
-        Reads, //
+        Reads,
+        Wants, //
     },
     Cow,
     Inner,
@@ -46,7 +47,7 @@ impl Cow {
         end: u64,
     ) -> Verdict<'a> {
         let (from, to) = this.chunks(sector, end);
-        if to - from > LARGE && !this.is_large_write_safe(from, to) {
+        if to - from > LARGE && !this.is_large_write_passable(from, to) {
             return Self::filter_uncopied(this, bio, (sector, end), (from, to));
         }
         match this.map.overwrite(from, to) {
@@ -61,10 +62,10 @@ impl Cow {
         }
     }
 
-    /// Whether all chunks from `from` to before `to` are safe. Remembers those that are.
-    fn is_large_write_safe(&self, from: u64, to: u64) -> bool {
+    /// Whether all chunks from `from` to before `to` are safe or unused. Remembers those that are.
+    fn is_large_write_passable(&self, from: u64, to: u64) -> bool {
         let known = self.inner.lock().skip_safe(from, to);
-        let end = self.map.safe_until(known, to);
+        let end = self.passable_until(known, to);
         self.inner.lock().safe = from..end;
         end == to
     }
@@ -76,7 +77,7 @@ impl Cow {
         (sector, end): (u64, u64),
         (from, to): (u64, u64),
     ) -> Verdict<'a> {
-        if this.passes_writes() || this.is_excluded(sector, end) {
+        if this.is_passable(from, to) || this.passes_writes() || this.is_excluded(sector, end) {
             return bio.pass();
         }
         match bio.op() {
@@ -97,7 +98,7 @@ impl Cow {
         let mut inner = this.inner.lock();
         let may_claim = inner.writers.is_empty();
         let mut kick = Kick::default();
-        let next = this.advance(&mut inner, from, to, may_claim, &mut reads);
+        let next = this.advance(&mut inner, (from, to), Wants::Write, may_claim, &mut reads);
         let (rejected, verdict) = match next {
             Next::Safe => {
                 drop(inner);
@@ -160,7 +161,7 @@ impl Cow {
             let next = if self.image_has_failed() {
                 Next::Safe
             } else {
-                self.advance(&mut inner, from, to, true, &mut reads)
+                self.advance(&mut inner, (from, to), Wants::Write, true, &mut reads)
             };
             let mut go_on = true;
             let rejected = match next {
