@@ -19,10 +19,11 @@ use loom::sync::{
 };
 
 use crate::{
-    Failed,
+    Failed, ZERO,
     chunk_map::{ChunkMap, OldWindow, Overwrite, Place},
     device::{Origin, Storage},
     image_io::{self, ImageBio},
+    unused::Unused,
 };
 
 /// Runs that one write claims at a time.
@@ -75,6 +76,12 @@ impl Inner {
     }
 }
 
+#[derive(Clone, Copy)]
+enum Wants {
+    Write,
+    Image,
+}
+
 enum Next {
     Safe,
     Flight(usize),
@@ -97,6 +104,7 @@ pub struct Setup {
 
 pub struct Cow {
     pub map: ChunkMap,
+    pub unused: Unused,
     pub origin: Origin,
     pub storage: Storage,
     inner: Mutex<Inner>,
@@ -104,6 +112,8 @@ pub struct Cow {
     pub setup: Setup,
     /// Whether it has failed, to those who know all.
     pub failures: Counter,
+    /// Chunks of which the image has shown zeroes.
+    pub zeroes: Vec<Counter>,
     /// Bios of the image that have ended.
     pub ended: Counter,
     /// Writes to the original that have ended.
@@ -114,6 +124,7 @@ impl Cow {
     pub fn new(setup: &Setup) -> Self {
         let this = Self {
             map: ChunkMap::new(setup.chunks).unwrap(),
+            unused: Unused::new(setup.chunks),
             origin: Origin::new(setup.chunks, setup.bad),
             storage: Storage::new(setup.units, setup.chunks),
             inner: Mutex::new(Inner {
@@ -127,6 +138,7 @@ impl Cow {
             error: Turn::new(AtomicU32::new(0)),
             setup: setup.clone(),
             failures: Counter::new(0),
+            zeroes: (0..setup.chunks).map(|_| Counter::new(0)).collect(),
             ended: Counter::new(0),
             written: Counter::new(0),
         };
@@ -151,6 +163,39 @@ impl Cow {
         self.failures.fetch_add(1, Counting);
     }
 
+    /// Chunks had no meaning at the instant.
+    pub fn give_unused(&self, chunks: Range<u64>) {
+        for part in self.unused.parts(chunks) {
+            self.unused.prepare(&part).unwrap();
+            let _inner = self.inner.lock().unwrap();
+            self.unused.give(part);
+        }
+    }
+
+    fn passable_until(&self, from: u64, to: u64) -> u64 {
+        let mut at = from;
+        while at < to {
+            let end = self.unused.until(self.map.safe_until(at, to), to);
+            if end == at {
+                break;
+            }
+            at = end;
+        }
+        at
+    }
+
+    fn needed_run(&self, from: u64, to: u64, most: u64) -> Option<Range<u64>> {
+        let mut at = from;
+        loop {
+            let run = self.map.untouched_run(at, to, most)?;
+            let start = self.unused.until(run.start, to);
+            if start < run.end {
+                return Some(start..self.unused.next(start, run.end));
+            }
+            at = start;
+        }
+    }
+
     /// A write to the original comes from its filter, for the first time or again.
     pub fn filter(&self, write: Write) {
         let (from, to) = (write.chunks.start, write.chunks.end);
@@ -171,18 +216,26 @@ impl Cow {
 
     fn pass(&self, write: Write) {
         for chunk in write.chunks {
-            self.origin.write(chunk, write.data, write.thread);
+            // It was let pass for the one reason or for the other: only one of them orders it.
+            if self.unused.until(chunk, chunk + 1) == chunk {
+                self.origin.write(chunk, write.data, write.thread);
+            } else {
+                self.origin.write_unused(chunk, write.data);
+            }
         }
         self.written.fetch_add(1, Counting);
     }
 
     fn filter_uncopied(&self, write: Write) {
         let (from, to) = (write.chunks.start, write.chunks.end);
+        if self.unused.count() != 0 && self.passable_until(from, to) == to {
+            return self.pass(write);
+        }
         let mut reads = Vec::new();
         let mut let_go = None;
         let mut inner = self.inner.lock().unwrap();
         let may_claim = inner.writers.is_empty();
-        match self.advance(&mut inner, from, to, may_claim, &mut reads) {
+        match self.advance(&mut inner, (from, to), Wants::Write, may_claim, &mut reads) {
             Next::Safe => {
                 drop(inner);
                 return self.pass(write);
@@ -205,15 +258,18 @@ impl Cow {
     fn advance(
         &self,
         inner: &mut Inner,
-        from: u64,
-        to: u64,
+        (from, to): (u64, u64),
+        wants: Wants,
         may_claim: bool,
         reads: &mut Vec<Copy>,
     ) -> Next {
         let mut at = from;
         let mut short = false;
         for _ in 0..MAX_CLAIMS {
-            let mut run = self.map.untouched_run(at, to, 8);
+            let mut run = match wants {
+                Wants::Write => self.needed_run(at, to, 8),
+                Wants::Image => self.map.untouched_run(at, to, 8),
+            };
             if planted(Fault::CopyTwice) && self.map.get(at) == Place::Reading {
                 run = Some(at..to);
             }
@@ -247,8 +303,9 @@ impl Cow {
         }
         inner.free -= 1;
         let run = if inner.ahead {
-            self.map.untouched_since(0, needed.start)
-                ..self.map.untouched_until(needed.end, self.setup.chunks)
+            let since = self.map.untouched_since(0, needed.start);
+            let until = self.map.untouched_until(needed.end, self.setup.chunks);
+            self.unused.needed_since(since, needed.start)..self.unused.next(needed.end, until)
         } else {
             needed.clone()
         };
@@ -272,7 +329,7 @@ impl Cow {
         }
     }
 
-    fn read_done(&self, copy: Copy, data: Result<Vec<u32>, Failed>) {
+    fn read_done(&self, copy: Copy, mut data: Result<Vec<u32>, Failed>) {
         let mut guard = self.inner.lock().unwrap();
         let inner = &mut *guard;
         let flight = inner.flights.iter_mut().find(|flight| flight.run == copy.0);
@@ -295,6 +352,11 @@ impl Cow {
             return self.recycle(flight);
         }
         flight.in_memory = true;
+        for (chunk, data) in copy.0.clone().zip(data.iter_mut().flatten()) {
+            if self.unused.until(chunk, chunk + 1) != chunk && !planted(Fault::StoreUnused) {
+                *data = ZERO;
+            }
+        }
         self.map.set(copy.0.clone(), |_| Place::InMemory);
         drop(guard);
         writers.into_iter().for_each(|write| self.filter(write));
@@ -373,7 +435,8 @@ impl Cow {
         let mut inner = self.inner.lock().unwrap();
         let mut later = false;
         if claim && self.map.get(chunk) == Place::Untouched {
-            let next = self.advance(&mut inner, chunk, bio.chunks.end, true, &mut reads);
+            let run = (chunk, bio.chunks.end);
+            let next = self.advance(&mut inner, run, Wants::Image, true, &mut reads);
             later = matches!(next, Next::Later);
         }
         let mut rest = None;
@@ -397,6 +460,23 @@ impl Cow {
         rest
     }
 
+    /// What `park` does for a write to the image, without one.
+    pub fn copy_for_image(&self, chunk: u64) {
+        let mut reads = Vec::new();
+        let mut inner = self.inner.lock().unwrap();
+        if self.map.get(chunk) == Place::Untouched {
+            let _ = self.advance(
+                &mut inner,
+                (chunk, chunk + 1),
+                Wants::Image,
+                true,
+                &mut reads,
+            );
+        }
+        drop(inner);
+        self.submit(reads);
+    }
+
     fn serve_writers(&self) {
         loop {
             let mut reads = Vec::new();
@@ -409,7 +489,7 @@ impl Cow {
             let next = if self.image_has_failed() {
                 Next::Safe
             } else {
-                self.advance(&mut inner, from, to, true, &mut reads)
+                self.advance(&mut inner, (from, to), Wants::Write, true, &mut reads)
             };
             let mut go_on = true;
             let mut rejected = None;
@@ -450,6 +530,7 @@ impl Cow {
             return Err(Failed);
         }
         match self.map.get(chunk) {
+            Place::Untouched if self.unused.until(chunk, chunk + 1) != chunk => Ok(ZERO),
             Place::Untouched => Ok(self.origin.read_optimistic(chunk)),
             place => Ok(self.storage.read_place(place)),
         }

@@ -63,9 +63,16 @@ impl Origin {
     }
 
     pub fn write(&self, chunk: u64, data: u32, thread: usize) {
-        let sector = &self.sectors[chunk as usize];
-        sector.order[thread].with_mut(|_| ());
-        sector.data.take().store(data, Release);
+        self.sectors[chunk as usize].order[thread].with_mut(|_| ());
+        self.write_unused(chunk, data);
+    }
+
+    /// A write to an unused chunk waits for no copier.
+    pub fn write_unused(&self, chunk: u64, data: u32) {
+        self.sectors[chunk as usize]
+            .data
+            .take()
+            .store(data, Release);
     }
 }
 

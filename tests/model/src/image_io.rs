@@ -5,7 +5,7 @@
 use core::{ops::Range, sync::atomic::Ordering::Relaxed as Counting};
 use kernel::planted::{Fault, planted};
 
-use crate::{Failed, OLD, chunk_map::Place, cow::Cow};
+use crate::{Failed, OLD, ZERO, chunk_map::Place, cow::Cow};
 
 /// A part of a bio of the image.
 #[derive(Clone, Debug)]
@@ -23,9 +23,12 @@ impl ImageBio {
         match result {
             Ok(data) if self.write.is_none() => {
                 assert_eq!(data.len() as u64, self.chunks.end - self.chunks.start);
-                for data in data {
+                for (chunk, data) in self.chunks.clone().zip(data) {
                     let right = data == OLD || self.written.contains(&data);
                     assert!(right, "the image lies");
+                    if data == ZERO {
+                        cow.zeroes[chunk as usize].store(1, Counting);
+                    }
                 }
             }
             Ok(_) => {}
@@ -40,6 +43,7 @@ impl ImageBio {
 }
 
 enum Target {
+    Nothing,
     Original(u64),
     Storage(u32),
     Wait(u64),
@@ -67,9 +71,18 @@ pub fn submit(cow: &Cow, bio: ImageBio) {
 
 fn find(cow: &Cow, bio: &ImageBio) -> (Target, u64) {
     let (first, last) = (bio.chunks.start, bio.chunks.end);
-    match cow.map.get(first) {
+    let mut unused = cow.unused.until(first, last);
+    let place = cow.map.get(first);
+    if planted(Fault::LookForUnusedLate) {
+        unused = cow.unused.until(first, last);
+    }
+    match place {
+        Place::Untouched if bio.write.is_none() && unused != first => {
+            (Target::Nothing, cow.map.untouched_until(first + 1, unused))
+        }
         Place::Untouched if bio.write.is_none() => {
-            let to = cow.map.untouched_until(first + 1, last);
+            let needed = cow.unused.next(first + 1, last);
+            let to = cow.map.untouched_until(first + 1, needed);
             (Target::Original(to), to)
         }
         Place::Untouched | Place::Reading | Place::InMemory => (Target::Wait(first), first + 1),
@@ -83,6 +96,10 @@ fn find(cow: &Cow, bio: &ImageBio) -> (Target, u64) {
 fn send(cow: &Cow, bio: ImageBio, target: Target) -> Option<ImageBio> {
     let count = (bio.chunks.end - bio.chunks.start) as u32;
     match (target, bio.write) {
+        (Target::Nothing, _) => {
+            bio.end(cow, Ok(vec![ZERO; count as usize]));
+            None
+        }
         (Target::Wait(chunk), _) => cow.park(bio, chunk),
         (Target::Original(to), _) => {
             let read = |chunk| cow.origin.read_optimistic(chunk);
@@ -103,7 +120,11 @@ fn send(cow: &Cow, bio: ImageBio, target: Target) -> Option<ImageBio> {
 
 /// The end of a clone. Gives the part back if it is to be done again.
 fn end_io(cow: &Cow, bio: ImageBio, data: Vec<u32>, untouched: Option<u64>) -> Option<ImageBio> {
-    let overtaken = untouched.is_some_and(|to| cow.map.untouched_until(bio.chunks.start, to) != to);
+    let first = bio.chunks.start;
+    let overtaken = untouched.is_some_and(|to| {
+        cow.map.untouched_until(first, to) != to
+            || cow.unused.next(first, to) != to && !planted(Fault::NoLookForUnused)
+    });
     if cow.image_has_failed() && !planted(Fault::NoErrorCheck) {
         bio.end(cow, Err(Failed));
     } else if overtaken && !planted(Fault::NoLookAfterRead) {

@@ -2,8 +2,8 @@
 
 //! The life of a chunk, over all interleavings.
 //!
-//! `src/copying/chunk_map.rs` is compiled here as it is, with loom's atomics under it. Around it is
-//! a small model of what uses it: the names are those of the functions in `src/copying/cow/` and
+//! `chunk_map.rs` and `unused.rs` of `src/copying` are compiled here as they are, with loom's atomics
+//! under them. Around them is a small model of what uses them: the names are those of the functions in `src/copying/cow/` and
 //! `src/image/io.rs`, and each does what that function does, step by step; what it leaves out is
 //! bios, memory and accounting. loom runs each scenario of `scenarios` in every order in which a thread
 //! is interrupted at most twice (once, if there are three; `LOOM_MAX_PREEMPTIONS=3` takes minutes), and with every value that
@@ -12,7 +12,8 @@
 //! What is checked, in the words of the design:
 //!
 //! - *The image never lies*: each read of an image gives the data as of the instant (or what was
-//!   written to the image since), or an error once the snapshot has failed.
+//!   written to the image since, or zeroes of a chunk that is said to be unused), or an error once the
+//!   snapshot has failed. What was zeroes once stays so.
 //! - *A write is released only when the old data is safe*: it is ordered after the copier's read,
 //!   and not only by luck: an unordered pair is a data race to loom.
 //! - *A chunk is copied at most once.*
@@ -37,6 +38,11 @@ mod chunk_map;
 
 #[allow(dead_code)]
 #[rustfmt::skip]
+#[path = "../../../src/copying/unused.rs"]
+mod unused;
+
+#[allow(dead_code)]
+#[rustfmt::skip]
 #[path = "../../../src/base/units.rs"]
 mod units;
 
@@ -52,6 +58,9 @@ mod scenarios;
 
 /// What is on the original at the instant.
 const OLD: u32 = 0;
+
+/// What the image shows of an unused chunk.
+const ZERO: u32 = u32::MAX - 1;
 
 /// What cannot be right.
 const JUNK: u32 = u32::MAX;

@@ -7,7 +7,7 @@ use kernel::planted::{Fault, plant};
 use loom::sync::Arc;
 
 use crate::{
-    Failed, OLD,
+    Failed, OLD, ZERO,
     cow::{Cow, Setup},
     image_io::{self, ImageBio},
 };
@@ -21,6 +21,10 @@ enum Step {
     Read(Range<u64>),
     /// Writes to the image.
     WriteImage(Range<u64>),
+    /// Has a chunk copied for a write to the image.
+    CopyForImage(u64),
+    /// Says that chunks were not used at the instant.
+    Give(Range<u64>),
     /// The snapshot fails: because of another one of its devices.
     Fail,
 }
@@ -75,12 +79,18 @@ fn is_image_write(steps: &[Step]) -> bool {
     steps.iter().any(|step| matches!(step, WriteImage(_)))
 }
 
+fn gives(steps: &[Step]) -> bool {
+    steps.iter().any(|step| matches!(step, Give(_)))
+}
+
 fn perform(cow: &Cow, threads: &[Vec<Step>], step: Step, thread: usize) {
     let written = threads.iter().any(|steps| is_image_write(steps));
+    let given = threads.iter().any(|steps| gives(steps));
+    let more = [written.then_some(TO_IMAGE), given.then_some(ZERO)];
     let bio = |chunks, write| ImageBio {
         chunks,
         write,
-        written: written.then_some(TO_IMAGE).into_iter().collect(),
+        written: more.into_iter().flatten().collect(),
     };
     match step {
         Write(chunks) => cow.filter(crate::cow::Write {
@@ -90,6 +100,8 @@ fn perform(cow: &Cow, threads: &[Vec<Step>], step: Step, thread: usize) {
         }),
         Read(chunks) => image_io::submit(cow, bio(chunks, None)),
         WriteImage(chunks) => image_io::submit(cow, bio(chunks, Some(TO_IMAGE))),
+        CopyForImage(chunk) => cow.copy_for_image(chunk),
+        Give(chunks) => cow.give_unused(chunks),
         Fail => cow.fail(),
     }
 }
@@ -106,7 +118,7 @@ fn look(cow: &Cow, threads: &[Vec<Step>]) {
     );
     let parts = steps().map(|step| match step {
         Read(chunks) | WriteImage(chunks) => (chunks.end - chunks.start) as u32,
-        Write(_) | Fail => 0,
+        Write(_) | CopyForImage(_) | Give(_) | Fail => 0,
     });
     assert_eq!(
         cow.ended.load(Counting),
@@ -117,7 +129,7 @@ fn look(cow: &Cow, threads: &[Vec<Step>]) {
         let touches = |step: &Step, image: bool| match step {
             Write(chunks) => !image && chunks.contains(&chunk),
             WriteImage(chunks) => image && chunks.contains(&chunk),
-            Read(_) | Fail => false,
+            Read(_) | CopyForImage(_) | Give(_) | Fail => false,
         };
         let writers = threads.iter().enumerate();
         let writers = writers.filter(|(_, steps)| steps.iter().any(|s| touches(s, false)));
@@ -133,7 +145,13 @@ fn look(cow: &Cow, threads: &[Vec<Step>]) {
             OLD
         };
         match cow.final_image(chunk) {
-            Ok(found) => assert_eq!(found, image, "the image lies in the end"),
+            // What was not used.
+            Ok(ZERO) => assert!(image == OLD && threads.iter().any(|steps| gives(steps))),
+            Ok(found) => {
+                assert_eq!(found, image, "the image lies in the end");
+                let zeroes = cow.zeroes[chunk as usize].load(Counting) != 0;
+                assert!(found != OLD || !zeroes, "zeroes have become data");
+            }
             Err(Failed) => assert!(cow.failures.load(Counting) > 0),
         }
     }
@@ -264,6 +282,49 @@ fn nothing_is_stored_after_a_failure() {
     check(setup, &[&[Write(0..3)]]);
 }
 
+/// A write passes, or is copied before.
+fn unused_and_written() {
+    check(SETUP, &[&[Give(0..1), Write(0..1)], &[Write(0..1)]]);
+}
+
+fn unused_and_read() {
+    check(SETUP, &[&[Give(0..1), Write(0..1)], &[Read(0..1)]]);
+}
+
+fn unused_when_copied_and_read() {
+    check(SETUP, &[&[Write(0..1), Give(0..1)], &[Read(0..1)]]);
+}
+
+/// It is being copied for somebody who came before it was given.
+fn unused_while_copied() {
+    check(
+        SETUP,
+        &[&[Give(0..1), Write(0..1)], &[Write(0..1), Read(0..1)]],
+    );
+}
+
+fn unused_and_image_written() {
+    check(SETUP, &[&[Give(0..1), Write(0..1)], &[WriteImage(0..1)]]);
+}
+
+/// A copy is made for the image of what is overwritten meanwhile.
+fn unused_beside_what_is_copied() {
+    let setup = Setup {
+        ahead: true,
+        chunks: 2,
+        ..SETUP
+    };
+    check(setup, &[&[Give(1..2), Write(0..2)], &[Read(0..2)]]);
+}
+
+/// What is written to the image is not all of a chunk in the driver: so here what is under it shows.
+fn unused_and_copied_for_the_image() {
+    check(
+        SETUP,
+        &[&[Write(0..1)], &[Give(0..1), CopyForImage(0), Read(0..1)]],
+    );
+}
+
 /// All scenarios are silent.
 macro_rules! silent {
     ($($name:ident)*) => {
@@ -278,7 +339,9 @@ silent! {
     read_of_what_was_copied no_copy_is_free image_write image_write_and_read
     image_write_without_a_free_copy copied_ahead copied_ahead_and_read neighbour_cannot_be_read
     cannot_be_read no_storage storage_ends failure_elsewhere failure_and_another_write
-    nothing_is_stored_after_a_failure
+    nothing_is_stored_after_a_failure unused_and_written unused_and_read unused_while_copied
+    unused_when_copied_and_read unused_and_image_written unused_beside_what_is_copied
+    unused_and_copied_for_the_image
 }
 
 /// A fault is found by a scenario, with these words.
@@ -310,4 +373,8 @@ found! {
     changes_relaxed: ChangesRelaxed by two_writes as "";
     publish_relaxed: PublishRelaxed by write_and_read as "";
     find_relaxed: FindRelaxed by write_and_read as "";
+    store_unused: StoreUnused by unused_while_copied as "the image lies";
+    store_unused_for_the_image: StoreUnused by unused_and_copied_for_the_image as "the image lies";
+    no_look_for_unused: NoLookForUnused by unused_and_read as "the image lies";
+    look_for_unused_late: LookForUnusedLate by unused_when_copied_and_read as "zeroes have become data";
 }

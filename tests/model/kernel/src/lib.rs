@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! As much of the kernel crate as `src/copying/chunk_map.rs` uses, on top of loom: so that the driver's
-//! own file is what the model checks, with its own orderings.
+//! As much of the kernel crate as `chunk_map.rs` and `unused.rs` of `src/copying` use, on top of loom: so
+//! that the driver's own files are what the model checks, with their own orderings.
 //!
 //! [`planted`] weakens single orderings, to show that they are needed.
 

@@ -29,6 +29,12 @@ pub enum Fault {
     NoErrorCheck,
     /// What waits for a copy is taken before the copy is taken off the list.
     EndInTwoSteps,
+    /// What is read of an unused chunk is stored as it is.
+    StoreUnused,
+    /// It is not looked after an optimistic read whether its chunks are unused.
+    NoLookForUnused,
+    /// Whether a chunk is unused is looked at after its place.
+    LookForUnusedLate,
 }
 
 thread_local! {

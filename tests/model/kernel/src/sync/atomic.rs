@@ -26,7 +26,7 @@ impl Value for u32 {
 }
 
 impl Value for usize {
-    // The map has one such, which only counts memory: not worth an interleaving.
+    // Such ones only count, memory and chunks: not worth an interleaving.
     type Cell = core::sync::atomic::AtomicUsize;
 
     fn cell(self) -> Self::Cell {
