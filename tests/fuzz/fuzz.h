@@ -17,7 +17,7 @@
 #define COMMANDS blk_snap_ioctl_end
 #define MAX_ERRNO 134
 /* The commands of the interface of 2025, and a file that they may give as storage. */
-#define SECOND 15
+#define SECOND 16
 #define SECOND_FILE "/dev/shm/fuzz-storage"
 
 /* --- Random numbers: the same with the same seed. */

@@ -23,11 +23,12 @@ struct wrapped_ctl { __u64 path; __u8 name[BLKFILTER_NAME_LENGTH]; __u32 cmd, op
 #define WRAPPED(number, type) _IOWR('F', number, struct wrapped_##type)
 
 /* Those that take a number of a command have one word. */
-enum { VERSION, CREATE, DESTROY, TAKE, COLLECT, WAIT, BIND, ATTACH, DETACH, INFO, MAP, DIRTY, ADD, IMAGE, STAT };
+enum { VERSION, CREATE, DESTROY, TAKE, COLLECT, WAIT, BIND, UNUSED, ATTACH, DETACH, INFO, MAP, DIRTY, ADD, IMAGE,
+       STAT };
 
 static const char *const names[SECOND] = {
-	"VERSION", "CREATE", "DESTROY", "TAKE", "COLLECT", "WAIT_EVENT", "BIND", "ATTACH", "DETACH", "CBTINFO",
-	"CBTMAP", "CBTDIRTY", "SNAPSHOTADD", "SNAPSHOTINFO", "STAT",
+	"VERSION", "CREATE", "DESTROY", "TAKE", "COLLECT", "WAIT_EVENT", "BIND", "UNUSED", "ATTACH", "DETACH",
+	"CBTINFO", "CBTMAP", "CBTDIRTY", "SNAPSHOTADD", "SNAPSHOTINFO", "STAT",
 };
 
 /* What is given to one command; where it is, and what the kernel may write to. */
@@ -40,6 +41,7 @@ struct second {
 		struct blksnap_uuid id;
 		struct blksnap_snapshot_collect collect;
 		struct blksnap_snapshot_event event;
+		struct blksnap_unused unused;
 		struct blkfilter_attach attach;
 		struct blkfilter_detach detach;
 		struct blkfilter_ctl ctl;
@@ -69,6 +71,8 @@ static const struct {
 	[WAIT] = { IOCTL_BLKSNAP_SNAPSHOT_WAIT_EVENT, sizeof(struct blksnap_snapshot_event), 80,
 		   { ENOENT, EINTR, ESRCH } },
 	[BIND] = { IOCTL_BLKSNAP_BIND, 0, 4, { 0 } },
+	[UNUSED] = { IOCTL_BLKSNAP_UNUSED, sizeof(struct blksnap_unused), 60,
+		     { ESRCH, EPERM, ENODEV, ENOENT, EINVAL, EIO, ENOMEM } },
 	[ATTACH] = { BLKFILTER_ATTACH, sizeof(struct blkfilter_attach), 6, { EALREADY, EINVAL, ENOENT, ENODEV, ENOMEM } },
 	[DETACH] = { BLKFILTER_DETACH, sizeof(struct blkfilter_detach), 2, { ENOENT, EBUSY, EINVAL, ENODEV } },
 	[INFO] = { BLKFILTER_CTL, sizeof(struct blkfilter_ctl), 80, { ENOENT, EINVAL, ENOTTY, ENODEV } },
@@ -113,6 +117,43 @@ static uintptr_t some_path(struct worker *worker, struct second *call)
 	return (uintptr_t)at;
 }
 
+/* Ranges of a device, and how many of them are said to be there. */
+static struct blksnap_sectors *some_ranges(struct worker *worker, struct second *call, const struct device *device,
+					   __u32 *count)
+{
+	struct rng *rng = &worker->rng;
+	unsigned int n = below(rng, 6);
+	struct blksnap_sectors *ranges;
+
+	ranges = (struct blksnap_sectors *)room_place(&worker->array, rng, n * sizeof(*ranges));
+	for (unsigned int i = 0; i < n; i++) {
+		struct blksnap_sectors range = { next(rng) % device->sectors, 0 };
+
+		range.count = one_in(rng, 16) ? next(rng) : 1 + next(rng) % (device->sectors - range.offset);
+		memcpy(&ranges[i], &range, sizeof(range));
+	}
+	*count = one_in(rng, 24) ? next(rng) : n;
+	call->hostile |= *count != n;
+	return ranges;
+}
+
+/* What was not used, of a snapshot of either interface. */
+static void put_unused(struct worker *worker, struct second *call, const struct device *device)
+{
+	struct blksnap_unused *args = &call->args.unused;
+	struct rng *rng = &worker->rng;
+
+	args->id = some_id(rng);
+	if (one_in(rng, 2)) {
+		call->fd = worker->fds[below(rng, 4)];
+		memcpy(&args->id, &shared->ids[below(rng, MAX_IDS)], sizeof(args->id));
+	}
+	args->dev_id_mj = device->id.mj;
+	args->dev_id_mn = device->id.mn;
+	args->flags = one_in(rng, 24) ? next(rng) : 0;
+	args->ranges = (uintptr_t)some_ranges(worker, call, device, &args->count);
+}
+
 /* What a command to a filter has behind its number. */
 static void put_payload(struct worker *worker, struct second *call, const struct device *device)
 {
@@ -126,7 +167,6 @@ static void put_payload(struct worker *worker, struct second *call, const struct
 		struct blksnap_snapshotinfo image;
 		struct blksnap_stat stat;
 	} payload;
-	struct blksnap_sectors *ranges;
 	unsigned int size = 0, n;
 	char *at;
 
@@ -146,17 +186,8 @@ static void put_payload(struct worker *worker, struct second *call, const struct
 		break;
 	default:
 		size = sizeof(payload.dirty);
-		n = below(rng, 6);
-		ranges = (struct blksnap_sectors *)room_place(&worker->array, rng, n * sizeof(*ranges));
-		for (unsigned int i = 0; i < n; i++) {
-			struct blksnap_sectors range = { next(rng) % device->sectors, 0 };
-
-			range.count = one_in(rng, 16) ? next(rng) : 1 + next(rng) % (device->sectors - range.offset);
-			memcpy(&ranges[i], &range, sizeof(range));
-		}
-		payload.dirty.count = one_in(rng, 24) ? next(rng) : n;
-		call->hostile |= payload.dirty.count != n;
-		payload.dirty.dirty_sectors = (uintptr_t)ranges;
+		payload.dirty.dirty_sectors =
+			(uintptr_t)some_ranges(worker, call, device, &payload.dirty.count);
 	}
 	at = room_place(&worker->more, rng, size);
 	memcpy(at, &payload, size < sizeof(payload) ? size : sizeof(payload));
@@ -234,6 +265,7 @@ static void make(struct worker *worker, struct second *call)
 		call->args.create.diff_storage_filename = some_path(worker, call);
 		break;
 	case DESTROY: case TAKE: call->args.id = some_id(rng); break;
+	case UNUSED: put_unused(worker, call, device); break;
 	case WAIT:
 		call->args.event.id = some_id(rng);
 		call->args.event.timeout_ms = one_in(rng, 8) ? below(rng, 20) : 0;
