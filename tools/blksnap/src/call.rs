@@ -10,8 +10,12 @@ use std::ptr;
 use rustix::io::Errno;
 
 use crate::error::{Command, Error, Result};
+use crate::id::{DevId, SnapshotId};
 use crate::sys;
 use crate::units::SectorRange;
+
+/// Ranges in a call, at the most.
+const MOST_RANGES: usize = 1 << 20;
 
 /// Opens a control device.
 pub(crate) fn open_control(path: &Path) -> Result<File> {
@@ -42,6 +46,36 @@ pub(crate) fn bind(file: &File) -> Result<bool> {
         Err(Errno::NOTTY) => Ok(false),
         Err(errno) => Err(failed(Command::Bind, "", errno)),
     }
+}
+
+/// Tells a snapshot what of a device was not used at the instant. `false` if the module does not know
+/// that.
+pub(crate) fn give_unused(
+    file: &File,
+    id: SnapshotId,
+    device: DevId,
+    ranges: &[SectorRange],
+) -> Result<bool> {
+    for ranges in ranges.chunks(MOST_RANGES) {
+        let ranges = raw_ranges(ranges);
+        let mut raw = sys::Unused {
+            id: id.to_raw(),
+            dev_id: device.into(),
+            flags: 0,
+            count: count_of(&ranges),
+            ranges: ranges.as_ptr().expose_provenance() as u64,
+        };
+        // SAFETY: The number is that of this structure, whose pointer is good for `count` ranges.
+        match unsafe { sys::call(file, sys::UNUSED, &mut raw) } {
+            Ok(_) => {}
+            Err(Errno::NOTTY) => return Ok(false),
+            Err(errno) => {
+                let subject = format!("{id} of {}", device.describe());
+                return Err(failed(Command::SnapshotUnused, subject, errno));
+            }
+        }
+    }
+    Ok(true)
 }
 
 /// The error of a command.

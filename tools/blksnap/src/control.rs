@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::call::{bind, collect, count_of, failed, if_there, open_control, raw_ranges};
+use crate::call::{
+    bind, collect, count_of, failed, give_unused, if_there, open_control, raw_ranges,
+};
 use crate::cbt::{CbtInfo, ChangeMap};
 use crate::error::{Command, Result};
 use crate::event::Event;
@@ -256,6 +258,20 @@ impl Control {
         unsafe { sys::call(&self.file, sys::SNAPSHOT_TAKE, &mut raw) }
             .map_err(|errno| failed(Command::SnapshotTake, id, errno))?;
         Ok(())
+    }
+
+    /// Tells a taken snapshot what of one of its devices had no meaning at the instant, such as free
+    /// blocks of a file system: what is written there is not copied from then on, and the image shows
+    /// zeros. That cannot be taken back. May be called any number of times. What the module keeps in
+    /// one piece (a chunk, 4 KiB of small devices) must be in one range. `false` if the module does not know
+    /// this command.
+    pub fn snapshot_unused(
+        &self,
+        id: SnapshotId,
+        device: DevId,
+        ranges: &[SectorRange],
+    ) -> Result<bool> {
+        give_unused(&self.file, id, device, ranges)
     }
 
     /// Lists the snapshots, in the order of their creation.

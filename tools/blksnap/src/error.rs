@@ -123,6 +123,7 @@ pub enum Command {
     SnapshotCollect,
     SnapshotCollectImages,
     SnapshotWaitEvent,
+    SnapshotUnused,
     Bind,
     SnapshotCreateAt,
     Attach,
@@ -150,6 +151,7 @@ impl fmt::Display for Command {
             Self::SnapshotCollect => "cannot list the snapshots",
             Self::SnapshotCollectImages => "cannot list the images of the snapshot",
             Self::SnapshotWaitEvent => "cannot wait for an event of the snapshot",
+            Self::SnapshotUnused => "cannot tell what was not used to the snapshot",
             Self::Bind => "cannot bind snapshots to this process",
             Self::SnapshotCreateAt => "cannot create a snapshot with its storage at",
             Self::Attach => "cannot begin to track",
@@ -200,7 +202,8 @@ fn meaning(command: Command, errno: Errno) -> &'static str {
             C::SnapshotAppendStorage
             | C::SnapshotTake
             | C::SnapshotCollectImages
-            | C::SnapshotWaitEvent,
+            | C::SnapshotWaitEvent
+            | C::SnapshotUnused,
             Errno::SRCH,
         ) => "there is no such snapshot: ",
         (C::SnapshotAppendStorage, Errno::INVAL) => {
@@ -214,7 +217,13 @@ fn meaning(command: Command, errno: Errno) -> &'static str {
         (C::SnapshotTake, Errno::TIMEDOUT) => {
             "the writes of a device do not come to an end (`dmesg` tells of which): "
         }
-        (C::SnapshotCollectImages, Errno::NODEV) => "it has not been taken: ",
+        (C::SnapshotCollectImages | C::SnapshotUnused, Errno::NODEV) => "it has not been taken: ",
+        (C::SnapshotUnused, Errno::NOENT) => "the device is not in it: ",
+        (C::SnapshotUnused, Errno::PERM) => "it belongs to another process: ",
+        (C::SnapshotUnused, Errno::IO) => "it is lost: ",
+        (C::SnapshotUnused, Errno::INVAL) => {
+            "a range is empty or not inside the device; none was used: "
+        }
         (_, errno) => meaning_v2(command, errno),
     }
 }

@@ -33,7 +33,7 @@ use crate::error::{Error, Result};
 use crate::id::{DevId, SnapshotId};
 use crate::state::{self, ImageState, SnapshotState};
 use crate::storage::Place;
-use crate::units::ByteSet;
+use crate::units::{ByteSet, SectorRange};
 use crate::v2;
 use engine::Engine;
 use fed::Fed;
@@ -222,6 +222,17 @@ impl Session {
         let taken = Taken { before, after };
         self.taken = Some(taken);
         Ok(taken)
+    }
+
+    /// Tells the module what of a device had no meaning at the instant, such as the free blocks of a file
+    /// system *as its image has them*: what is written there is not copied from then on, so it takes
+    /// no storage, and the image shows zeros there, but for what was copied before. Only whole sectors are
+    /// told. `false` if the module is one that does not know this; then all is as it was.
+    ///
+    /// What is told wrongly is lost for the image, and cannot be taken back.
+    pub fn give_unused(&self, device: DevId, unused: &ByteSet) -> Result<bool> {
+        let ranges: Vec<_> = unused.iter().filter_map(SectorRange::inside).collect();
+        self.engine.give_unused(device, &ranges)
     }
 
     /// When the snapshot was taken.

@@ -58,6 +58,8 @@ pub const SNAPSHOT_WAIT_EVENT: u32 = number::<SnapshotEvent>(WRITE, 11);
 
 /// Binds snapshots to the open file that makes them; of both interfaces, and without an argument.
 pub const BIND: u32 = (b'V' as u32) << 8 | 64;
+/// Tells what was not used at the instant; of both interfaces.
+pub const UNUSED: u32 = number::<Unused>(WRITE, 65);
 
 /// Code of [`EventLowFreeSpace`].
 pub const EVENT_LOW_FREE_SPACE: u32 = 0;
@@ -252,6 +254,27 @@ pub struct SnapshotEvent {
     /// The rest, out.
     pub data: [u8; 4064],
 }
+
+/// `struct blk_snap_unused`, which is `struct blksnap_unused`; the same for all programs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Unused {
+    /// The snapshot.
+    pub id: RawUuid,
+    /// One of its devices.
+    pub dev_id: DevT,
+    /// 0.
+    pub flags: u32,
+    /// Number of ranges.
+    pub count: u32,
+    /// The ranges: a pointer to [`BlockRange`]s.
+    pub ranges: u64,
+}
+
+const _: () = {
+    assert!(UNUSED == 0x4028_5641);
+    assert!(std::mem::offset_of!(Unused, ranges) == 32);
+};
 
 /// `struct blk_snap_event_low_free_space`.
 #[repr(C)]

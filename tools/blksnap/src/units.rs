@@ -56,6 +56,15 @@ impl SectorRange {
         }
     }
 
+    /// The sectors that are inside of a range of bytes, if there are any.
+    pub const fn inside(bytes: Range<u64>) -> Option<Self> {
+        let start = bytes.start.div_ceil(Sectors::SIZE);
+        match (bytes.end / Sectors::SIZE).checked_sub(start) {
+            None | Some(0) => None,
+            Some(count) => Some(Self::new(start, count)),
+        }
+    }
+
     /// The same range in bytes.
     pub const fn bytes(self) -> Range<u64> {
         let start = self.start.bytes();
@@ -181,6 +190,16 @@ mod tests {
         assert_eq!(Sectors::floor(1023), Sectors(1));
         assert_eq!(Sectors::ceil(1023), Sectors(2));
         assert_eq!(Sectors(u64::MAX).bytes(), u64::MAX);
+    }
+
+    #[test]
+    fn sectors_inside_of_bytes() {
+        let inside = SectorRange::inside;
+        assert_eq!(inside(512..1536), Some(SectorRange::new(1, 2)));
+        assert_eq!(inside(1..2047), Some(SectorRange::new(1, 2)));
+        assert_eq!(inside(513..1535), None);
+        assert_eq!(inside(513..1000), None);
+        assert_eq!(inside(1024..1024), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::cbt::{CbtInfo, ChangeMap};
 use crate::control::Image;
 use crate::error::Result;
 use crate::id::DevId;
-use crate::units::ByteSet;
+use crate::units::{ByteSet, SectorRange};
 
 /// A snapshot by one of the interfaces.
 pub(super) trait Engine: Debug + Send + Sync {
@@ -21,6 +21,9 @@ pub(super) trait Engine: Debug + Send + Sync {
     fn take(&self) -> Result<()>;
     /// The images of the devices, after that.
     fn images(&self) -> Result<Vec<Image>>;
+
+    /// Tells what was not used at the instant; whether the module wants to know.
+    fn give_unused(&self, device: DevId, ranges: &[SectorRange]) -> Result<bool>;
 
     /// Fails if the snapshot is lost; waits so long for bad news.
     fn check(&self, patience: Duration) -> Result<()>;

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::id::{DevId, SnapshotId};
 use crate::owner::{self, Claim};
 use crate::storage::remove_stale;
-use crate::units::ByteSet;
+use crate::units::{ByteSet, SectorRange};
 
 /// A snapshot, its files and its thread. Dropping it does not end it.
 #[derive(Debug)]
@@ -84,6 +84,10 @@ impl Engine for Fed {
 
     fn images(&self) -> Result<Vec<Image>> {
         self.control.images(self.id)
+    }
+
+    fn give_unused(&self, device: DevId, ranges: &[SectorRange]) -> Result<bool> {
+        self.control.snapshot_unused(self.id, device, ranges)
     }
 
     fn check(&self, patience: Duration) -> Result<()> {

@@ -24,7 +24,7 @@ use crate::id::{DevId, SnapshotId};
 use crate::owner::{self, Claim};
 use crate::state::{SnapshotState, TrackerState};
 use crate::storage::remove_stale;
-use crate::units::ByteSet;
+use crate::units::{ByteSet, SectorRange};
 use crate::v2::{self, Device, EventKind};
 use crate::watch::EventWatch;
 
@@ -227,6 +227,10 @@ impl Engine for Held {
             })
         };
         self.devices.iter().map(image).collect()
+    }
+
+    fn give_unused(&self, device: DevId, ranges: &[SectorRange]) -> Result<bool> {
+        self.control.snapshot_unused(self.id, device, ranges)
     }
 
     fn check(&self, patience: Duration) -> Result<()> {

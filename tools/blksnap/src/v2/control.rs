@@ -12,12 +12,12 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::Event;
-use crate::call::{bind, collect, failed, if_there, open_control};
+use crate::call::{bind, collect, failed, give_unused, if_there, open_control};
 use crate::control::Version;
 use crate::error::{Command, Result};
-use crate::id::SnapshotId;
+use crate::id::{DevId, SnapshotId};
 use crate::sys::{self, v2};
-use crate::units::Sectors;
+use crate::units::{SectorRange, Sectors};
 
 /// The opened control device. Any number may be open at once, and threads may share one.
 #[derive(Debug)]
@@ -100,6 +100,20 @@ impl Control {
             Err(error) if error.errno() == Some(Errno::NODEV) => Ok(()),
             other => other,
         }
+    }
+
+    /// Tells a taken snapshot what of one of its devices had no meaning at the instant, such as free
+    /// blocks of a file system: what is written there is not copied from then on, and the image shows
+    /// zeros. That cannot be taken back. May be called any number of times. What the module keeps in
+    /// one piece (a chunk, 4 KiB of small devices) must be in one range. `false` if the module does not know
+    /// this command.
+    pub fn snapshot_unused(
+        &self,
+        id: SnapshotId,
+        device: DevId,
+        ranges: &[SectorRange],
+    ) -> Result<bool> {
+        give_unused(&self.file, id, device, ranges)
     }
 
     /// Lists the snapshots of this interface, in the order of their creation.
