@@ -86,7 +86,7 @@ use crate::{
         memory::{
             CopySlot,
             Idle, //
-        }, //
+        },
         unused::Unused, //
     },
     storage::{

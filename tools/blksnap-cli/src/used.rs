@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Which blocks of a captured device its file system does not use at the instant: they need not be read,
-//! and are zeros in the backup.
+//! Which blocks of a captured device its file system does not use at the instant: they need be neither
+//! read nor copied by the module, and are zeros in the backup.
 //!
 //! The image is only read: a mount, even a read-only one, would write to it (ext4 deletes what was
 //! unlinked while open). What is not known for sure counts as used:

@@ -62,7 +62,8 @@ pub struct Backup {
     /// lost in its manifest; the exit code is 3 then
     #[arg(long)]
     pub skip_unreadable: bool,
-    /// Read also what the file system on a device does not use, which is zeros in the backup otherwise
+    /// Read also what the file system on a device does not use, which is zeros in the backup otherwise,
+    /// and have it copied when it is overwritten meanwhile
     #[arg(long)]
     pub all_blocks: bool,
     /// Compare the whole backup with the image, byte for byte, while the snapshot is held

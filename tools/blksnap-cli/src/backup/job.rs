@@ -16,6 +16,7 @@ use super::again::{Known, is_inside};
 use super::phases::{Phase, Phases, Piece};
 use super::plan::Plan;
 use super::report::DeviceReport;
+use crate::output;
 use crate::used;
 
 /// How often is looked for the reason of a difference, and how long between.
@@ -129,10 +130,17 @@ impl<'a> Job<'a> {
         })
     }
 
-    /// Looks for what no file system uses, which is not read then.
+    /// Looks for what no file system uses, which is not read then. Nor does the module copy it, if that
+    /// is written: what is to be compared with older backups is not in it.
     pub fn leave_out_unused(&mut self) {
         match used::unused(self.image, self.info.capacity) {
-            Ok(unused) => self.unused = self.recorder.can_leave_out(&unused),
+            Ok(unused) => {
+                self.unused = self.recorder.can_leave_out(&unused);
+                let told = self.session.give_unused(self.info.device, &self.unused);
+                if let Err(error) = told {
+                    output::remark(format!("what is written there is copied: {error}"));
+                }
+            }
             Err(why) => self.report.unused_unknown = Some(format!("{why:#}")),
         }
     }
