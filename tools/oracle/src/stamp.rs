@@ -20,6 +20,11 @@ impl Tag {
     /// All bytes are zero.
     pub const ZERO: Self = Self(0);
 
+    /// Whether it is of a write of that writer.
+    pub fn is_of(self, writer: usize) -> bool {
+        self.0 >> 32 == writer as u64 + 1
+    }
+
     /// The write with this number of a writer.
     pub fn new(writer: usize, number: usize) -> Self {
         Self((writer as u64 + 1) << 32 | number as u64)

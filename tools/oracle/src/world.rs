@@ -7,10 +7,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -40,6 +37,8 @@ pub enum Kind {
     Append,
     /// Takes a snapshot and checks the images.
     Take,
+    /// Says of parts of a device that they were not used at the instant.
+    Unused,
     /// Lets writers and users go on.
     Load,
     /// Ends a snapshot.
@@ -59,11 +58,12 @@ pub struct Step {
 pub fn steps(seed: u64, count: usize) -> Vec<Step> {
     let mut random = fastrand::Rng::with_seed(seed);
     let step = |_| Step {
-        kind: match random.u8(..10) {
+        kind: match random.u8(..12) {
             0..2 => Kind::Create,
             2 => Kind::Append,
             3..6 => Kind::Take,
             6..8 => Kind::Load,
+            10.. => Kind::Unused,
             _ => Kind::Destroy,
         },
         seed: random.u64(..),
@@ -107,6 +107,8 @@ pub struct Counts {
     pub images: u64,
     /// Change maps that were compared with two images.
     pub maps: u64,
+    /// How often it was said what was not used.
+    pub unused: u64,
     /// Snapshots that failed for lack of storage.
     pub overflows: u64,
     /// Writes to the originals.
@@ -203,6 +205,7 @@ impl World {
                 }
             }
             Kind::Take => self.take(slot, random)?,
+            Kind::Unused => self.give_unused(slot, random)?,
             Kind::Load => self.load(random.usize(1..100))?,
             Kind::Destroy => self.destroy(slot)?,
         }
@@ -378,12 +381,7 @@ impl World {
             return Ok(());
         };
         for (device, path, tags) in images {
-            let usage = Arc::new(ImageUse {
-                stop: AtomicBool::new(false),
-                done: AtomicUsize::new(0),
-                failed: AtomicUsize::new(0),
-                full: AtomicBool::new(false),
-            });
+            let usage = Arc::new(ImageUse::new());
             self.users += 1;
             let writer = self.users + FILLER;
             let (shared, mine, random) = (self.shared.clone(), usage.clone(), random.fork());
@@ -392,6 +390,44 @@ impl World {
                 shared.note(result);
             });
             held.users.push(User { usage, thread });
+        }
+        Ok(())
+    }
+
+    /// Says of parts of a device of a taken snapshot, while it is written and its image is used, that they
+    /// were not used.
+    fn give_unused(&mut self, slot: usize, random: &mut fastrand::Rng) -> Result<()> {
+        let Some(held) = &self.slots[slot] else {
+            return Ok(());
+        };
+        let at = random.usize(..held.devices.len());
+        // Not taken yet, or lost.
+        let Some(user) = held.users.get(at) else {
+            return Ok(());
+        };
+        let device = held.devices[at];
+        let sectors = self.shared.originals[device].sectors;
+        let most = if random.bool() { 64 } else { sectors / 2 };
+        let ranges: Vec<_> = (0..random.usize(1..20))
+            .map(|_| {
+                let count = random.u64(1..=most.max(1));
+                SectorRange::new(random.u64(..=sectors - count), count)
+            })
+            .collect();
+        let bounds = ranges
+            .iter()
+            .map(|range| (range.start.0, range.start.0 + range.count.0));
+        user.usage.unused.lock().unwrap().extend(bounds);
+        let id = self.ids[device];
+        let told = match &self.second {
+            Some((control, _)) if held.held => control.snapshot_unused(held.id, id, &ranges),
+            _ => self.control.snapshot_unused(held.id, id, &ranges),
+        };
+        match told {
+            Ok(true) => self.counts.unused += 1,
+            Ok(false) => bail!("the module does not want to know what was not used"),
+            Err(error) if held.lean && error.errno() == Some(rustix::io::Errno::IO) => {}
+            Err(error) => return Err(error.into()),
         }
         Ok(())
     }
