@@ -66,6 +66,7 @@ mod recorded;
 mod repository;
 mod seen;
 mod stretch;
+pub mod table;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod unreadable;
