@@ -33,7 +33,7 @@ impl Relation {
         let mut seen = vec![storage];
         let mut at = 0;
         while let Some(&device) = seen.get(at) {
-            for lower in below(device) {
+            for lower in device.below() {
                 if let Some(captured) = common(lower) {
                     return Self::Above(captured);
                 }
@@ -67,35 +67,37 @@ fn spans_meet((disk_a, a): &Span, (disk_b, b): &Span) -> bool {
     disk_a == disk_b && a.start < b.end && b.start < a.end
 }
 
-/// The devices that a device is built on.
-fn below(device: DevId) -> Vec<DevId> {
-    let disk = device.partition_of().map_or(device, |(disk, _)| disk);
-    let dir = disk.sysfs();
-    let slaves = fs::read_dir(dir.join("slaves"))
-        .into_iter()
-        .flatten()
-        .flatten();
-    let number = |path| fs::read_to_string(path).ok()?.trim().parse().ok();
-    let mut found: Vec<DevId> = slaves
-        .filter_map(|entry| number(entry.path().join("dev")))
-        .collect();
-    // A loop device is on a file, which is on the device of its file system; or on a device.
-    let backing = fs::read_to_string(dir.join("loop/backing_file"));
-    if let Some(meta) = backing
-        .ok()
-        .and_then(|path| fs::metadata(path.trim_end()).ok())
-    {
-        let raw = if meta.is_file() {
-            meta.dev()
-        } else {
-            meta.rdev()
-        };
-        found.push(DevId::from_raw(raw));
-    }
-    found
-}
-
 impl DevId {
+    /// The devices that this one is built on: the parts of an array or a volume, what a loop device is on;
+    /// of a partition, those of its disk. None if it is on no other. A file of a file system without a
+    /// device of its own, such as btrfs, counts as one with the major 0.
+    pub fn below(self) -> Vec<Self> {
+        let disk = self.partition_of().map_or(self, |(disk, _)| disk);
+        let dir = disk.sysfs();
+        let slaves = fs::read_dir(dir.join("slaves"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let number = |path| fs::read_to_string(path).ok()?.trim().parse().ok();
+        let mut found: Vec<Self> = slaves
+            .filter_map(|entry| number(entry.path().join("dev")))
+            .collect();
+        // A loop device is on a file, which is on the device of its file system; or on a device.
+        let backing = fs::read_to_string(dir.join("loop/backing_file"));
+        if let Some(meta) = backing
+            .ok()
+            .and_then(|path| fs::metadata(path.trim_end()).ok())
+        {
+            let raw = if meta.is_file() {
+                meta.dev()
+            } else {
+                meta.rdev()
+            };
+            found.push(Self::from_raw(raw));
+        }
+        found
+    }
+
     /// Bytes of a logical block of the device, if it is there.
     pub(crate) fn block_size(self) -> Option<u64> {
         let disk = self.partition_of().map_or(self, |(disk, _)| disk);
@@ -104,7 +106,7 @@ impl DevId {
     }
 
     /// Bytes of the device, if it is there.
-    pub(crate) fn size(self) -> Option<u64> {
+    pub fn size(self) -> Option<u64> {
         let text = fs::read_to_string(self.sysfs().join("size")).ok()?;
         Some(Sectors(text.trim().parse().ok()?).bytes())
     }
