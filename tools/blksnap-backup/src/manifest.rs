@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use crate::format::Format;
 use crate::hardware::{self, Hardware};
+use crate::machine::Machine;
 use crate::private;
 
 /// The name of the file.
@@ -46,6 +47,9 @@ pub struct Manifest {
     pub taken_unix_ns: [u64; 2],
     /// The devices.
     pub devices: Vec<Device>,
+    /// The machine, if all of its disks were backed up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
 }
 
 /// What a directory is to people.
@@ -189,6 +193,7 @@ impl Manifest {
             host: hardware::host(),
             taken_unix_ns,
             devices,
+            machine: None,
         }
     }
 
@@ -334,6 +339,7 @@ impl std::fmt::Display for Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Disk;
     use crate::testing::device;
 
     fn example() -> Manifest {
@@ -355,6 +361,40 @@ mod tests {
         fs::rename(&dir, &other).unwrap();
         let error = Manifest::read(&other).unwrap_err();
         assert!(error.to_string().contains("rename"), "{error:#}");
+    }
+
+    #[test]
+    fn a_machine_is_an_addition() {
+        let disk = Disk {
+            name: "vda".into(),
+            model: None,
+            sector_size: Some(4096),
+            table: Some("label: gpt\n".into()),
+        };
+        let machine = Machine {
+            firmware: Some("uefi".into()),
+            disks: vec![disk],
+            ..Machine::default()
+        };
+        let with = Manifest {
+            machine: Some(machine),
+            ..example()
+        };
+        assert_eq!(with.version, 1, "who does not know it reads the right data");
+        let text = serde_json::to_string(&with).unwrap();
+        assert_eq!(Manifest::parse(&text).unwrap(), with);
+        // What others may add later, and what they may not have known.
+        let newer = text.replace(r#""firmware""#, r#""colour":"grey","firmware""#);
+        assert_eq!(Manifest::parse(&newer).unwrap(), with);
+        let other = text.replace(r#","sector_size":4096"#, "");
+        assert_ne!(other, text);
+        let machine = Manifest::parse(&other).unwrap().machine.unwrap();
+        assert_eq!(machine.disk("vda").unwrap().sector_size, None);
+        assert!(
+            !serde_json::to_string(&example())
+                .unwrap()
+                .contains("machine")
+        );
     }
 
     #[test]

@@ -11,7 +11,10 @@
 //! only read.
 
 mod again;
+mod all;
 mod job;
+mod lvm;
+mod machine;
 pub mod phases;
 mod pipe;
 mod plan;
@@ -51,7 +54,19 @@ struct Given {
 pub fn run(args: &args::Backup) -> Result<ExitCode> {
     let signals = Signals::catch()?;
     let start = Instant::now();
-    let devices = resolve(&args.devices)?;
+    let all = args.all.then(|| all::find(args)).transpose()?;
+    if let Some(all) = &all {
+        if args.dry_run {
+            return all.show(args.json).map(|()| ExitCode::SUCCESS);
+        }
+        all.left_out
+            .iter()
+            .for_each(|one| output::remark(one.to_string()));
+    }
+    let devices = match &all {
+        Some(all) => all.given(),
+        None => resolve(&args.devices)?,
+    };
     if args.to == Path::new("-") {
         return pipe::run(args, &devices, &signals).map(|()| ExitCode::SUCCESS);
     }
@@ -70,6 +85,9 @@ pub fn run(args: &args::Backup) -> Result<ExitCode> {
     }
     let ids: Vec<DevId> = devices.iter().map(|device| device.id).collect();
     apart::remark_backups(repository.path(), &ids);
+    let machine = all
+        .as_ref()
+        .map(|all| machine::describe(&devices, &all.groups));
     let phases = Phases::new(args.progress, &signals);
     let mut session = hold::open(&ids, &args.storage, repository.path())?;
     let taking = phases.begin(Phase::Taking, "taking the snapshot");
@@ -107,6 +125,7 @@ pub fn run(args: &args::Backup) -> Result<ExitCode> {
     {
         manifest.base = base.as_ref().ok().map(|base| base.id.clone());
     }
+    manifest.machine = machine;
     draft.commit(&manifest)?;
     closing.finish();
     drop(phases);
@@ -119,6 +138,7 @@ pub fn run(args: &args::Backup) -> Result<ExitCode> {
         snapshot,
         taken: taken.into(),
         devices: reports,
+        left_out: all.map(|all| all.left_out).unwrap_or_default(),
         storage_bytes: session.storage_bytes(),
         storage_portions: session.portions(),
         storage_reserved: session.reserved_bytes(),

@@ -12,6 +12,7 @@ mod apart;
 mod args;
 mod backup;
 mod child;
+mod disks;
 mod hold;
 mod init;
 mod legacy;

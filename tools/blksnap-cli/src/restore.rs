@@ -6,6 +6,7 @@
 //! extents, the size of each file, each target. The data is checked as it is read; what is damaged
 //! is not written.
 
+mod machine;
 pub mod signature;
 mod target;
 
@@ -33,8 +34,10 @@ pub fn run(args: &args::Restore) -> Result<ExitCode> {
         force: args.force,
         dry_run: args.dry_run,
         keep_going: args.keep_going,
+        machine: args.machine.then_some(Machine { grow: args.grow }),
     };
-    let reports = restore(&args.backup, &args.to, how, &signals)?;
+    let targets = if args.machine { &args.disk } else { &args.to };
+    let reports = restore(&args.backup, targets, how, &signals)?;
     let lost = reports.iter().any(|report| !report.damage.is_empty());
     let code = match lost {
         true => ExitCode::from(INCOMPLETE),
@@ -54,6 +57,9 @@ pub fn run(args: &args::Restore) -> Result<ExitCode> {
             report.target.display(),
             Size(report.bytes_written)
         ))?;
+        if let Some(table) = &report.table {
+            table.print(&report.target)?;
+        }
         if report.lost_bytes > 0 {
             output::remark(format!(
                 "{}: {} bytes could not be read when it was backed up, and are zeros: `lost` in its manifest has them",
@@ -79,6 +85,15 @@ pub struct How {
     pub dry_run: bool,
     /// Restore what is good where something is damaged.
     pub keep_going: bool,
+    /// Lay out all disks of a machine.
+    pub machine: Option<Machine>,
+}
+
+/// How to lay out the disks of a machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    /// Let the last partition of each disk take what comes after it.
+    pub grow: bool,
 }
 
 /// What was done with one device.
@@ -95,6 +110,10 @@ pub struct Report {
     lost_bytes: u64,
     /// What could not be restored, and reads as zeros.
     damage: Vec<Damage>,
+    /// What was done with the table of partitions, if the disks of a machine were laid out, and this one is
+    /// larger than it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    table: Option<machine::Table>,
 }
 
 /// A range that is lost.
@@ -118,8 +137,12 @@ pub fn restore(
     let (repository, id) = Repository::read(backup)?;
     opened::remark(&repository)?;
     let manifest = repository.find(id.as_deref())?;
+    let pairs = pair(&manifest, targets)?;
+    if how.machine.is_some() {
+        machine::check(&manifest, &pairs)?;
+    }
     let mut jobs = Vec::new();
-    for (device, place) in pair(&manifest, targets)? {
+    for (device, place) in pairs {
         let target = Target::check(place, device, how.force)?;
         let chain = match how.keep_going {
             true => Chain::open_damaged(&repository, &manifest, device),
@@ -141,6 +164,7 @@ pub fn restore(
             seconds: 0.0,
             lost_bytes: lost_bytes(device),
             damage: Vec::new(),
+            table: None,
         };
         return Ok(jobs.iter().map(would).collect());
     }
@@ -155,13 +179,22 @@ pub fn restore(
         let progress = Progress::start(what, bytes, signals);
         let mut damage = Vec::new();
         let lost = how.keep_going.then_some(&mut damage);
+        let mut table = None;
         write(&chain, &target, &progress, lost)
-            .and_then(|()| target.finish())
+            .and_then(|()| {
+                if let Some(Machine { grow }) = how.machine {
+                    table = machine::lay_out(&target, device.size, grow)?;
+                }
+                target.finish()
+            })
             .map_err(|error| target.in_part(error))?;
-        target
-            .misplaced_header(device.size)
-            .iter()
-            .for_each(output::remark);
+        match how.machine {
+            Some(_) => machine::show_partitions(&target),
+            None => target
+                .misplaced_header(device.size)
+                .iter()
+                .for_each(output::remark),
+        }
         reports.push(Report {
             backup: manifest.id.clone(),
             name: device.name.clone(),
@@ -171,7 +204,11 @@ pub fn restore(
             seconds: progress.finish(),
             lost_bytes: lost_bytes(device),
             damage,
+            table,
         });
+    }
+    if how.machine.is_some() {
+        machine::remark_boot(&manifest);
     }
     Ok(reports)
 }

@@ -27,6 +27,7 @@ pub struct Init {
 #[command(after_help = format!("Examples:\n  \
     blksnap backup /dev/vda /dev/vdb --to /backup\n  \
     blksnap backup /dev/vda --to /backup --incremental --verify --storage /var/tmp\n  \
+    blksnap backup --all --to /backup\n  \
     blksnap backup /dev/vda --to - --format rbd-diff --state /var/lib/vda.state | rbd import-diff - pool/vda\n\n\
     Each backup is a directory in DIR, with one file a device, a list of its extents and their checksums, and \
     manifest.json. It is there whole or not at all, and those before it are not changed. An incremental backup holds \
@@ -34,8 +35,18 @@ pub struct Init {
     not known what changed, as after a reboot, all is read, and what differs is stored.\n\n{STORAGE_HELP}"))]
 pub struct Backup {
     /// The devices, captured at one instant
-    #[arg(required = true, value_name = "DEV", value_hint = ValueHint::FilePath)]
+    #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "DEV", value_hint = ValueHint::FilePath)]
     pub devices: Vec<PathBuf>,
+    /// All disks of this machine, as a whole: those below each mounted file system and swap area, through
+    /// partitions, LVM, LUKS and arrays; not the disk that has only the backups
+    #[arg(long)]
+    pub all: bool,
+    /// With --all: leave out the disks below this device
+    #[arg(long, value_name = "DEV", requires = "all", conflicts_with = "devices", value_hint = ValueHint::FilePath)]
+    pub except: Vec<PathBuf>,
+    /// With --all: only say which disks would be backed up
+    #[arg(long, requires = "all", conflicts_with = "devices")]
+    pub dry_run: bool,
     /// Directory of the backups, made by `blksnap init`; - writes one device to standard output, as an rbd-diff
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub to: PathBuf,

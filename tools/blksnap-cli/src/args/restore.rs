@@ -10,7 +10,8 @@ use clap::{Args as ClapArgs, ValueHint};
 #[command(after_help = "Examples:\n  \
     blksnap restore /backup --to /dev/vdc\n  \
     blksnap restore /backup --to vda=/dev/vdc --to vdb=/dev/vdd\n  \
-    blksnap restore /backup/20261124T201629Z-0a1b2c3d --to vda=/tmp/vda.img\n\n\
+    blksnap restore /backup/20261124T201629Z-0a1b2c3d --to vda=/tmp/vda.img\n  \
+    blksnap restore --machine /backup --disk vda=/dev/vdc --disk vdb=/dev/vdd --grow\n\n\
     Everything but the data is checked before the first write: the whole chain of backups, the size of each target, \
     that it is not in use, and that nothing is on it (blkid). The data is checked as it is read.")]
 pub struct Restore {
@@ -20,8 +21,18 @@ pub struct Restore {
     /// Where to write: a block device that is not in use, by any of its names, or a file that does
     /// not exist yet (./vdc is a file); with the name of the device in the backup where it holds
     /// several: the path it was given by, a stable one (by-id, mapper), or the kernel's name
-    #[arg(long, required = true, value_name = "[NAME=]TARGET", value_hint = ValueHint::AnyPath)]
+    #[arg(long, required_unless_present = "machine", value_name = "[NAME=]TARGET", value_hint = ValueHint::AnyPath)]
     pub to: Vec<String>,
+    /// Lay out all disks of the backup on blank ones. On a larger disk, the second header of a GPT goes to the end
+    #[arg(long, conflicts_with = "to", requires = "disk")]
+    pub machine: bool,
+    /// With --machine: where a disk of the backup goes, once for each of them, with names as for --to
+    #[arg(long, value_name = "OLD=NEW", requires = "machine", conflicts_with = "to", value_hint = ValueHint::AnyPath)]
+    pub disk: Vec<String>,
+    /// With --machine: let the last partition of a GPT take what comes after it on a larger disk. What is in it stays as
+    /// large as it is; how to grow that is said
+    #[arg(long, requires = "machine", conflicts_with = "to")]
+    pub grow: bool,
     /// Overwrite what is on a device: a file system, a table of partitions, a volume of LVM. One that
     /// is in use is refused all the same
     #[arg(long)]

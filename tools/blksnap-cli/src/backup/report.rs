@@ -12,6 +12,7 @@ use blksnap_backup::Kind;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::all::LeftOut;
 use super::unix_ns;
 use crate::size::Size;
 
@@ -31,6 +32,8 @@ pub struct Report {
     pub taken: TakenReport,
     /// The devices.
     pub devices: Vec<DeviceReport>,
+    /// What `--all` did not take, and why.
+    pub left_out: Vec<LeftOut>,
     /// Bytes of difference storage given.
     pub storage_bytes: u64,
     /// In how many portions: one before the take, the others because the module asked for them.

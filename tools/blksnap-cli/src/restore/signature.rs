@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 
@@ -41,12 +42,60 @@ pub fn found(path: &Path) -> Result<Option<String>> {
     }
 }
 
+/// A kind of contents.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// As blkid calls it.
+    pub name: String,
+    version: Option<String>,
+}
+
+impl Kind {
+    /// Whether it is looked for at the end of its device, so that it would be lost in a longer one.
+    pub fn is_bound_to_end(&self) -> bool {
+        match self.name.as_str() {
+            "linux_raid_member" => !["1.1", "1.2"]
+                .iter()
+                .any(|one| self.version.as_deref() == Some(one)),
+            name => name.ends_with("_raid_member") || name == "drbd",
+        }
+    }
+}
+
+/// What is in a part of a device; `None` if there is nothing that is known.
+pub fn kind_at(path: &Path, range: &Range<u64>) -> Result<Option<Kind>> {
+    let mut blkid = Command::new("blkid");
+    blkid.args(["-p", "-o", "export", "--offset", &range.start.to_string()]);
+    blkid.args(["--size", &(range.end - range.start).to_string(), "--"]);
+    let output = blkid.arg(path).output().context("cannot run blkid")?;
+    match output.status.code() {
+        Some(0) => Ok(kind_of(&String::from_utf8_lossy(&output.stdout))),
+        Some(NOTHING) => Ok(None),
+        Some(SEVERAL) => bail!("blkid finds several things"),
+        _ => bail!(
+            "blkid cannot say what is there: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        ),
+    }
+}
+
+/// The kind that `blkid -p -o export` prints.
+fn kind_of(text: &str) -> Option<Kind> {
+    Some(Kind {
+        name: value(text, "TYPE")?.to_owned(),
+        version: value(text, "VERSION").map(str::to_owned),
+    })
+}
+
+/// A value of what `blkid -p -o export` prints.
+fn value<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+    let mut lines = text.lines();
+    lines.find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+}
+
 /// What `blkid -p -o export` prints, for people.
 fn describe(text: &str) -> String {
-    let value = |key: &str| {
-        let mut lines = text.lines();
-        lines.find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
-    };
+    let value = |key: &str| value(text, key);
     let mut words = Vec::new();
     words.extend(value("TYPE").map(str::to_owned));
     words.extend(value("PTTYPE").map(|kind| format!("a table of partitions ({kind})")));
@@ -103,6 +152,17 @@ mod tests {
         ] {
             assert_eq!(describe(text), told);
         }
+    }
+
+    #[test]
+    fn what_has_its_superblock_at_the_end_is_known() {
+        let is_bound = |text: &str| kind_of(text).unwrap().is_bound_to_end();
+        assert!(is_bound("VERSION=1.0\nTYPE=linux_raid_member\n"));
+        assert!(is_bound("VERSION=0.90.0\nTYPE=linux_raid_member\n"));
+        assert!(!is_bound("VERSION=1.2\nTYPE=linux_raid_member\n"));
+        assert!(is_bound("TYPE=isw_raid_member\n"));
+        assert!(!is_bound("VERSION=1.0\nTYPE=ext4\n"));
+        assert_eq!(kind_of("PTTYPE=dos\n"), None);
     }
 
     #[test]

@@ -11,14 +11,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use blksnap::DevId;
 use blksnap_backup::format::raw::clear;
-use blksnap_backup::{Buffer, Device, Direct, is_block_device, is_zero, private, size_of};
+use blksnap_backup::{
+    Buffer, Device, Direct, is_block_device, is_zero, logical_block, private, size_of,
+};
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
+use rustix::ioctl::{self, NoArg, Opcode};
 
 use super::signature;
 use crate::mounts::user_of;
 use crate::names;
 use crate::size::Size;
+
+const BLKRRPART: Opcode = ioctl::opcode::none(0x12, 95);
 
 /// What is read at a time to see whether it is zero: if it is not, the rest need not be read.
 const PEEK: u64 = 256 << 10;
@@ -46,6 +51,11 @@ impl Place {
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether it is a device.
+    pub fn is_device(&self) -> bool {
+        self.device.is_some()
     }
 
     /// Whether both are the same.
@@ -166,6 +176,30 @@ impl OpenTarget {
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.written.store(true, Ordering::Relaxed);
         self.file.write(offset, bytes)
+    }
+
+    /// Reads what is at a place.
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        self.file.read(offset, bytes)
+    }
+
+    /// Bytes of it.
+    pub fn size(&self) -> Result<u64> {
+        size_of(self.file.file(), self.path())
+    }
+
+    /// Bytes of a logical sector: of a file, those of most disks.
+    pub fn sector(&self) -> u32 {
+        match logical_block(self.file.file()) {
+            1 => 512,
+            block => u32::try_from(block).unwrap_or(512),
+        }
+    }
+
+    /// Lets the kernel see the partitions that are there now. That fails while somebody uses one.
+    pub fn reread_partitions(&self) -> rustix::io::Result<()> {
+        // SAFETY: BLKRRPART has no argument.
+        unsafe { ioctl::ioctl(self.file.file(), NoArg::<BLKRRPART>::new()) }
     }
 
     /// Makes a range, no larger than a [`Buffer`], read as zeros, and takes no space of a thin volume
