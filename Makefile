@@ -29,7 +29,8 @@ help:
 ##         [SHARE=/directory that the guest may write to]   [QUICK=1: a process instead of a machine, for
 ##         CMD only; UML=1: with the checks of DEBUG=1]   [KERNEL=debian: Debian's own kernel; else release
 ##         (as it is without), quick, uml, debug]
-## make bench                measurements   (FULL=1 larger, REPS=n, CPUS=n; ICOUNT=1: instructions instead of time)
+## make bench                measurements   (FULL=1 larger, REPS=n, CPUS=n; ICOUNT=1: instructions instead of time,
+##         CACHE=1: and what a model of caches misses; KERNEL=quick: not emulated; KERNEL=debian)
 ## make kernel [QUICK=1|DEBUG=1|UML=1|KERNEL=…]   build the test kernel
 ## make tools                build the blksnap command, libblksnap and the examples (needs cargo and cc)
 ## make tools-static         build it without shared libraries, for an initramfs
