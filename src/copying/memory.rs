@@ -135,9 +135,7 @@ impl Memory {
 
     /// Zeroes the bytes from `from` to before `to`.
     pub(crate) fn zero(&self, from: usize, to: usize) {
-        if let Some(buffer) = &self.buffer {
-            buffer.zero(from, to);
-        }
+        self.buffer.zero(from, to);
     }
 
     /// What is to be stored, of the `sectors` sectors that were read.
