@@ -3,8 +3,9 @@
 //! An open file of a control node.
 //!
 //! A client may [bind](Client::bind) the snapshots that it makes by the file to it: they end when
-//! the file is closed, as it is when the client is killed. That, and what was [not
-//! used](Client::give_unused), are commands that only this module has. They are the same in each ABI.
+//! the file is closed, as it is when the client is killed. That, and telling what was [not
+//! used](Client::give_unused), are commands that only this module has. They are the same in each
+//! ABI.
 
 use kernel::{
     prelude::*,

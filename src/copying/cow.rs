@@ -194,8 +194,8 @@ impl Kick {
 }
 
 impl Inner {
-    /// Where to begin to look for chunks from `from` to before `to` that a write has to wait for: of
-    /// a [large](LARGE) one, behind those that it is known not to.
+    /// Where to begin to look for chunks from `from` to before `to` that a write has to wait for:
+    /// of a [large](LARGE) one, behind those that it is known not to.
     fn skip_safe(&self, from: u64, to: u64) -> u64 {
         if self.safe.start == from && to - from > LARGE {
             self.safe.end.max(from).min(to)

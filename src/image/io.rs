@@ -7,10 +7,10 @@
 //! is parked until that is stored; then it comes to the disk again.
 //!
 //! Reads of the original are optimistic. No lock keeps the chunks untouched meanwhile: the end of
-//! the read checks whether they still are, and whether nothing there has become storage or was said
-//! to be unused. If not, what was read may be new data; it is thrown away, and the part comes to the
-//! disk again, to read the copy, or zeroes. See [`chunk_map`](crate::copying::chunk_map) for why that
-//! is right.
+//! the read checks whether they still are, and whether nothing there has become storage or was
+//! said to be unused. If not, what was read may be new data; it is thrown away, and the part comes
+//! to the disk again, to read the copy, or zeroes. See
+//! [`chunk_map`](crate::copying::chunk_map) for why that is right.
 //!
 //! Writes go to the difference storage: an untouched chunk is copied there first.
 

@@ -71,8 +71,8 @@ pub(super) enum Next {
 }
 
 impl Cow {
-    /// Claims untouched chunks between `from` and `to`, as far as `wants` needs them, and says what to
-    /// wait for.
+    /// Claims untouched chunks between `from` and `to`, as far as `wants` needs them, and says what
+    /// to wait for.
     pub(super) fn advance(
         self: &Arc<Self>,
         inner: &mut Inner,
