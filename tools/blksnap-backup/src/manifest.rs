@@ -124,6 +124,10 @@ pub struct Device {
     /// Bytes that are zeros in this backup because no file system used them, whatever the device has there.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub unused_bytes: u64,
+    /// Where that is so, in this backup or in one it is based on, and nothing was copied since: the first byte,
+    /// and how many. There may be more in it, so that the list stays short.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unused: Vec<[u64; 2]>,
 }
 
 /// What is left out of the file.
@@ -254,10 +258,10 @@ impl Manifest {
                     .checked_add(length)
                     .is_some_and(|end| end <= device.size)
             };
-            !device.lost.iter().all(inside)
+            !device.lost.iter().chain(&device.unused).all(inside)
         };
         if manifest.devices.iter().any(outside) {
-            bail!("damaged manifest: what is lost is outside of the device");
+            bail!("damaged manifest: what is lost or unused is outside of the device");
         }
         // Names are of digits in a fixed order, so this also says that a chain has an end.
         if manifest
@@ -494,6 +498,11 @@ mod tests {
             (
                 "\"zero_bytes\":0",
                 "\"zero_bytes\":0,\"lost\":[[4096,1]]",
+                "outside of the device",
+            ),
+            (
+                "\"zero_bytes\":0",
+                "\"zero_bytes\":0,\"unused\":[[4096,1]]",
                 "outside of the device",
             ),
             ("null", "\"20261124T201629Z-00000001\"", "not older"),

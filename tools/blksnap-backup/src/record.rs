@@ -44,11 +44,28 @@ pub fn without(set: &ByteSet, other: &ByteSet) -> ByteSet {
     set.iter().flat_map(|range| other.outside(range)).collect()
 }
 
+/// The set with its smallest gaps closed, as far as it has more than `most` ranges.
+fn coarse(mut set: ByteSet, most: usize) -> ByteSet {
+    let next = set.iter().skip(1);
+    let mut gaps: Vec<_> = set
+        .iter()
+        .zip(next)
+        .map(|(last, next)| last.end..next.start)
+        .collect();
+    let close = (gaps.len() + 1).saturating_sub(most);
+    gaps.sort_unstable_by_key(|gap| gap.end - gap.start);
+    gaps.into_iter().take(close).for_each(|gap| set.insert(gap));
+    set
+}
+
 /// Direct I/O wants no smaller pieces.
 const BLOCK: u64 = 4096;
 
 /// Unused places that are smaller are read: that is faster than to go around them.
 const LEAST_UNUSED: u64 = 64 << 10;
+
+/// So many ranges of what was left out are listed. What is between them is read again by each incremental backup.
+const MOST_UNUSED: usize = 1 << 16;
 
 /// What a copy has moved.
 #[derive(Clone, Copy, Debug, Default)]
@@ -72,6 +89,8 @@ pub struct Recorder {
     pub skip_unreadable: bool,
     /// What could not be read: at first what the base lacks.
     pub lost: ByteSet,
+    /// What was left out, here or in what this is based on, and not copied since.
+    pub unused: ByteSet,
 }
 
 impl Recorder {
@@ -91,6 +110,7 @@ impl Recorder {
             recorded: None,
             skip_unreadable: false,
             lost: ByteSet::default(),
+            unused: ByteSet::default(),
         }
     }
 
@@ -140,6 +160,7 @@ impl Recorder {
         }
         // Nobody misses what was not used.
         self.lost = without(&self.lost, &zeros);
+        zeros.iter().for_each(|range| self.unused.insert(range));
         self.entry.unused_bytes += zeros.len();
         Ok(zeros)
     }
@@ -164,6 +185,7 @@ impl Recorder {
         let mut copied = Copied::default();
         // What is read now is known again, or lost again.
         self.lost = without(&self.lost, &places);
+        self.unused = without(&self.unused, &places);
         let shared = self.writer.shared();
         let skip = self.skip_unreadable;
         let is_recorded = self.recorded.is_some();
@@ -245,10 +267,14 @@ impl Recorder {
         self.entry.file_size = meta.len();
         self.entry.extents_blake3 = extents.hash().to_hex().to_string();
         (self.entry.data_bytes, self.entry.zero_bytes) = extents.totals();
-        let lost = self.lost.iter();
-        self.entry.lost = lost
-            .map(|range| [range.start, range.end - range.start])
-            .collect();
+        let list = |set: &ByteSet| {
+            let ranges = set.iter();
+            ranges
+                .map(|range| [range.start, range.end - range.start])
+                .collect()
+        };
+        self.entry.lost = list(&self.lost);
+        self.entry.unused = list(&coarse(self.unused, MOST_UNUSED));
         Ok(self.entry)
     }
 }

@@ -203,6 +203,7 @@ pub fn device(name: &str) -> Device {
         zero_bytes: 0,
         lost: Vec::new(),
         unused_bytes: 0,
+        unused: Vec::new(),
     }
 }
 

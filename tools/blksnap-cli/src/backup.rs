@@ -237,6 +237,7 @@ impl<'a> Work<'a> {
             plan.base().as_ref(),
         )?;
         recorder.skip_unreadable = self.args.skip_unreadable;
+        recorder.unused = plan.left_out()?;
         // A comparison reads all anew.
         if let Plan::Incremental { parts, .. } = plan {
             let lost = parts.first().map(|(_, base)| &base.lost);
@@ -281,6 +282,7 @@ fn new_entry(device: &Given, info: &CbtInfo, plan: &Plan, format: Format) -> Dev
         zero_bytes: 0,
         lost: Vec::new(),
         unused_bytes: 0,
+        unused: Vec::new(),
     };
     entry.stored_as(format)
 }

@@ -103,7 +103,30 @@ fn what_is_left_out_is_zeros_and_not_read() {
         let entry = recorder.finish().unwrap();
         assert_eq!(entry.data_bytes + entry.zero_bytes, size, "{format}");
         assert_eq!(entry.unused_bytes, zeros.len(), "{format}");
+        // What was copied again is not left out any more.
+        let listed: ByteSet = entry
+            .unused
+            .iter()
+            .map(|&[at, size]| at..at + size)
+            .collect();
+        let copied = zeros.len() - listed.len();
+        assert!(without(&listed, &zeros).is_empty(), "{format}");
+        assert!(
+            listed.inside(2 * mib..2 * mib + 4096).next().is_none(),
+            "{format}"
+        );
+        assert!((4096..=65536).contains(&copied), "{format}: {copied}");
     }
+}
+
+#[test]
+fn a_list_of_what_is_left_out_stays_short() {
+    let set: ByteSet = [0..1, 5..9, 10..11, 13..20].into_iter().collect();
+    let list = |most| coarse(set.clone(), most).iter().collect::<Vec<_>>();
+    assert_eq!(list(4), [0..1, 5..9, 10..11, 13..20]);
+    assert_eq!(list(3), [0..1, 5..11, 13..20]);
+    assert_eq!(list(2), [0..1, 5..20]);
+    assert!(coarse(ByteSet::default(), 1).is_empty());
 }
 
 /// `cargo test --release -p blksnap-backup -- --ignored --nocapture speed`: what the processor can

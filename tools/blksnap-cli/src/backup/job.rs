@@ -155,24 +155,26 @@ impl<'a> Job<'a> {
         self.info.capacity - self.unused.len()
     }
 
+    /// What has changed, used or not, and what was left out before and is used now. That may be without a
+    /// change of it: fsck and programs that get deleted files back only change what says so.
+    fn places(&self) -> ByteSet {
+        let Some(since) = self.plan.since() else {
+            return std::iter::once(0..self.info.capacity).collect();
+        };
+        let mut places: ByteSet = self.known.map().changed_since(since).collect();
+        let used = without(&self.recorder.unused, &self.unused);
+        used.iter().for_each(|range| places.insert(range));
+        places
+    }
+
     /// Bytes that will be read, as far as that is known before.
     pub fn expected(&self) -> u64 {
-        match self.plan.since() {
-            None => self.size(),
-            Some(since) => {
-                let changed = self.known.map().changed_since(since);
-                let used = changed.flat_map(|range| self.unused.outside(range));
-                used.map(|range| range.end - range.start).sum()
-            }
-        }
+        without(&self.places(), &self.unused).len()
     }
 
     /// Copies what the plan says.
     pub fn copy(&mut self) -> Result<()> {
-        let places = match self.plan.since() {
-            None => std::iter::once(0..self.info.capacity).collect(),
-            Some(since) => self.known.map().changed_since(since).collect(),
-        };
+        let places = self.places();
         let zeros = self.recorder.leave_out(&places, &self.unused)?;
         self.report.bytes_unused = zeros.len();
         let places = without(&places, &zeros);
@@ -282,33 +284,8 @@ impl<'a> Job<'a> {
             if wrong.is_empty() {
                 return Ok(());
             }
-            // An older backup has zeros where nothing was used. If that came into use without being
-            // written, the image has there what was there before: no contents of a file, but compared.
-            if self.was_left_out(&chain, &wrong)? {
-                let what = format!(
-                    "{}: copying what is in use again",
-                    self.report.device.display()
-                );
-                self.copy_places(what, wrong.clone())?;
-                todo = wrong;
-                continue;
-            }
             todo = self.copy_explained(&wrong)?;
         }
-    }
-
-    /// Whether places are all such of which a backup below has zeros, and may have left out what was not
-    /// used, and which this one has not copied.
-    fn was_left_out(&self, chain: &Chain, places: &ByteSet) -> Result<bool> {
-        let own = chain.layers.len().saturating_sub(1);
-        for seen in chain.seen(places) {
-            let seen = seen?;
-            let layer = &chain.layers[seen.layer];
-            if seen.layer == own || !seen.is_zeros() || layer.device.unused_bytes == 0 {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 
     /// The backup as it is now.

@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use blksnap::CbtInfo;
-use blksnap_backup::{Chain, Device, Format, Hardware, Manifest, Repository, format, parts};
+use blksnap::{ByteSet, CbtInfo};
+use blksnap_backup::{Chain, Device, Format, Hardware, Layer, Manifest, Repository, format, parts};
 use uuid::Uuid;
 
 use super::Given;
@@ -51,6 +51,32 @@ impl Plan {
             Self::Full { .. } => &[],
             Self::Incremental { parts, .. } | Self::Compared { parts, .. } => parts,
         }
+    }
+
+    /// Where the backups that an incremental one is based on have zeros, as nothing was used there.
+    pub fn left_out(&self) -> Result<ByteSet> {
+        let Self::Incremental { parts, .. } = self else {
+            return Ok(ByteSet::default());
+        };
+        let listed = parts.first().map(|(_, base)| &base.unused);
+        let mut found: ByteSet = listed
+            .into_iter()
+            .flatten()
+            .map(|&[start, length]| start..start + length)
+            .collect();
+        // Earlier versions made no list.
+        if found.is_empty() {
+            for (dir, device) in parts.iter().filter(|(_, device)| device.unused_bytes > 0) {
+                let layer = Layer::open(dir.clone(), device)?;
+                for extent in layer.extents.iter() {
+                    let extent = extent?;
+                    if extent.hash.is_none() {
+                        found.insert(extent.range());
+                    }
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// The newest part, as the files of the new backup name it.
