@@ -37,6 +37,11 @@ impl Mount {
             options: what.next().map(unescape).unwrap_or_default(),
         })
     }
+
+    /// Whether the file system can be written to, here or by another mount of it.
+    pub fn is_writable(&self) -> bool {
+        self.options.split(',').any(|option| option == "rw")
+    }
 }
 
 /// The table of mounts.
@@ -52,7 +57,6 @@ pub fn table() -> Result<Vec<Mount>> {
 /// be seen from here.
 pub fn user_of(device: DevId) -> Option<String> {
     let mounts = table().unwrap_or_default();
-    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
     let parts = partitions(device);
     std::iter::once(device).chain(parts).find_map(|id| {
         let name = id.path();
@@ -63,18 +67,22 @@ pub fn user_of(device: DevId) -> Option<String> {
         if let Some(holder) = holder(id) {
             return Some(format!("{} is used by {holder}", name.display()));
         }
-        let mut paths = swaps
-            .lines()
-            .skip(1)
-            .filter_map(|line| line.split_whitespace().next());
-        paths
-            .any(|path| DevId::resolve(path).is_ok_and(|swap| swap == id))
-            .then(|| format!("{} is used as swap", name.display()))
+        is_swap(id).then(|| format!("{} is used as swap", name.display()))
     })
 }
 
+/// Whether a device is an active swap area.
+pub fn is_swap(id: DevId) -> bool {
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let mut paths = swaps
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().next());
+    paths.any(|path| DevId::resolve(path).is_ok_and(|swap| swap == id))
+}
+
 /// The partitions of a disk.
-fn partitions(device: DevId) -> Vec<DevId> {
+pub fn partitions(device: DevId) -> Vec<DevId> {
     let entries = fs::read_dir(device.sysfs()).into_iter().flatten().flatten();
     entries
         .filter(|entry| entry.path().join("partition").exists())

@@ -133,15 +133,12 @@ impl<'a> Job<'a> {
     /// Looks for what no file system uses, which is not read then. Nor does the module copy it, if that
     /// is written: what is to be compared with older backups is not in it.
     pub fn leave_out_unused(&mut self) {
-        match used::unused(self.image, self.info.capacity) {
-            Ok(unused) => {
-                self.unused = self.recorder.can_leave_out(&unused);
-                let told = self.session.give_unused(self.info.device, &self.unused);
-                if let Err(error) = told {
-                    output::remark(format!("what is written there is copied: {error}"));
-                }
-            }
-            Err(why) => self.report.unused_unknown = Some(format!("{why:#}")),
+        let found = used::unused(self.image, self.info.device, self.info.capacity);
+        self.unused = self.recorder.can_leave_out(&found.bytes);
+        self.report.unused_unknown = Some(found.unknown.join("; ")).filter(|why| !why.is_empty());
+        let told = self.session.give_unused(self.info.device, &self.unused);
+        if let Err(error) = told {
+            output::remark(format!("what is written there is copied: {error}"));
         }
     }
 

@@ -6,165 +6,39 @@
 //! superblock → descriptors of groups → the bitmap of each group: a bit for each cluster
 //! ```
 //!
-//! A group whose bitmap was never written has only what is in the descriptors, and copies of the
-//! superblock and the descriptors, at its beginning. Where a bitmap does not agree with the count in its
-//! descriptor, nothing of it is believed.
+//! Why these bitmaps are those of the instant: `ext4_freeze()` flushes the journal, and writes a
+//! superblock without `EXT4_FEATURE_INCOMPAT_RECOVER` only if that worked; `ext4_unfreeze()` and a mount
+//! set it again before the first change. `freeze_super()` has written the data before, so nothing is
+//! without blocks that are allocated (delayed allocation), and it waits for resizing, which is in
+//! `mnt_want_write_file()`. Blocks that the allocator keeps for a file beforehand are not in its bitmap,
+//! but nothing is in them either. What was unlinked while open is in the bitmaps until it is closed.
+//!
+//! Without a journal, the kernel's ext4 has `EXT4_VALID_FS` cleared while it is mounted: all is read.
+//!
+//! The end of a table of inodes, which `bg_itable_unused` counts, is not used: neither the kernel nor e2fsck
+//! reads it. Inodes that come into use have been written. Free ones that the count is moved past have not: what is
+//! there are the zeros of `ext4_init_inode_table()`, or remains; zeros, which the backup has, are free inodes.
+//!
+//! Each structure is checked as the kernel does (`ext4_superblock_csum()`, `ext4_group_desc_csum()`,
+//! `ext4_block_bitmap_csum_verify()`), and a bitmap also against the count in its descriptor. Where one
+//! does not agree, nothing of the file system is believed.
 
-use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail, ensure};
 use blksnap::ByteSet;
+use blksnap_backup::without;
 
-use super::Unused;
 use super::largest::{Largest, MOST};
+use super::place::{Bytes, Place, crc16, crc32c};
 
-/// Where the superblock is.
-const SUPER: u64 = 1024;
-/// Features that change neither bitmaps nor descriptors: those of files and directories, of extents,
-/// checksums, 64 bit, MMP, groups of groups, encryption.
-const INCOMPAT: u32 =
-    0x2 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x1_0000 | 0x2_0000;
-const RECOVER: u32 = 0x4;
-const IS_64BIT: u32 = 0x80;
-const RO_COMPAT: u32 = 0x1
-    | 0x2
-    | 0x4
-    | 0x8
-    | 0x10
-    | 0x20
-    | 0x40
-    | 0x100
-    | 0x200
-    | 0x400
-    | 0x1000
-    | 0x2000
-    | 0x8000
-    | 0x1_0000;
-const CHECKSUMS: u32 = 0x10 | 0x400;
-const BIGALLOC: u32 = 0x200;
+mod journal;
+mod superblock;
+
+use superblock::{Checksums, Super};
+
 /// The bitmap of a group was never written.
 const BLOCK_UNINIT: u16 = 2;
-
-/// Numbers in little-endian bytes.
-struct Bytes<'a>(&'a [u8]);
-
-impl Bytes<'_> {
-    fn get<const N: usize>(&self, at: usize) -> Result<[u8; N]> {
-        let bytes = self.0.get(at..at + N).context("a structure is too short")?;
-        Ok(bytes.try_into()?)
-    }
-
-    fn u16(&self, at: usize) -> Result<u16> {
-        Ok(u16::from_le_bytes(self.get(at)?))
-    }
-
-    fn u32(&self, at: usize) -> Result<u32> {
-        Ok(u32::from_le_bytes(self.get(at)?))
-    }
-
-    /// A number whose upper half is elsewhere, if there is one.
-    fn u64(&self, low: usize, high: Option<usize>) -> Result<u64> {
-        let high = high.map_or(Ok(0), |at| self.u32(at))?;
-        Ok(u64::from(high) << 32 | u64::from(self.u32(low)?))
-    }
-}
-
-/// What of the superblock is needed.
-struct Super {
-    block: u64,
-    blocks: u64,
-    first: u64,
-    cluster: u64,
-    /// Clusters, and blocks, in a group.
-    clusters_per_group: u64,
-    per_group: u64,
-    /// Blocks in the table of inodes of a group.
-    table: u64,
-    /// Bytes in a descriptor.
-    desc: u64,
-    is_64bit: bool,
-    /// Whether the flags of groups mean something.
-    flags: bool,
-    reserved: u64,
-}
-
-impl Super {
-    fn read(file: &File, size: u64) -> Result<Self> {
-        let mut bytes = [0; 1024];
-        file.read_exact_at(&mut bytes, SUPER)?;
-        let sb = Bytes(&bytes);
-        ensure!(
-            sb.u16(0x38)? == 0xef53 && sb.u32(0x4c)? == 1,
-            "its superblock is not known"
-        );
-        let (incompat, ro_compat) = (sb.u32(0x60)?, sb.u32(0x64)?);
-        ensure!(
-            incompat & RECOVER == 0,
-            "its journal is to be replayed: it was not frozen by the take, or not unmounted"
-        );
-        // Bit 0: in order, bit 1: with errors. Where there is no journal, a mounted one is not in order.
-        ensure!(
-            sb.u16(0x3a)? & 3 == 1,
-            "it was not unmounted, or has errors"
-        );
-        ensure!(
-            incompat & !INCOMPAT == 0 && ro_compat & !RO_COMPAT == 0,
-            "it has features that are not known here ({incompat:#x}, {ro_compat:#x})"
-        );
-        ensure!(sb.u32(0xe4)? == 0, "its journal is on another device");
-        let (log_block, log_cluster) = (sb.u32(0x18)?, sb.u32(0x1c)?);
-        ensure!(
-            log_block <= 6 && log_cluster <= 20,
-            "its blocks are too large"
-        );
-        let block = 1024 << log_block;
-        let is_64bit = incompat & IS_64BIT != 0;
-        let bigalloc = ro_compat & BIGALLOC != 0;
-        let inode_size = u64::from(sb.u16(0x58)?);
-        let found = Self {
-            block,
-            blocks: sb.u64(0x4, is_64bit.then_some(0x150))?,
-            first: sb.u32(0x14)?.into(),
-            cluster: if bigalloc { 1024 << log_cluster } else { block },
-            per_group: sb.u32(0x20)?.into(),
-            clusters_per_group: sb.u32(if bigalloc { 0x24 } else { 0x20 })?.into(),
-            table: (u64::from(sb.u32(0x28)?) * inode_size).div_ceil(block),
-            desc: if is_64bit { sb.u16(0xfe)?.into() } else { 32 },
-            is_64bit,
-            flags: ro_compat & CHECKSUMS != 0,
-            reserved: sb.u16(0xce)?.into(),
-        };
-        let bytes = found.blocks.checked_mul(block);
-        ensure!(
-            bytes.is_some_and(|bytes| bytes <= size)
-                && found.first <= 1
-                && found.first < found.blocks,
-            "it does not fit the device"
-        );
-        ensure!(
-            found.cluster >= block
-                && found.clusters_per_group > 0
-                && found.clusters_per_group <= block * 8
-                && found.per_group * block == found.clusters_per_group * found.cluster
-                && (32..=1024).contains(&found.desc)
-                && (!is_64bit || found.desc >= 64),
-            "its superblock makes no sense"
-        );
-        Ok(found)
-    }
-
-    fn groups(&self) -> u64 {
-        (self.blocks - self.first).div_ceil(self.per_group)
-    }
-
-    /// Bytes of blocks; all of them must be in the file system.
-    fn bytes(&self, start: u64, count: u64) -> Result<Range<u64>> {
-        let end = start.checked_add(count).filter(|&end| end <= self.blocks);
-        Ok(start * self.block..end.context("a block is behind its end")? * self.block)
-    }
-}
 
 /// The runs of bits that are 0, of the first `count`.
 fn zeros(bitmap: &[u8], count: u64) -> Result<Vec<Range<u64>>> {
@@ -191,63 +65,148 @@ fn zeros(bitmap: &[u8], count: u64) -> Result<Vec<Range<u64>>> {
     Ok(runs)
 }
 
-/// What is free.
-pub fn unused(file: &File, size: u64) -> Unused {
-    let sb = Super::read(file, size)?;
-    let table_bytes = sb.groups() * sb.desc;
-    let mut table = vec![0; usize::try_from(table_bytes)?];
-    let first = SUPER / sb.block + 1;
-    let table_blocks = table_bytes.div_ceil(sb.block);
-    let place = sb.bytes(first, table_blocks)?;
-    file.read_exact_at(&mut table, place.start)?;
-    let descs = || (0..sb.groups()).zip(table.chunks_exact(sb.desc as usize).map(Bytes));
-    let high = |at| sb.is_64bit.then_some(at);
-    let blocks_of = |group: u64| {
-        let start = sb.first + group * sb.per_group;
-        (start, sb.per_group.min(sb.blocks - start))
-    };
-    let never_written =
-        |desc: &Bytes<'_>| -> Result<bool> { Ok(sb.flags && desc.u16(0x12)? & BLOCK_UNINIT != 0) };
-    // What a group has may be in another one.
-    let mut used = ByteSet::from_iter([0..place.end]);
-    for (group, desc) in descs() {
-        used.insert(sb.bytes(desc.u64(0x0, high(0x20))?, 1)?);
-        used.insert(sb.bytes(desc.u64(0x4, high(0x24))?, 1)?);
-        used.insert(sb.bytes(desc.u64(0x8, high(0x28))?, sb.table)?);
-        if never_written(&desc)? {
-            let (start, count) = blocks_of(group);
-            let copies = 1 + table_blocks + sb.reserved;
-            used.insert(sb.bytes(start, copies.min(count))?);
-        }
+/// The descriptor of a group, whose checksum is right.
+struct Group<'a> {
+    bytes: Bytes<'a>,
+    is_64bit: bool,
+}
+
+impl<'a> Group<'a> {
+    fn check(sb: &Super, number: u64, desc: &'a [u8]) -> Result<Self> {
+        let bytes = Bytes(desc);
+        let number32 = u32::try_from(number)?.to_le_bytes();
+        // bg_checksum counts as zeros or, in the older kind, as missing.
+        let (before, after) = (bytes.part(0, 0x1e)?, &desc[0x20..]);
+        let sum = match sb.checksums {
+            Checksums::None => None,
+            Checksums::Crc16 => Some(crc16(&[&sb.uuid, &number32, before, after])),
+            Checksums::Crc32c(seed) => {
+                Some(crc32c(seed, &[&number32, before, &[0; 2], after]) as u16)
+            }
+        };
+        ensure!(
+            sum.is_none_or(|sum| bytes.le16(0x1e).is_ok_and(|said| said == sum)),
+            "the checksum of the descriptor of group {number} is wrong"
+        );
+        Ok(Self {
+            bytes,
+            is_64bit: sb.is_64bit,
+        })
     }
+
+    /// A number in two halves: the upper one is there in large descriptors only.
+    fn u64(&self, low: usize, high: usize) -> Result<u64> {
+        let upper = if self.is_64bit {
+            self.bytes.le32(high)?
+        } else {
+            0
+        };
+        Ok(u64::from(upper) << 32 | u64::from(self.bytes.le32(low)?))
+    }
+
+    /// The same of 16 bits each.
+    fn u32(&self, low: usize, high: usize) -> Result<u32> {
+        let upper = if self.is_64bit {
+            self.bytes.le16(high)?
+        } else {
+            0
+        };
+        Ok(u32::from(upper) << 16 | u32::from(self.bytes.le16(low)?))
+    }
+
+    fn block_bitmap(&self) -> Result<u64> {
+        self.u64(0x0, 0x20)
+    }
+
+    fn inode_bitmap(&self) -> Result<u64> {
+        self.u64(0x4, 0x24)
+    }
+
+    fn inode_table(&self) -> Result<u64> {
+        self.u64(0x8, 0x28)
+    }
+
+    fn free_clusters(&self) -> Result<u32> {
+        self.u32(0xc, 0x2c)
+    }
+
+    /// Inodes at the end of the table that were never used: `bg_itable_unused`.
+    fn unused_inodes(&self) -> Result<u32> {
+        self.u32(0x1c, 0x32)
+    }
+
+    /// `bg_block_bitmap_csum`.
+    fn is_bitmap(&self, sb: &Super, bitmap: &[u8]) -> Result<bool> {
+        let Checksums::Crc32c(seed) = sb.checksums else {
+            return Ok(true);
+        };
+        let bytes = usize::try_from(sb.clusters_per_group / 8)?;
+        let sum = crc32c(seed, &[Bytes(bitmap).part(0, bytes)?]);
+        let mask = if self.is_64bit { u32::MAX } else { 0xffff };
+        Ok(self.u32(0x18, 0x38)? == sum & mask)
+    }
+}
+
+/// What is free.
+pub fn unused(place: &Place) -> Result<ByteSet> {
+    let sb = Super::read(place)?;
+    let table = sb.read_descriptors(place)?;
+    let mut used: ByteSet = table.places.iter().cloned().collect();
     let mut free = Largest::of(MOST);
-    let mut bitmap = vec![0; usize::try_from(sb.block)?];
-    for (group, desc) in descs() {
-        let (start, count) = blocks_of(group);
-        let place = sb.bytes(start, count)?;
-        if never_written(&desc)? {
-            used.outside(place).for_each(|range| free.push(range));
+    let descs = table.bytes.chunks_exact(usize::try_from(sb.desc)?);
+    ensure!(
+        descs.len() as u64 >= sb.groups(),
+        "descriptors of groups are missing"
+    );
+    for (number, desc) in (0..sb.groups()).zip(descs) {
+        let group = Group::check(&sb, number, desc)?;
+        let bitmap_block = sb.bytes(group.block_bitmap()?, 1)?;
+        // They may be in other groups, also in those without bitmaps.
+        used.insert(bitmap_block.clone());
+        used.insert(sb.bytes(group.inode_bitmap()?, 1)?);
+        let mut inodes = sb.bytes(group.inode_table()?, sb.inode_blocks)?;
+        if number == 0 && sb.journal.is_some() {
+            journal::check_empty(place, &sb, inodes.start)?;
+        }
+        if sb.has_flags() {
+            let unused = sb
+                .inodes_per_group
+                .checked_sub(group.unused_inodes()?.into());
+            let count = unused.context("a group has more unused inodes than inodes")?;
+            inodes.end = inodes.start + (count * sb.inode_size).next_multiple_of(sb.block);
+            free.push(inodes.end..inodes.start + sb.inode_blocks * sb.block);
+        }
+        used.insert(inodes);
+        let start = sb.group_start(number);
+        let count = sb.per_group.min(sb.blocks - start);
+        let bytes = sb.bytes(start, count)?;
+        // As ext4_init_block_bitmap(): only copies of the superblock and of descriptors. More is not
+        // allocated there before there is a bitmap.
+        if sb.has_flags() && group.bytes.le16(0x12)? & BLOCK_UNINIT != 0 {
+            free.push(bytes);
+            used.insert(sb.bytes(start, sb.copies(number).min(count))?);
             continue;
         }
-        let at = desc.u64(0x0, high(0x20))?;
-        file.read_exact_at(&mut bitmap, at * sb.block)?;
-        let clusters = (place.end - place.start).div_ceil(sb.cluster);
+        let bitmap = place.read(bitmap_block.start, sb.block)?;
+        ensure!(
+            group.is_bitmap(&sb, &bitmap)?,
+            "the checksum of the bitmap of group {number} is wrong"
+        );
+        let clusters = (bytes.end - bytes.start).div_ceil(sb.cluster);
         let mut counted = 0;
         for run in zeros(&bitmap, clusters)? {
             counted += run.end - run.start;
-            let start = place.start + run.start * sb.cluster;
-            let range = start..(place.start + run.end * sb.cluster).min(place.end);
-            used.outside(range).for_each(|range| free.push(range));
+            let start = bytes.start + run.start * sb.cluster;
+            free.push(start..(bytes.start + run.end * sb.cluster).min(bytes.end));
         }
-        let upper = if sb.is_64bit { desc.u16(0x2c)? } else { 0 };
-        let said = u64::from(upper) << 16 | u64::from(desc.u16(0xc)?);
-        if counted != said {
+        let said = group.free_clusters()?;
+        if counted != u64::from(said) {
             bail!(
-                "the bitmap of group {group} has {counted} free clusters, its descriptor says {said}"
+                "the bitmap of group {number} has {counted} free clusters, its descriptor says {said}"
             );
         }
     }
-    Ok(free.finish())
+    Ok(without(&free.finish(), &used))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use blksnap::ByteSet;
 /// Ranges that are kept: some 10 MB.
 pub const MOST: usize = 1 << 18;
 
-/// Ranges that come ascending.
+/// Ranges, of which those that come one after the other are joined.
 pub struct Largest {
     most: usize,
     kept: Vec<Range<u64>>,
