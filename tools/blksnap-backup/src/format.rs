@@ -11,10 +11,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::direct::Direct;
+pub use qcow2::{Clusters, Compressor};
 
 /// Stores the data of one device of one backup.
 pub trait Writer {
@@ -29,6 +30,14 @@ pub trait Writer {
     }
     /// Notes that data was stored by one of several threads.
     fn stored(&mut self, _range: Range<u64>) {}
+    /// Whether data is compressed; then several threads can do that before, each with a [`Compressor`].
+    fn compresses(&self) -> bool {
+        false
+    }
+    /// Stores data of which is known what becomes of it.
+    fn write_compressed(&mut self, offset: u64, data: &[u8], _clusters: &Clusters) -> Result<()> {
+        self.write(offset, data)
+    }
     /// Stores that a range reads as zeros, whatever the base has there.
     fn zero(&mut self, range: Range<u64>) -> Result<()>;
     /// Makes all durable.
@@ -86,25 +95,47 @@ impl Format {
     }
 
     /// Makes a new file for a device of `size` bytes, in the backup `id`. What is not stored in it
-    /// is in the base, or zero if there is none.
+    /// is in the base, or zero if there is none. With `compress`, data is made smaller.
     pub fn create(
         self,
         path: &Path,
         size: u64,
         id: &str,
         base: Option<&Base>,
+        compress: bool,
     ) -> Result<Box<dyn Writer>> {
         Ok(match self {
+            _ if compress && !self.can_compress() => {
+                bail!("a file of the format {self} can't be compressed")
+            }
             Self::Raw => Box::new(raw::RawWriter::create(path, size)?),
             Self::Qcow2 => {
                 let backing = base.map(|base| base.file.to_string_lossy());
-                Box::new(qcow2::Image::create(path, size, backing.as_deref())?)
+                Box::new(qcow2::Image::create(
+                    path,
+                    size,
+                    backing.as_deref(),
+                    compress,
+                )?)
             }
             Self::RbdDiff => {
                 let from = base.map(|base| base.id.as_str());
                 Box::new(rbd_diff::Stream::create(path, size, from, id)?)
             }
         })
+    }
+
+    /// Whether its files can be compressed.
+    pub fn can_compress(self) -> bool {
+        self == Self::Qcow2
+    }
+
+    /// Whether the data in a file is compressed, as far as it gets smaller.
+    pub fn is_compressed(self, path: &Path) -> Result<bool> {
+        match self {
+            Self::Qcow2 => Ok(qcow2::Layer::open(path)?.is_compressed()),
+            Self::Raw | Self::RbdDiff => Ok(false),
+        }
     }
 
     /// Opens a full file for changes in place; `None` if that can't be done.

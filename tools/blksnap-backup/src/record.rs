@@ -15,7 +15,7 @@ use crate::buffer::{Buffer, runs};
 use crate::chain::Layer;
 use crate::copy::{Source, pieces, round_out};
 use crate::extents::{Extent, cut};
-use crate::format::{Base, Reader, Writer};
+use crate::format::{Base, Compressor, Reader, Writer};
 use crate::manifest::Device;
 use crate::pipeline;
 use crate::recorded::Recorded;
@@ -94,10 +94,17 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Makes the file that `entry` names, in the directory of the backup `id`.
-    pub fn create(dir: &Path, id: &str, entry: Device, base: Option<&Base>) -> Result<Self> {
-        let path = dir.join(&entry.file);
-        let writer = entry.file_format.create(&path, entry.size, id, base)?;
+    /// Makes the file that `entry` names, in the directory of the backup `id`. With `compress`, the data
+    /// in it is made smaller.
+    pub fn create(
+        dir: &Path,
+        id: &str,
+        entry: Device,
+        base: Option<&Base>,
+        compress: bool,
+    ) -> Result<Self> {
+        let (path, format) = (dir.join(&entry.file), entry.file_format);
+        let writer = format.create(&path, entry.size, id, base, compress)?;
         Ok(Self::with(entry, writer).listed_in(dir))
     }
 
@@ -189,9 +196,11 @@ impl Recorder {
         let shared = self.writer.shared();
         let skip = self.skip_unreadable;
         let is_recorded = self.recorded.is_some();
+        let compresses = self.writer.compresses();
         let start = || {
             let source = Source::open(image)?;
             let shared = shared.as_deref();
+            let mut compressor = compresses.then(Compressor::new).transpose()?;
             Ok(move |buffer: &mut Buffer, piece: &Range<u64>| {
                 let bytes = &mut buffer.bytes_mut()[..(piece.end - piece.start) as usize];
                 let lost = match skip {
@@ -202,16 +211,23 @@ impl Recorder {
                     true => cut(bytes, piece.start),
                     false => cut_unchecked(bytes, piece.start),
                 };
+                let mut compressed = Vec::new();
                 for extent in extents.iter().filter(|extent| extent.hash.is_some()) {
+                    let data = data_of(extent, piece, bytes);
                     if let Some(file) = shared {
-                        file.write(extent.start, data_of(extent, piece, bytes))?;
+                        file.write(extent.start, data)?;
+                    }
+                    if let Some(compressor) = &mut compressor {
+                        compressed.push(compressor.compress(data)?);
                     }
                 }
-                Ok((extents, lost))
+                Ok((extents, compressed, lost))
             })
         };
         let pieces = pieces(places.iter()).map(Ok);
-        pipeline::run(pieces, start, watch, |buffer, piece, (extents, lost)| {
+        pipeline::run(pieces, start, watch, |buffer, piece, read| {
+            let (extents, compressed, lost) = read;
+            let mut compressed = compressed.into_iter();
             if !lost.is_empty() {
                 after_loss()?;
             }
@@ -221,7 +237,12 @@ impl Recorder {
                     Some(_) if shared.is_some() => self.writer.stored(extent.range()),
                     Some(_) => {
                         let bytes = data_of(extent, &piece, buffer.bytes());
-                        self.writer.write(extent.start, bytes)?;
+                        match compressed.next() {
+                            Some(small) => {
+                                self.writer.write_compressed(extent.start, bytes, &small)?;
+                            }
+                            None => self.writer.write(extent.start, bytes)?,
+                        }
                     }
                     None => self.writer.zero(extent.range())?,
                 }

@@ -23,6 +23,7 @@ pub struct Store {
     dir: tempfile::TempDir,
     size: u64,
     format: Format,
+    compress: bool,
     /// Those of change tracking, by the names of devices.
     generations: RefCell<BTreeMap<String, u128>>,
     now: Cell<u64>,
@@ -40,8 +41,17 @@ impl Store {
             dir: test_dir(),
             size,
             format,
+            compress: false,
             generations: RefCell::default(),
             now: Cell::new(0),
+        }
+    }
+
+    /// The same, of compressed images of QEMU.
+    pub fn compressed(size: u64) -> Self {
+        Self {
+            compress: true,
+            ..Self::with(size, Format::Qcow2)
         }
     }
 
@@ -104,7 +114,7 @@ impl Store {
             };
             let base_dir = base_dir.as_deref().filter(|_| made.kind != Kind::Full);
             let base = base_dir.map(|dir| Base::new(dir, &self.file_in(dir, made.name)));
-            let recorder = Recorder::create(draft.path(), &id, entry, base.as_ref());
+            let recorder = Recorder::create(draft.path(), &id, entry, base.as_ref(), self.compress);
             let mut recorder = recorder.unwrap();
             let image = self.path().join(".image");
             fs::write(&image, made.data).unwrap();
@@ -240,8 +250,14 @@ const MIB: usize = 1 << 20;
 
 /// A full backup and two that are based on it, with all of them as they are to be read.
 pub fn three(format: Format) -> (Store, Vec<(String, Vec<u8>)>) {
-    let store = Store::with(SIZE as u64, format);
+    three_in(Store::with(SIZE as u64, format))
+}
+
+/// The same, in an empty store for that size.
+pub fn three_in(store: Store) -> (Store, Vec<(String, Vec<u8>)>) {
     let mut data = noise(1, SIZE);
+    // What can be compressed, and what can't.
+    data[MIB..2 * MIB].fill(7);
     data[2 * MIB..5 * MIB].fill(0);
     let mut backups = vec![(store.full(&data), data.clone())];
     for (round, start) in [(2, MIB + 65536), (3, 4 * MIB)] {

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use blksnap::{CbtInfo, DevId, Session};
 use blksnap_backup::{Device, Draft, Format, Hardware, Kind, Manifest, Recorder, Repository};
 
@@ -54,6 +54,10 @@ struct Given {
 pub fn run(args: &args::Backup) -> Result<ExitCode> {
     let signals = Signals::catch()?;
     let start = Instant::now();
+    ensure!(
+        !args.compress || args.format.can_compress() && args.to != Path::new("-"),
+        "--compress is for --format qcow2 in a directory; a raw stream can be compressed by what reads it (`| zstd`)"
+    );
     let all = args.all.then(|| all::find(args)).transpose()?;
     if let Some(all) = &all {
         if args.dry_run {
@@ -235,6 +239,7 @@ impl<'a> Work<'a> {
             self.draft.id(),
             entry,
             plan.base().as_ref(),
+            self.args.compress,
         )?;
         recorder.skip_unreadable = self.args.skip_unreadable;
         recorder.unused = plan.left_out()?;

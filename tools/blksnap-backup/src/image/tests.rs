@@ -9,7 +9,7 @@ use super::*;
 use crate::chain::Damaged;
 use crate::format::Format;
 use crate::repository::Repository;
-use crate::testing::{SIZE, Store, numbers, three};
+use crate::testing::{SIZE, Store, numbers, three, three_in};
 
 const MIB: usize = 1 << 20;
 
@@ -22,8 +22,13 @@ fn image(store: &Store, id: &str, cache: &Arc<Cache>) -> Image {
 
 #[test]
 fn every_place_is_as_it_was_for_many_readers() {
-    for format in [Format::Raw, Format::Qcow2, Format::RbdDiff] {
-        let (store, backups) = three(format);
+    let stores = [
+        three(Format::Raw),
+        three(Format::Qcow2),
+        three(Format::RbdDiff),
+        three_in(Store::compressed(SIZE as u64)),
+    ];
+    for (number, (store, backups)) in stores.into_iter().enumerate() {
         let bound = 4 * MIB as u64;
         let cache = Arc::new(Cache::new(bound).unwrap());
         let images: Vec<_> = backups
@@ -44,7 +49,7 @@ fn every_place_is_as_it_was_for_many_readers() {
                         images[which].read(start as u64, &mut found).unwrap();
                         assert!(
                             found == backups[which].1[start..end],
-                            "{format} {start}..{end}"
+                            "{number}: {start}..{end}"
                         );
                         assert!(cache.bytes() <= bound);
                     }
@@ -53,7 +58,7 @@ fn every_place_is_as_it_was_for_many_readers() {
         });
         let mut all = vec![1; SIZE];
         images[2].read(0, &mut all).unwrap();
-        assert!(all == backups[2].1, "{format}");
+        assert!(all == backups[2].1, "{number}");
         assert!(images[2].read(SIZE as u64 - 1, &mut [0; 2]).is_err());
         assert!(images[2].read(u64::MAX, &mut [0; 2]).is_err());
         assert!(images[2].read(SIZE as u64, &mut []).is_ok());

@@ -21,7 +21,7 @@ fn what_is_copied_again_replaces_what_was() {
         size,
         ..device("vda")
     };
-    let mut recorder = Recorder::create(dir.path(), "id", entry, None).unwrap();
+    let mut recorder = Recorder::create(dir.path(), "id", entry, None, false).unwrap();
     let all = std::iter::once(0..size).collect();
     let copied = recorder.copy(&image, all, &Nobody, || Ok(())).unwrap();
     assert_eq!((copied.read, copied.written), (size, size - 3 * MIB as u64));
@@ -69,7 +69,7 @@ fn what_is_left_out_is_zeros_and_not_read() {
             size,
             ..device("vda").stored_as(format)
         };
-        let mut recorder = Recorder::create(dir.path(), "id", entry, None).unwrap();
+        let mut recorder = Recorder::create(dir.path(), "id", entry, None, false).unwrap();
         let all: ByteSet = std::iter::once(0..size).collect();
         let mib = MIB as u64;
         let unused = [mib + 1..3 * mib, 5 * mib..5 * mib + 8192, 9 * mib + 1..size];
@@ -161,7 +161,7 @@ fn speed() {
                 ..device("vda").stored_as(format)
             };
             let start = Instant::now();
-            let mut recorder = Recorder::create(dir.path(), "id", entry, None).unwrap();
+            let mut recorder = Recorder::create(dir.path(), "id", entry, None, false).unwrap();
             let all = std::iter::once(0..size).collect();
             recorder.copy(&image, all, &Nobody, || Ok(())).unwrap();
             println!("{round}: {format}: {:.0} MiB/s", rate(start));

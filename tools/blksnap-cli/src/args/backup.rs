@@ -59,6 +59,9 @@ pub struct Backup {
     /// How the data is stored; another format than that of the last backup begins with a full one
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+    /// With --format qcow2: compress the data by zstd
+    #[arg(long)]
+    pub compress: bool,
     /// Copy only what changed since the last backup or, where that is not known, what differs from it; this is the
     /// default
     #[arg(long, conflicts_with = "full")]

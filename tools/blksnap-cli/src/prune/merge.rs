@@ -263,7 +263,9 @@ fn new_file(run: &Run, dir: &Path, signals: &Signals) -> Result<(String, Extents
     let _ = fs::remove_file(&path);
     let format = top.device.file_format;
     let id = dir.file_name().unwrap_or_default().to_string_lossy();
-    let mut writer = format.create(&path, top.device.size, &id, base.as_ref())?;
+    // As that of the backup was.
+    let compress = format.is_compressed(&top.file())?;
+    let mut writer = format.create(&path, top.device.size, &id, base.as_ref(), compress)?;
     let extents = write(run, dir, &mut *writer, signals)?;
     step("syncing the new file")?;
     writer.finish()?;

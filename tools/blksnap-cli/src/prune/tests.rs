@@ -53,9 +53,30 @@ fn killed_with(path: &Path, how: How<'_>, signals: &Signals) -> Result<Report> {
 const MIB: usize = 1 << 20;
 const SIZE: usize = 3 * MIB;
 
+/// How backups are stored.
+#[derive(Clone, Copy, Debug)]
+enum Stored {
+    As(Format),
+    Compressed,
+}
+
+impl From<Format> for Stored {
+    fn from(format: Format) -> Self {
+        Self::As(format)
+    }
+}
+
+/// An empty directory for such.
+fn empty(stored: impl Into<Stored>) -> Store {
+    match stored.into() {
+        Stored::As(format) => Store::with(SIZE as u64, format),
+        Stored::Compressed => Store::compressed(SIZE as u64),
+    }
+}
+
 /// A chain of backups, and what each should be.
-fn chain(format: Format) -> (Store, Vec<(String, Vec<u8>)>) {
-    let store = Store::with(SIZE as u64, format);
+fn chain(stored: impl Into<Stored>) -> (Store, Vec<(String, Vec<u8>)>) {
+    let store = empty(stored);
     let mut data: Vec<u8> = (0..SIZE).map(|i| ((i * 7) >> 3) as u8 | 1).collect();
     data[MIB..MIB + 655_360].fill(0);
     // Of a chain that is not needed by the others.
@@ -121,11 +142,11 @@ fn check(store: &Store, all: &[(String, Vec<u8>)], kept: &[(String, Vec<u8>)], w
 }
 
 /// Kills a prune before each of its steps, and the next one before each of its steps.
-fn killed_anywhere(format: Format, keep: usize) {
+fn killed_anywhere(stored: impl Into<Stored> + Copy, keep: usize) {
     let signals = Signals::catch().unwrap();
     let mut steps = 0;
     loop {
-        let (store, all) = chain(format);
+        let (store, all) = chain(stored);
         let kept = &all[all.len() - keep..];
         STEPS.set(steps);
         let first = killed(store.path(), keep, &signals);
@@ -175,6 +196,11 @@ fn raw_backups_survive_a_kill_at_any_step() {
 #[test]
 fn qcow2_backups_survive_a_kill_at_any_step() {
     killed_anywhere(Format::Qcow2, 3);
+}
+
+#[test]
+fn compressed_backups_survive_a_kill_at_any_step() {
+    killed_anywhere(Stored::Compressed, 3);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use zerocopy::FromBytes;
 use zerocopy::byteorder::big_endian::U64;
 
 use super::header::Header;
-use super::{CLUSTER, COMPRESSED, COPIED, ENTRIES, OFFSET, ZERO};
+use super::{CLUSTER, COMPRESSED, COPIED, ENTRIES, OFFSET, ZERO, compressed};
 
 /// A file whose header and L1 table were found to be sound.
 pub struct ImageFile {
@@ -75,14 +75,17 @@ impl ImageFile {
             let sound = match entry & !(OFFSET | ZERO) {
                 0 => place == 0,
                 COPIED => place != 0 && place % CLUSTER == 0,
+                flags if flags & COMPRESSED != 0 && flags & COPIED == 0 => {
+                    self.header.compressed && compressed::place(*entry).start >= CLUSTER
+                }
                 _ => false,
             };
             ensure!(
                 sound,
                 "{}: {}",
                 self.path.display(),
-                if entry & COMPRESSED != 0 {
-                    "a qcow2 image not made by blksnap: it has compressed clusters".into()
+                if entry & COMPRESSED != 0 && !self.header.compressed {
+                    "a qcow2 image not made by blksnap: it has clusters compressed by zlib".into()
                 } else {
                     format!("damaged L2 table: an entry of {entry:#x}")
                 }

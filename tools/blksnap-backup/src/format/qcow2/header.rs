@@ -6,12 +6,17 @@ use anyhow::{Context, Result, bail, ensure};
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{CLUSTER, CLUSTER_BITS, ENTRIES, MAX_SIZE, PER_L2, REFCOUNTS};
+use super::{CLUSTER, CLUSTER_BITS, ENTRIES, MAX_SIZE, MORE, PER_L2, REFCOUNTS};
 
 /// What a file begins with.
 const MAGIC: [u8; 4] = *b"QFI\xfb";
 /// A header extension: the format of the backing file.
 const BACKING_FORMAT: u32 = 0xe279_2aca;
+/// In the incompatible features: what follows the header of 104 bytes says how clusters are compressed,
+/// which is not by zlib.
+const COMPRESSION: u64 = 1 << 3;
+/// What follows then: zstd, and padding to 8 bytes.
+const ZSTD: [u8; 8] = [1, 0, 0, 0, 0, 0, 0, 0];
 /// The longest name of a backing file that QEMU accepts.
 const MAX_NAME: usize = 1023;
 
@@ -60,11 +65,13 @@ pub struct Header {
     pub refcount_table_offset: u64,
     /// Clusters in the refcount table.
     pub refcount_table_clusters: u32,
+    /// Whether clusters may be compressed.
+    pub compressed: bool,
 }
 
 impl Header {
     /// The header of a new image, and so its layout.
-    pub fn new(size: u64, backing: Option<&str>) -> Result<Self> {
+    pub fn new(size: u64, backing: Option<&str>, compressed: bool) -> Result<Self> {
         ensure!(
             size <= MAX_SIZE,
             "a device of {size} bytes is too large for qcow2: {MAX_SIZE} is the most"
@@ -75,9 +82,10 @@ impl Header {
             ensure!(usable, "`{name}` can't be the name of a backing file");
         }
         // Clusters of data, of L2 tables, of the other tables; and again as many, as those that
-        // crashes leave unused are not reused.
-        let clusters = size.div_ceil(CLUSTER) + size.div_ceil(PER_L2) + 1024;
-        let blocks = (2 * clusters).div_ceil(REFCOUNTS - 1);
+        // crashes leave unused are not reused, nor are places of what was compressed.
+        let clusters = size.div_ceil(CLUSTER) + size.div_ceil(PER_L2) + MORE / CLUSTER;
+        let times = if compressed { 3 } else { 2 };
+        let blocks = (times * clusters).div_ceil(REFCOUNTS - 1);
         let refcount_table_clusters = blocks.div_ceil(ENTRIES);
         Ok(Self {
             size,
@@ -85,6 +93,7 @@ impl Header {
             l1_offset: (1 + refcount_table_clusters) * CLUSTER,
             refcount_table_offset: CLUSTER,
             refcount_table_clusters: u32::try_from(refcount_table_clusters)?,
+            compressed,
         })
     }
 
@@ -122,6 +131,11 @@ impl Header {
             header_length: (size_of::<Raw>() as u32).into(),
         };
         let mut rest = Vec::new();
+        if self.compressed {
+            raw.incompatible_features = COMPRESSION.into();
+            raw.header_length = ((size_of::<Raw>() + ZSTD.len()) as u32).into();
+            rest.extend_from_slice(&ZSTD);
+        }
         if self.backing.is_some() {
             let format = Extension {
                 kind: BACKING_FORMAT.into(),
@@ -145,7 +159,7 @@ impl Header {
 
     /// Understands the beginning of a file of `length` bytes.
     pub fn parse(bytes: &[u8], length: u64) -> Result<Self> {
-        let (raw, _) = Raw::read_from_prefix(bytes)
+        let (raw, rest) = Raw::read_from_prefix(bytes)
             .ok()
             .filter(|(raw, _)| raw.magic == MAGIC)
             .context("not a qcow2 image")?;
@@ -157,13 +171,19 @@ impl Header {
             (raw.snapshots != 0, "snapshots inside"),
             (raw.refcount_order != 4, "refcounts of another size"),
             (
-                raw.incompatible_features != 0,
+                raw.incompatible_features.get() & !COMPRESSION != 0,
                 "features not known here, or was not closed",
             ),
             (raw.autoclear_features != 0, "bitmaps or the like"),
         ] {
             ensure!(!is, "a qcow2 image not made by blksnap: it has {what}");
         }
+        let compressed = raw.incompatible_features != 0;
+        let length_with = (size_of::<Raw>() + ZSTD.len()) as u32;
+        ensure!(
+            !compressed || raw.header_length == length_with && rest.starts_with(&ZSTD),
+            "a qcow2 image not made by blksnap: it has another compression than zstd"
+        );
         let size = raw.size.get();
         ensure!(
             size <= MAX_SIZE,
@@ -175,6 +195,7 @@ impl Header {
             l1_offset: raw.l1_offset.get(),
             refcount_table_offset: raw.refcount_table_offset.get(),
             refcount_table_clusters: raw.refcount_table_clusters.get(),
+            compressed,
         };
         ensure!(
             u64::from(raw.l1_entries) == header.l1_entries(),
@@ -231,27 +252,31 @@ mod tests {
     fn what_is_written_is_understood() {
         for size in [0, 1, 512, 1 << 20, PER_L2 + 1, 64 << 40, MAX_SIZE] {
             for backing in [None, Some("base of this.qcow2")] {
-                let header = Header::new(size, backing).unwrap();
-                let bytes = header.to_bytes();
-                assert_eq!(bytes.len() as u64, CLUSTER);
-                let end = header.l1_offset + header.l1_clusters() * CLUSTER;
-                assert_eq!(Header::parse(&bytes, end).unwrap(), header);
+                for compressed in [false, true] {
+                    let header = Header::new(size, backing, compressed).unwrap();
+                    let bytes = header.to_bytes();
+                    assert_eq!(bytes.len() as u64, CLUSTER);
+                    let end = header.l1_offset + header.l1_clusters() * CLUSTER;
+                    assert_eq!(Header::parse(&bytes, end).unwrap(), header);
+                }
             }
         }
-        assert!(Header::new(MAX_SIZE + 1, None).is_err());
+        assert!(Header::new(MAX_SIZE + 1, None, false).is_err());
         for name in ["", "nbd:unix", "a\0b"] {
-            assert!(Header::new(512, Some(name)).is_err());
+            assert!(Header::new(512, Some(name), false).is_err());
         }
     }
 
     #[test]
     fn others_are_refused_with_the_reason() {
-        let good = Header::new(1 << 40, Some("base")).unwrap().to_bytes();
-        let parse = |at: usize, value: u8| {
-            let mut bytes = good.clone();
+        let good = Header::new(1 << 40, Some("base"), false).unwrap();
+        let good = good.to_bytes();
+        let refused = |good: &[u8], at: usize, value: u8| {
+            let mut bytes = good.to_vec();
             bytes[at] = value;
             format!("{:#}", Header::parse(&bytes, 8 << 20).unwrap_err())
         };
+        let parse = |at: usize, value: u8| refused(&good, at, value);
         assert!(Header::parse(&good, 8 << 20).is_ok());
         for (at, value, reason) in [
             (0, 0, "not a qcow2 image"),
@@ -270,11 +295,17 @@ mod tests {
             (59, 0, "refcount table"),
             (63, 1, "snapshots"),
             (79, 1, "features"),
+            (79, 8, "another compression"),
             (95, 1, "bitmaps"),
             (99, 5, "refcounts"),
         ] {
             let error = parse(at, value);
             assert!(error.contains(reason), "{at}: {error}");
+        }
+        let compressed = Header::new(1 << 40, None, true).unwrap().to_bytes();
+        for (at, value) in [(103, 104), (104, 0), (104, 2), (107, 1)] {
+            let error = refused(&compressed, at, value);
+            assert!(error.contains("another compression"), "{at}: {error}");
         }
         for length in 0..200 {
             assert!(Header::parse(&good[..length], 8 << 20).is_err() || length > 128);

@@ -2,6 +2,7 @@
 
 //! Reading an image without its backing file.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -9,12 +10,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
+use super::compressed::Decompressor;
 use super::file::ImageFile;
-use super::{CLUSTER, ENTRIES, OFFSET, PER_L2, ZERO};
+use super::{CLUSTER, COMPRESSED, ENTRIES, OFFSET, PER_L2, ZERO};
 use crate::format::Reader;
 
 /// An L2 table, and which one it is.
 type Table = (usize, Arc<[u64]>);
+
+thread_local! {
+    /// Made when it is needed: one for each thread, however many images it reads.
+    static DECOMPRESSOR: RefCell<Option<Decompressor>> = const { RefCell::new(None) };
+}
 
 /// What one image has itself.
 pub struct Layer {
@@ -40,6 +47,25 @@ impl Layer {
     /// The name of the backing file that the image gives.
     pub fn backing(&self) -> Option<&str> {
         self.image.header.backing.as_deref()
+    }
+
+    /// Whether clusters may be compressed.
+    pub fn is_compressed(&self) -> bool {
+        self.image.header.compressed
+    }
+
+    /// Reads a part of a compressed cluster.
+    fn decompress(&self, entry: u64, start: u64, part: &mut [u8]) -> Result<()> {
+        DECOMPRESSOR.with_borrow_mut(|decompressor| {
+            let decompressor = match decompressor {
+                Some(made) => made,
+                none => none.insert(Decompressor::new()?),
+            };
+            let cluster = decompressor.read(&self.image, entry)?;
+            // Both are less than a cluster, and so is their sum.
+            part.copy_from_slice(&cluster[start as usize..start as usize + part.len()]);
+            Ok(())
+        })
     }
 
     /// The entry of the L2 table for the cluster at `offset`; 0 if there is none. `kept` is the table
@@ -76,8 +102,10 @@ impl Reader for Layer {
             let in_cluster = at % CLUSTER;
             let entry = self.entry(at, &mut table)?;
             let mut length = CLUSTER - in_cluster;
+            let compressed = entry & COMPRESSED != 0;
             // Neighbours on the device are mostly neighbours in the file.
             while length < rest.len() as u64
+                && !compressed
                 && entry & ZERO == 0
                 && entry != 0
                 && self.entry(at + length, &mut table)? == entry + in_cluster + length
@@ -86,7 +114,9 @@ impl Reader for Layer {
             }
             let length = length.min(rest.len() as u64) as usize;
             let (part, after) = rest.split_at_mut(length);
-            if entry & ZERO != 0 {
+            if compressed {
+                self.decompress(entry, in_cluster, part)?;
+            } else if entry & ZERO != 0 {
                 part.fill(0);
             } else if entry == 0 {
                 if let Some(backing) = self.backing() {

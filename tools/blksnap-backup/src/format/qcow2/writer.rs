@@ -3,6 +3,7 @@
 //! Making an image, and changing one.
 
 mod refcounts;
+mod small;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,9 +13,10 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{FallocateFlags, fallocate};
 
+use super::compressed::{Clusters, Compressor};
 use super::file::{ImageFile, table_bytes};
 use super::header::Header;
-use super::{CACHED, CLUSTER, COPIED, ENTRIES, OFFSET, PER_L2, ZERO};
+use super::{CACHED, CLUSTER, COMPRESSED, COPIED, ENTRIES, OFFSET, PER_L2, ZERO};
 use crate::format::Writer;
 use crate::private;
 use refcounts::Refcounts;
@@ -27,6 +29,12 @@ pub struct Image {
     update: bool,
     /// L2 tables in memory, by their index in the L1 table.
     pub(super) l2: HashMap<usize, Table>,
+    /// What makes clusters smaller, if they are to be.
+    compressor: Option<Compressor>,
+    /// The rest of a cluster of the file that compressed ones are put into.
+    room: Range<u64>,
+    /// Entries that L2 tables had, whose clusters are still counted.
+    old: Vec<u64>,
 }
 
 /// An L2 table.
@@ -41,10 +49,10 @@ pub(super) struct Table {
 impl Image {
     /// Makes an image of a device of `size` bytes that has no data yet, in a file that does not
     /// exist. With `backing`, it is an overlay of the qcow2 image of that name, a path relative to
-    /// the directory of the file.
-    pub fn create(path: &Path, size: u64, backing: Option<&str>) -> Result<Self> {
+    /// the directory of the file. With `compress`, clusters are made smaller by zstd.
+    pub fn create(path: &Path, size: u64, backing: Option<&str>, compress: bool) -> Result<Self> {
         let failed = || format!("cannot create {}", path.display());
-        let header = Header::new(size, backing).with_context(failed)?;
+        let header = Header::new(size, backing, compress).with_context(failed)?;
         let image = ImageFile {
             path: path.to_owned(),
             file: private::create_new(path).with_context(failed)?,
@@ -71,11 +79,15 @@ impl Image {
     fn start(image: ImageFile, update: bool) -> Result<Self> {
         let refcounts = Refcounts::start(&image, update)
             .with_context(|| format!("cannot write {}", image.path.display()))?;
+        let compress = image.header.compressed;
         Ok(Self {
             image,
             refcounts,
             update,
             l2: HashMap::new(),
+            compressor: compress.then(Compressor::new).transpose()?,
+            room: 0..0,
+            old: Vec::new(),
         })
     }
 
@@ -115,6 +127,10 @@ impl Image {
         let (index, slot) = split(offset);
         let entry = self.table(index)?.entries[slot];
         let place = match entry & OFFSET {
+            _ if entry & COMPRESSED != 0 => {
+                self.old.push(entry);
+                self.allocate()?
+            }
             0 => self.allocate()?,
             place => {
                 let known = self.refcounts.knows(place);
@@ -139,17 +155,51 @@ impl Image {
         let is_overlay = self.is_overlay();
         let table = self.table(index)?;
         let entry = table.entries[slot];
+        if entry & COMPRESSED != 0 {
+            table.entries[slot] = ZERO;
+            table.dirty = true;
+            self.old.push(entry);
+            return Ok(());
+        }
         if entry & ZERO != 0 || entry == 0 && !is_overlay {
             return Ok(());
         }
         table.entries[slot] = entry | ZERO;
         table.dirty = true;
         if entry != 0 {
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            // Where that can't be done, the space is lost until data is stored there again.
-            let _ = fallocate(&self.image.file, flags, entry & OFFSET, CLUSTER);
+            self.punch(entry & OFFSET);
         }
         Ok(())
+    }
+
+    /// Gives back the space of a cluster of the file, whose contents do not matter.
+    fn punch(&self, place: u64) {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        // Where that can't be done, the space is lost until data is stored there again.
+        let _ = fallocate(&self.image.file, flags, place, CLUSTER);
+    }
+
+    /// Stores clusters as they are.
+    fn store_whole(&mut self, offset: u64, data: &[u8]) -> Result<()> {
+        // The run of clusters with consecutive places that is not stored yet.
+        let mut run: Range<usize> = 0..0;
+        let mut run_place = 0;
+        while run.end < data.len() {
+            // Looking for a table may write back others: what those refer to must be stored.
+            if (offset + run.end as u64) % PER_L2 == 0 {
+                self.store(run_place, &data[run.clone()])?;
+                run.start = run.end;
+                run_place = 0;
+            }
+            let place = self.place(offset + run.end as u64)?;
+            if place != run_place + run.len() as u64 {
+                self.store(run_place, &data[run.clone()])?;
+                run.start = run.end;
+                run_place = place;
+            }
+            run.end = data.len().min(run.end + CLUSTER as usize);
+        }
+        self.store(run_place, &data[run])
     }
 
     /// Stores a run of whole clusters in consecutive places.
@@ -170,8 +220,14 @@ impl Image {
         write().with_context(|| self.failed())
     }
 
-    /// Writes the tables that the file lacks. What a table refers to is made durable before it.
+    /// Writes the tables that the file lacks. What a table refers to is made durable before it; what it
+    /// has referred to is uncounted after that.
     fn flush(&mut self) -> Result<()> {
+        self.write_tables()?;
+        self.uncount_old()
+    }
+
+    fn write_tables(&mut self) -> Result<()> {
         let mut dirty: Vec<_> = self.l2.iter_mut().filter(|(_, t)| t.dirty).collect();
         if dirty.is_empty() {
             return Ok(());
@@ -243,25 +299,22 @@ impl Writer for Image {
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<()> {
         self.check(offset, data.len() as u64)?;
-        // The run of clusters with consecutive places that is not stored yet.
-        let mut run: Range<usize> = 0..0;
-        let mut run_place = 0;
-        while run.end < data.len() {
-            // Looking for a table may write back others: what those refer to must be stored.
-            if (offset + run.end as u64) % PER_L2 == 0 {
-                self.store(run_place, &data[run.clone()])?;
-                run.start = run.end;
-                run_place = 0;
+        match &mut self.compressor {
+            Some(compressor) => {
+                let clusters = compressor.compress(data)?;
+                self.store_clusters(offset, data, &clusters)
             }
-            let place = self.place(offset + run.end as u64)?;
-            if place != run_place + run.len() as u64 {
-                self.store(run_place, &data[run.clone()])?;
-                run.start = run.end;
-                run_place = place;
-            }
-            run.end = data.len().min(run.end + CLUSTER as usize);
+            None => self.store_whole(offset, data),
         }
-        self.store(run_place, &data[run])
+    }
+
+    fn compresses(&self) -> bool {
+        self.compressor.is_some()
+    }
+
+    fn write_compressed(&mut self, offset: u64, data: &[u8], clusters: &Clusters) -> Result<()> {
+        self.check(offset, data.len() as u64)?;
+        self.store_clusters(offset, data, clusters)
     }
 
     fn zero(&mut self, range: Range<u64>) -> Result<()> {
@@ -282,6 +335,7 @@ impl Writer for Image {
         self.flush()?;
         self.refcounts
             .finish(&self.image)
+            .and_then(|()| self.fill_up())
             .and_then(|()| Ok(self.image.sync()?))
             .with_context(|| self.failed())
     }

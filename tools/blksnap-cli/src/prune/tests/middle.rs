@@ -2,6 +2,8 @@
 
 //! Backups dropped between others.
 
+use std::os::unix::fs::MetadataExt;
+
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -9,10 +11,10 @@ use super::*;
 
 /// Backups one day after another.
 fn daily(
-    format: Format,
+    stored: impl Into<Stored>,
     changes: &[Option<(usize, usize, u8)>],
 ) -> (Store, Vec<(String, Vec<u8>)>) {
-    let store = Store::with(SIZE as u64, format);
+    let store = empty(stored);
     let mut data: Vec<u8> = (0..SIZE).map(|i| ((i * 5) >> 4) as u8).collect();
     let mut all: Vec<(String, Vec<u8>)> = Vec::new();
     for (day, change) in changes.iter().enumerate() {
@@ -62,10 +64,10 @@ const CHANGES: [Option<(usize, usize, u8)>; 13] = [
     Some((65536, 65536, 9)),
 ];
 
-fn killed_between(format: Format) {
+fn killed_between(stored: impl Into<Stored> + Copy) {
     let signals = Signals::catch().unwrap();
     for steps in 0.. {
-        let (store, all) = daily(format, &CHANGES);
+        let (store, all) = daily(stored, &CHANGES);
         let kept: Vec<_> = [3, 10, 11, 12].map(|day| all[day].clone()).into();
         STEPS.set(steps);
         let first = killed_with(store.path(), weekly(3), &signals);
@@ -114,6 +116,11 @@ fn qcow2_backups_between_others_go_whatever_happens() {
 }
 
 #[test]
+fn compressed_backups_between_others_go_whatever_happens() {
+    killed_between(Stored::Compressed);
+}
+
+#[test]
 fn rbd_diff_backups_between_others_go_whatever_happens() {
     killed_between(Format::RbdDiff);
 }
@@ -127,6 +134,25 @@ fn an_overlay_names_its_new_base() {
     let layer = blksnap_backup::format::qcow2::Layer::open(&file).unwrap();
     let base = format!("../{}/vda.qcow2", all[3].0);
     assert_eq!(layer.backing(), Some(&*base));
+}
+
+#[test]
+fn what_was_compressed_stays_so() {
+    let signals = Signals::catch().unwrap();
+    let (store, all) = daily(Stored::Compressed, &CHANGES);
+    let file = |day: usize| store.path().join(&all[day].0).join("vda.qcow2");
+    let full = file(0).metadata().unwrap().blocks() * 512;
+    assert!(full < SIZE as u64 / 2, "{full}");
+    let report = prune(store.path(), weekly(3), &signals).unwrap();
+    assert!(report.merged[0].in_place, "{report:?}");
+    // The first was merged into, the second is a new file.
+    for day in [3, 10] {
+        let file = file(day);
+        assert!(Format::Qcow2.is_compressed(&file).unwrap());
+        let takes = file.metadata().unwrap().blocks() * 512;
+        assert!(takes < SIZE as u64 / 2, "{day}: {takes}");
+    }
+    check(&store, &all, &[], "pruned");
 }
 
 #[test]
@@ -164,14 +190,15 @@ fn whatever_is_kept_is_what_it_was() {
     let changes = prop::collection::vec(change, 2..16);
     let rules = prop::collection::vec((1..4usize, 0..5usize, 0..4usize, 0..60u32), 1..4);
     let formats = prop_oneof![
-        Just(Format::Raw),
-        Just(Format::Qcow2),
-        Just(Format::RbdDiff)
+        Just(Format::Raw.into()),
+        Just(Format::Qcow2.into()),
+        Just(Stored::Compressed),
+        Just(Format::RbdDiff.into())
     ];
     let signals = Signals::catch().unwrap();
     let all = (changes, rules, formats);
-    let result = runner.run(&all, |(changes, rules, format)| {
-        let (store, all) = daily(format, &changes);
+    let result = runner.run(&all, |(changes, rules, stored)| {
+        let (store, all) = daily(stored, &changes);
         for (last, weeks, months, steps) in rules {
             let some = |count| (count > 0).then(|| policy::Count::of(count));
             let policy = Policy {

@@ -45,6 +45,15 @@ fn log(action: impl FnOnce()) -> Vec<Event> {
 
 #[test]
 fn at_each_moment_the_file_is_an_image_and_the_merge_can_be_done_again() {
+    cut_off_anywhere(false);
+}
+
+#[test]
+fn and_so_it_is_if_it_is_compressed() {
+    cut_off_anywhere(true);
+}
+
+fn cut_off_anywhere(compress: bool) {
     let mut chain = Chain::new();
     let step = |place, count, data| Step { place, count, data };
     // In an order that makes tables be written back and read again.
@@ -58,8 +67,8 @@ fn at_each_moment_the_file_is_an_image_and_the_merge_can_be_done_again() {
         step(16, 2, None),
     ];
     // The last L2 table is not there yet.
-    chain.add(&[step(0, 4, Some(1)), step(8, 1, Some(2))]);
-    chain.add(&later);
+    chain.add_so(&[step(0, 4, Some(1)), step(8, 1, Some(2))], compress);
+    chain.add_so(&later, compress);
     let (base, overlay) = (chain.image(0), chain.image(1));
     let before = chain.dir.path().join("before");
     std::fs::copy(&base, &before).unwrap();

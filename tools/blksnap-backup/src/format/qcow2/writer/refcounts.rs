@@ -2,13 +2,13 @@
 
 //! Which clusters of the file are used.
 //!
-//! Clusters are taken from the end of the file, so the count of each up to there is known: it is 1.
-//! The clusters of a refcount block are all counted as used when the first of them is taken, and
-//! those that were not taken are uncounted at the end.
+//! Clusters are taken from the end of the file. The clusters of a refcount block are all counted as used
+//! once when the first of them is taken, and those that were not taken are uncounted at the end. A
+//! cluster in which several compressed ones have something is counted for each of them.
 
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::format::qcow2::file::ImageFile;
 use crate::format::qcow2::{CLUSTER, OFFSET, REFCOUNTS};
@@ -36,6 +36,30 @@ impl Refcounts {
             counts.count(image)?;
         }
         Ok(counts)
+    }
+
+    /// The end of what was taken: bytes.
+    pub fn end(&self) -> u64 {
+        self.next * CLUSTER
+    }
+
+    /// Counts a cluster that was taken once more, or once less; gives how often it is used now.
+    pub fn change(&self, image: &ImageFile, place: u64, more: bool) -> Result<u16> {
+        let cluster = place / CLUSTER;
+        let damaged = || format!("damaged refcounts of the cluster at byte {place}");
+        let block = self.knows(place).then(|| self.block_of(image, cluster));
+        let block = block.transpose()?.flatten().with_context(damaged)?;
+        let at = block + cluster % REFCOUNTS * 2;
+        let mut count = [0; 2];
+        image.file.read_exact_at(&mut count, at)?;
+        let count = u16::from_be_bytes(count);
+        let count = match more {
+            true => count.checked_add(1),
+            false => count.checked_sub(1),
+        };
+        let count = count.with_context(damaged)?;
+        image.write(&count.to_be_bytes(), at)?;
+        Ok(count)
     }
 
     /// Whether a place is one that was taken.
