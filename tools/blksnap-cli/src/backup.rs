@@ -36,6 +36,7 @@ use crate::hold;
 use crate::names;
 use crate::opened;
 use crate::output;
+use crate::rate::Pace;
 use crate::signals::Signals;
 use crate::trim;
 use job::Job;
@@ -92,7 +93,7 @@ pub fn run(args: &args::Backup) -> Result<ExitCode> {
     let machine = all
         .as_ref()
         .map(|all| machine::describe(&devices, &all.groups));
-    let phases = Phases::new(args.progress, &signals);
+    let phases = Phases::new(args.progress, Pace::new(args.rate), &signals);
     let mut session = hold::open(&ids, &args.storage, repository.path())?;
     let taking = phases.begin(Phase::Taking, "taking the snapshot");
     let taken = above::take(&mut session, &ids, &signals)?;

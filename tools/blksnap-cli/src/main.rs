@@ -26,6 +26,7 @@ mod output;
 mod pages;
 mod progress;
 mod prune;
+mod rate;
 mod restore;
 mod second;
 mod signals;

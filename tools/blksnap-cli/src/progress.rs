@@ -12,6 +12,7 @@ use blksnap_backup::Watch;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::output;
+use crate::rate::Pace;
 use crate::signals::Signals;
 use crate::size::Size;
 
@@ -38,6 +39,7 @@ pub fn line(what: &str, bytes: u64, seconds: f64) -> String {
 /// The progress of one piece of work of a known number of bytes.
 pub struct Progress<'a> {
     signals: &'a Signals,
+    pace: Option<&'a Pace>,
     what: String,
     bar: ProgressBar,
     done: AtomicU64,
@@ -62,11 +64,18 @@ impl<'a> Progress<'a> {
         let bar = style(bar);
         Self {
             signals,
+            pace: None,
             what,
             bar,
             done: AtomicU64::new(0),
             start: Instant::now(),
         }
+    }
+
+    /// The same, at a pace that others may have part in.
+    pub fn at(mut self, pace: &'a Pace) -> Self {
+        self.pace = Some(pace);
+        self
     }
 
     /// All is done. Gives the seconds it took.
@@ -81,7 +90,10 @@ impl<'a> Progress<'a> {
 
 impl Watch for Progress<'_> {
     fn check(&self) -> Result<()> {
-        Ok(self.signals.check()?)
+        match self.pace {
+            Some(pace) => Ok(pace.wait(self.signals)?),
+            None => Ok(self.signals.check()?),
+        }
     }
 
     fn expect(&self, bytes: u64) {
@@ -90,6 +102,7 @@ impl Watch for Progress<'_> {
 
     fn advance(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
+        self.pace.iter().for_each(|pace| pace.read(bytes));
         self.bar.inc(bytes);
     }
 }

@@ -25,6 +25,7 @@ use crate::names;
 use crate::opened;
 use crate::output;
 use crate::progress::Progress;
+use crate::rate::{Pace, Rate};
 use crate::signals::Signals;
 use crate::size::Size;
 use target::{OpenTarget, Place, Target};
@@ -37,6 +38,7 @@ pub fn run(args: &args::Restore) -> Result<ExitCode> {
         dry_run: args.dry_run,
         keep_going: args.keep_going,
         machine: args.machine.then_some(Machine { grow: args.grow }),
+        rate: args.rate,
     };
     let targets = if args.machine { &args.disk } else { &args.to };
     let reports = restore(&args.backup, targets, how, &signals)?;
@@ -87,6 +89,8 @@ pub struct How {
     pub dry_run: bool,
     /// Restore what is good where something is damaged.
     pub keep_going: bool,
+    /// How fast backups are read at most.
+    pub rate: Option<Rate>,
     /// Lay out all disks of a machine.
     pub machine: Option<Machine>,
 }
@@ -175,10 +179,11 @@ pub fn restore(
         Ok((device, chain, bytes, target.open(device.size)?))
     };
     let jobs: Vec<_> = jobs.into_iter().map(open).collect::<Result<_>>()?;
+    let pace = Pace::new(how.rate);
     let mut reports = Vec::new();
     for (device, chain, bytes, mut target) in jobs {
         let what = format!("{}: restoring to {}", device.name, target.path().display());
-        let progress = Progress::start(what, bytes, signals);
+        let progress = Progress::start(what, bytes, signals).at(&pace);
         let mut damage = Vec::new();
         let lost = how.keep_going.then_some(&mut damage);
         let mut table = None;

@@ -1,17 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 //! Signals: noted, looked at between pieces of work, and turned into an error, so that everything
-//! held is given up.
+//! held is given up. Who waits is woken by them.
 
 use std::fmt;
 use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use blksnap_backup::Watch;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::low_level::pipe;
 
 /// The signals that ask this process to end: but for those that it was told to ignore when it was
 /// started, by nohup or by a shell that runs it in the background.
@@ -62,34 +67,65 @@ impl std::error::Error for Interrupted {}
 
 /// The signals that have come since this was made.
 #[derive(Clone, Debug)]
-pub struct Signals(Arc<AtomicUsize>);
+pub struct Signals {
+    last: Arc<AtomicUsize>,
+    /// Can be read from once a signal has come. Nobody does, so all who wait are woken.
+    came: Arc<UnixStream>,
+}
 
 impl Signals {
     /// From now on, SIGINT, SIGTERM and SIGHUP are noted and do not end the process; those that are
     /// ignored stay so.
     pub fn catch() -> Result<Self> {
-        let last = Arc::new(AtomicUsize::new(0));
-        for signal in ending() {
-            // The constants are small and positive.
-            signal_hook::flag::register_usize(signal, last.clone(), signal as usize)
-                .context("cannot catch signals")?;
-        }
-        Ok(Self(last))
+        let catch = || -> io::Result<Self> {
+            let last = Arc::new(AtomicUsize::new(0));
+            let (came, comes) = UnixStream::pair()?;
+            for signal in ending() {
+                // In this order: who is woken finds it noted. The constants are small and positive.
+                signal_hook::flag::register_usize(signal, last.clone(), signal as usize)?;
+                pipe::register(signal, comes.try_clone()?)?;
+            }
+            let came = Arc::new(came);
+            Ok(Self { last, came })
+        };
+        catch().context("cannot catch signals")
     }
 
     /// As if a signal had come.
     #[cfg(test)]
     pub fn after(signal: i32) -> Self {
-        Self(Arc::new(AtomicUsize::new(signal as usize)))
+        let signals = Self::catch().unwrap();
+        let last = Arc::new(AtomicUsize::new(signal as usize));
+        Self { last, ..signals }
     }
 
     /// Fails once a signal has come, and from then on.
     pub fn check(&self) -> Result<(), Interrupted> {
-        match self.0.load(Ordering::Relaxed) {
+        match self.last.load(Ordering::Relaxed) {
             0 => Ok(()),
             signal => Err(Interrupted {
                 signal: signal as i32,
             }),
+        }
+    }
+}
+
+impl Signals {
+    /// Waits until then; fails at once when a signal comes.
+    pub fn wait_until(&self, then: Instant) -> Result<(), Interrupted> {
+        loop {
+            self.check()?;
+            let left = then.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            let left = Timespec {
+                tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            };
+            let came = &mut [PollFd::new(&*self.came, PollFlags::IN)];
+            // Interrupted by another signal, it is called again.
+            let _ = poll(came, Some(&left));
         }
     }
 }

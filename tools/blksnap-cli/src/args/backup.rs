@@ -11,6 +11,7 @@ use clap::{Args as ClapArgs, ValueHint};
 use super::StorageArgs;
 use super::storage::STORAGE_HELP;
 use crate::backup::phases::Shown;
+use crate::rate::Rate;
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:\n  \
@@ -87,6 +88,9 @@ pub struct Backup {
     /// snapshot`
     #[arg(long, value_name = "CMD")]
     pub exec_after_take: Option<OsString>,
+    /// Read no more than so many bytes a second, of all devices together
+    #[arg(long, value_name = "SIZE")]
+    pub rate: Option<Rate>,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueHint};
 
+use crate::rate::Rate;
+
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:\n  \
     blksnap restore /backup --to /dev/vdc\n  \
@@ -44,6 +46,9 @@ pub struct Restore {
     /// zeros; the exit code is 3 then
     #[arg(long)]
     pub keep_going: bool,
+    /// Read no more than so many bytes a second, of all devices together
+    #[arg(long, value_name = "SIZE")]
+    pub rate: Option<Rate>,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,

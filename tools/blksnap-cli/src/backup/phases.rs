@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use crate::output;
 use crate::progress::{line, style};
+use crate::rate::Pace;
 use crate::signals::Signals;
 
 /// Time between two lines of JSON.
@@ -65,6 +66,8 @@ struct Line<'a> {
 /// The progress of a backup.
 pub struct Phases<'a> {
     signals: &'a Signals,
+    /// That of all reading.
+    pace: Pace,
     shown: Shown,
     bar: ProgressBar,
     /// Bytes that were planned, and that no piece of work has named yet.
@@ -75,19 +78,20 @@ pub struct Phases<'a> {
 
 impl<'a> Phases<'a> {
     /// Before anything is done.
-    pub fn new(shown: Shown, signals: &'a Signals) -> Self {
+    pub fn new(shown: Shown, pace: Pace, signals: &'a Signals) -> Self {
         let bar = shown == Shown::Auto && std::io::stderr().is_terminal() && !output::is_quiet();
         let target = match bar {
             true => ProgressDrawTarget::stderr(),
             false => ProgressDrawTarget::hidden(),
         };
-        Self::draw_to(target, shown, signals)
+        Self::draw_to(target, shown, pace, signals)
     }
 
-    fn draw_to(target: ProgressDrawTarget, shown: Shown, signals: &'a Signals) -> Self {
+    fn draw_to(target: ProgressDrawTarget, shown: Shown, pace: Pace, signals: &'a Signals) -> Self {
         let bar = style(ProgressBar::with_draw_target(Some(0), target));
         Self {
             signals,
+            pace,
             shown,
             bar,
             planned: AtomicU64::new(0),
@@ -168,7 +172,7 @@ impl Piece<'_> {
 
 impl Watch for Piece<'_> {
     fn check(&self) -> Result<()> {
-        Ok(self.phases.signals.check()?)
+        Ok(self.phases.pace.wait(self.phases.signals)?)
     }
 
     fn expect(&self, bytes: u64) {
@@ -183,6 +187,7 @@ impl Watch for Piece<'_> {
 
     fn advance(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
+        self.phases.pace.read(bytes);
         self.phases.bar.inc(bytes);
         // Who panicked while holding it has left a time all the same.
         let mut last = self
@@ -209,7 +214,7 @@ mod tests {
         let term = InMemoryTerm::new(10, 100);
         let target = ProgressDrawTarget::term_like(Box::new(term.clone()));
         let signals = Signals::catch().unwrap();
-        let phases = Phases::draw_to(target, Shown::Auto, &signals);
+        let phases = Phases::draw_to(target, Shown::Auto, Pace::new(None), &signals);
         let taking = phases.begin(Phase::Taking, "taking");
         assert!(taking.finish() >= 0.0);
         assert_eq!(term.contents().lines().count(), 1, "nothing was read");

@@ -27,6 +27,7 @@ use crate::above;
 use crate::args;
 use crate::hold;
 use crate::output;
+use crate::rate::Pace;
 use crate::signals::Signals;
 use crate::trim;
 
@@ -69,7 +70,7 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
     let old = State::read(args.state.as_deref(), args.full)?;
 
     let mut session = hold::open(&[device.id], &args.storage, Path::new("."))?;
-    let phases = Phases::new(args.progress, signals);
+    let phases = Phases::new(args.progress, Pace::new(args.rate), signals);
     let taking = phases.begin(Phase::Taking, "taking the snapshot");
     let taken = above::take(&mut session, &[device.id], signals)?;
     taking.finish();

@@ -3,6 +3,7 @@
 //! Restores of chains, damaged ones, and by names.
 
 use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
 
 use blksnap_backup::testing::{Store, device};
 use uuid::Uuid;
@@ -51,6 +52,23 @@ fn every_backup_of_a_chain_is_restored() {
     }
     // The newest, by the directory of all.
     assert!(to(&store, "", "out").unwrap() == data);
+}
+
+#[test]
+fn a_restore_keeps_to_its_rate() {
+    let store = Store::new(SIZE as u64);
+    store.full(&vec![3; SIZE]);
+    let target = store.path().join("out").display().to_string();
+    let signals = Signals::catch().unwrap();
+    let how = How {
+        rate: Some("16M".parse().unwrap()),
+        ..How::default()
+    };
+    let start = Instant::now();
+    restore(store.path(), &[target], how, &signals).unwrap();
+    // Before the last of nine pieces, eight are waited for.
+    let least = Duration::from_millis(500);
+    assert!(start.elapsed() >= least, "{:?}", start.elapsed());
 }
 
 #[test]
