@@ -32,6 +32,7 @@ mod second;
 mod signals;
 mod size;
 mod status;
+mod stdout;
 mod trim;
 mod used;
 mod verify;

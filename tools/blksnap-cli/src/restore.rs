@@ -8,6 +8,7 @@
 
 mod machine;
 pub mod signature;
+mod stream;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,9 @@ pub fn run(args: &args::Restore) -> Result<ExitCode> {
         machine: args.machine.then_some(Machine { grow: args.grow }),
         rate: args.rate,
     };
+    if stream::run(args, how, &signals)? {
+        return Ok(ExitCode::SUCCESS);
+    }
     let targets = if args.machine { &args.disk } else { &args.to };
     let reports = restore(&args.backup, targets, how, &signals)?;
     let lost = reports.iter().any(|report| !report.damage.is_empty());
@@ -64,12 +68,7 @@ pub fn run(args: &args::Restore) -> Result<ExitCode> {
         if let Some(table) = &report.table {
             table.print(&report.target)?;
         }
-        if report.lost_bytes > 0 {
-            output::remark(format!(
-                "{}: {} bytes could not be read when it was backed up, and are zeros: `lost` in its manifest has them",
-                report.name, report.lost_bytes
-            ));
-        }
+        remark_lost(&report.name, report.lost_bytes);
         for damage in &report.damage {
             output::print(format!(
                 "{}: {} bytes at byte {} are lost, and read as zeros: {}",
@@ -220,6 +219,15 @@ pub fn restore(
     Ok(reports)
 }
 
+/// Says that a backup has zeros where its device could not be read.
+fn remark_lost(name: &str, bytes: u64) {
+    if bytes > 0 {
+        output::remark(format!(
+            "{name}: {bytes} bytes could not be read when it was backed up, and are zeros: `lost` in its manifest has them"
+        ));
+    }
+}
+
 fn lost_bytes(device: &Device) -> u64 {
     device.lost.iter().map(|[_, length]| length).sum()
 }
@@ -279,26 +287,31 @@ fn named<'a, 'b>(manifest: &'a Manifest, text: &'b str) -> Option<(&'a Device, &
     places.find_map(|(at, _)| Some((manifest.device(&text[..at])?, &text[at + 1..])))
 }
 
+/// Finds which device is meant, and where it goes.
+fn which<'a, 'b>(manifest: &'a Manifest, text: &'b str) -> Result<(&'a Device, &'b str)> {
+    Ok(match (named(manifest, text), manifest.devices.as_slice()) {
+        (Some(pair), _) => pair,
+        // What looks like a name and is none must not become the name of a file.
+        (None, _) if text.contains('=') && !names::is_tag(text) => bail!(
+            "`{text}`: the backup has no such device, but {}: write NAME=TARGET",
+            manifest.names()
+        ),
+        (None, [device]) => (device, text),
+        (None, _) => bail!(
+            "which device goes to `{text}`? Write NAME=TARGET; the backup has {}",
+            manifest.names()
+        ),
+    })
+}
+
 /// Finds which device goes where.
 fn pair<'a>(manifest: &'a Manifest, targets: &[String]) -> Result<Vec<(&'a Device, Place)>> {
     let mut pairs: Vec<(&Device, Place)> = Vec::new();
     for text in targets {
-        let (device, target) = match (named(manifest, text), manifest.devices.as_slice()) {
-            (Some(pair), _) => pair,
-            // What looks like a name and is none must not become the name of a file.
-            (None, _) if text.contains('=') && !names::is_tag(text) => bail!(
-                "`{text}`: the backup has no such device, but {}: write NAME=TARGET",
-                manifest.names()
-            ),
-            (None, [device]) => (device, text.as_str()),
-            (None, _) => bail!(
-                "which device goes to `{text}`? Write NAME=TARGET; the backup has {}",
-                manifest.names()
-            ),
-        };
+        let (device, target) = which(manifest, text)?;
         match target {
             "" => bail!("`{text}` names no target"),
-            "-" => bail!("restore needs a device or a file, not standard output (./- is a file)"),
+            "-" => bail!("only one device can be written to standard output (./- is a file)"),
             _ => {}
         }
         if pairs.iter().any(|(other, _)| other.name == device.name) {

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -111,6 +112,16 @@ impl Signals {
 }
 
 impl Signals {
+    /// Waits until something can be done with a file; fails at once when a signal comes.
+    pub fn wait_for(&self, file: BorrowedFd<'_>, how: PollFlags) -> Result<(), Interrupted> {
+        self.check()?;
+        let came = PollFd::new(&*self.came, PollFlags::IN);
+        let fds = &mut [came, PollFd::from_borrowed_fd(file, how)];
+        // Who tries it finds out whether it can be done now.
+        let _ = poll(fds, None);
+        self.check()
+    }
+
     /// Waits until then; fails at once when a signal comes.
     pub fn wait_until(&self, then: Instant) -> Result<(), Interrupted> {
         loop {

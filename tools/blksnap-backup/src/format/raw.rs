@@ -5,6 +5,8 @@
 //! The file of a full backup is an image that can be used as it is. In that of an incremental one
 //! only what changed is there; what is a hole is told by the list of extents alone.
 
+mod stream;
+
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -19,6 +21,7 @@ use rustix::io::Errno;
 use super::{Reader, Writer};
 use crate::direct::Direct;
 use crate::private;
+pub use stream::RawStream;
 
 /// Writes a file.
 pub struct RawWriter {

@@ -29,7 +29,8 @@ pub struct Init {
     blksnap backup /dev/vda /dev/vdb --to /backup\n  \
     blksnap backup /dev/vda --to /backup --incremental --verify --storage /var/tmp\n  \
     blksnap backup --all --to /backup\n  \
-    blksnap backup /dev/vda --to - --format rbd-diff --state /var/lib/vda.state | rbd import-diff - pool/vda\n\n\
+    blksnap backup /dev/vda --to - --format rbd-diff --state /var/lib/vda.state | rbd import-diff - pool/vda\n  \
+    set -o pipefail; blksnap backup /dev/vda --to - --storage /var/tmp | zstd >/backup/vda.zst\n\n\
     Each backup is a directory in DIR, with one file a device, a list of its extents and their checksums, and \
     manifest.json. It is there whole or not at all, and those before it are not changed. An incremental backup holds \
     only what changed since the one before; restore, verify and prune put the chain together. Where it is \
@@ -48,13 +49,14 @@ pub struct Backup {
     /// With --all: only say which disks would be backed up
     #[arg(long, requires = "all", conflicts_with = "devices")]
     pub dry_run: bool,
-    /// Directory of the backups, made by `blksnap init`; - writes one device to standard output, as an rbd-diff
+    /// Directory of the backups, made by `blksnap init`; - writes one device to standard output, all of it
+    /// as it is, or as an rbd-diff
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub to: PathBuf,
     /// Make the directory one of backups, if it is none yet
     #[arg(long)]
     pub create: bool,
-    /// With --to -: the file that keeps what the next incremental backup needs to know
+    /// With --to - --format rbd-diff: the file that keeps what the next incremental backup needs to know
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub state: Option<PathBuf>,
     /// How the data is stored; another format than that of the last backup begins with a full one

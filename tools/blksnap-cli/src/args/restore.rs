@@ -13,6 +13,7 @@ use crate::rate::Rate;
     blksnap restore /backup --to /dev/vdc\n  \
     blksnap restore /backup --to vda=/dev/vdc --to vdb=/dev/vdd\n  \
     blksnap restore /backup/20261124T201629Z-0a1b2c3d --to vda=/tmp/vda.img\n  \
+    blksnap restore /backup --to vda=- | ssh other 'cat >/dev/vdc'\n  \
     blksnap restore --machine /backup --disk vda=/dev/vdc --disk vdb=/dev/vdd --grow\n\n\
     Everything but the data is checked before the first write: the whole chain of backups, the size of each target, \
     that it is not in use, and that nothing is on it (blkid). The data is checked as it is read.")]
@@ -22,7 +23,8 @@ pub struct Restore {
     pub backup: PathBuf,
     /// Where to write: a block device that is not in use, by any of its names, or a file that does
     /// not exist yet (./vdc is a file); with the name of the device in the backup where it holds
-    /// several: the path it was given by, a stable one (by-id, mapper), or the kernel's name
+    /// several: the path it was given by, a stable one (by-id, mapper), or the kernel's name. - is
+    /// standard output, for one device
     #[arg(long, required_unless_present = "machine", value_name = "[NAME=]TARGET", value_hint = ValueHint::AnyPath)]
     pub to: Vec<String>,
     /// Lay out all disks of the backup on blank ones. On a larger disk, the second header of a GPT goes to the end

@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! `blksnap backup DEV --to -`: one device as an rbd-diff on standard output.
+//! `blksnap backup DEV --to -`: one device on standard output, as it is (raw) or as an rbd-diff.
 //!
-//! What the receiver has is not known here, so a file keeps what an incremental backup needs to
-//! know: the generation and number of the last snapshot, and the name it has for the receiver. It is
-//! replaced after all was written. A stream that fails has no end, which the receiver sees.
+//! A raw stream has all of the device. For an rbd-diff, what the receiver has is not known here, so a file
+//! keeps what an incremental backup needs to know: the generation and number of the last snapshot, and the
+//! name it has for the receiver. It is replaced after all was written. A stream that fails has no end, which
+//! the receiver of an rbd-diff sees; that of a raw one has to look at its length, or at the exit code.
 
-use std::fs::{self, File};
-use std::io::{ErrorKind, IsTerminal, Write};
-use std::os::fd::AsFd;
+use std::fs;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use blksnap::CbtInfo;
+use blksnap_backup::format::Writer;
+use blksnap_backup::format::raw::RawStream;
 use blksnap_backup::format::rbd_diff::Stream;
 use blksnap_backup::{Format, Recorder, name_of, private, sync_dir};
-use rustix::fs::fsync;
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -29,6 +30,7 @@ use crate::hold;
 use crate::output;
 use crate::rate::Pace;
 use crate::signals::Signals;
+use crate::stdout::{self, Stdout};
 use crate::trim;
 
 /// What [`State::format`] says.
@@ -55,18 +57,18 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
         bail!("only one device can be written to standard output");
     };
     ensure!(
-        args.format == Format::RbdDiff,
-        "only the format rbd-diff can be written to standard output: give --format rbd-diff"
+        args.format != Format::Qcow2,
+        "only raw and rbd-diff can be written to standard output: an image of QEMU is not written in order"
+    );
+    ensure!(
+        args.format != Format::Raw || args.state.is_none() && !args.incremental,
+        "a raw stream has all of the device: --state and --incremental are for --format rbd-diff"
     );
     ensure!(
         !args.verify && !args.json && !args.skip_unreadable,
         "--verify, --json and --skip-unreadable need a directory: standard output is the backup"
     );
-    let stdout = std::io::stdout();
-    ensure!(
-        !stdout.is_terminal(),
-        "the backup is not for a terminal: redirect standard output to a file or a pipe"
-    );
+    let out = Stdout::open(signals)?;
     let old = State::read(args.state.as_deref(), args.full)?;
 
     let mut session = hold::open(&[device.id], &args.storage, Path::new("."))?;
@@ -89,34 +91,35 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
         }
         Err(reason) => (Plan::Full { reason }, None),
     };
-    if let Plan::Full { reason } = &plan {
+    let raw = args.format == Format::Raw;
+    if let (Plan::Full { reason }, false) = (&plan, raw) {
         output::remark(format!(
             "{}: a full backup is made: {reason}",
             device.path.display()
         ));
     }
     let to = name_of(taken.before.wall, session.id().0)?;
-    let out = File::from(stdout.as_fd().try_clone_to_owned()?);
-    let stream = Stream::new(
-        Box::new(out),
-        "standard output",
-        info.capacity,
-        from.as_deref(),
-        &to,
-    )?;
-    let entry = new_entry(device, &info, &plan, Format::RbdDiff);
-    let recorder = Recorder::with(entry, Box::new(stream));
+    let writer = writer(out, raw, &info, from.as_deref(), &to)?;
+    let entry = new_entry(device, &info, &plan, args.format);
+    let recorder = Recorder::with(entry, writer);
     let mut jobs = [Job::new(&session, &phases, 0, info, plan, recorder)?];
+    if raw && !args.all_blocks {
+        jobs[0].leave_out_unused();
+    }
     phases.plan(jobs[0].expected());
     let copied = jobs[0].copy().and_then(|()| catch_up(&mut jobs, false));
-    copied.map_err(|error| explain(error, &session))?;
+    copied.map_err(|error| match signals.check() {
+        // A write that was given up is no more than that.
+        Err(interrupted) => interrupted.into(),
+        Ok(()) => explain(error, &session),
+    })?;
     let [job] = jobs;
     let (recorder, report) = job.finish();
     // The end is written only if all before it is good.
     session.check()?;
     recorder.close()?;
     // The state must not know of a backup that is not there after a power cut.
-    write_back(&stdout).context("cannot write back standard output")?;
+    Stdout::write_back()?;
     if let Some(path) = &args.state {
         State {
             format: FORMAT.into(),
@@ -134,15 +137,26 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
         trim::trim(&[device.id]);
     }
     output::remark(report.to_string());
+    if let Some(why) = &report.unused_unknown {
+        let path = device.path.display();
+        output::remark(format!("{path}: unused blocks are read, too: {why}"));
+    }
     Ok(())
 }
 
-/// Waits until what was written is on disk, where that means something: not in a pipe.
-fn write_back(file: impl AsFd) -> rustix::io::Result<()> {
-    match fsync(file) {
-        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::ROFS) => Ok(()),
-        result => result,
-    }
+/// What writes the stream, to the snapshot `to`.
+fn writer(
+    out: Stdout,
+    raw: bool,
+    info: &CbtInfo,
+    from: Option<&str>,
+    to: &str,
+) -> Result<Box<dyn Writer>> {
+    let (out, size) = (Box::new(out), info.capacity);
+    Ok(match raw {
+        true => Box::new(RawStream::new(out, stdout::NAME, size)),
+        false => Box::new(Stream::new(out, stdout::NAME, size, from, to)?),
+    })
 }
 
 impl State {
@@ -194,14 +208,6 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pipes_need_no_writing_back() {
-        let (_reader, writer) = std::io::pipe().unwrap();
-        write_back(&writer).unwrap();
-        write_back(tempfile::tempfile().unwrap()).unwrap();
-        write_back(File::open("/dev/null").unwrap()).unwrap();
-    }
 
     #[test]
     fn the_state_is_kept_and_only_replaced() {

@@ -233,7 +233,10 @@ fn each_device_has_one_target() {
     for (to, why) in [
         (vec!["vdx=/tmp/x"], "no such device, but vda, vdb"),
         (vec!["/dev/vdx=/tmp/x"], "no such device, but vda, vdb"),
-        (vec!["vda=-"], "not standard output"),
+        (
+            vec!["vda=-"],
+            "only one device can be written to standard output",
+        ),
         (vec!["vda="], "no target"),
         (vec!["UUID=x"], "which device"),
         (vec!["vda=UUID=x"], "no device `UUID=x`"),
@@ -249,7 +252,7 @@ fn each_device_has_one_target() {
     for (to, why) in [
         ("vdb=/tmp/x", "no such device, but vda"),
         ("/tmp/a=b", "no such device, but vda"),
-        ("-", "not standard output"),
+        ("-", "only one device can be written to standard output"),
         ("UUID=x", "no device `UUID=x`"),
     ] {
         let error = format!("{:#}", pair(&manifest, &[to.into()]).err().unwrap());
