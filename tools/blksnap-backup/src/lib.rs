@@ -89,6 +89,6 @@ pub use manifest::{Device, Kind, Manifest, NAME as MANIFEST, State};
 pub use pipeline::run as pipeline;
 pub use reading::{no_work, read};
 pub use record::{Copied, Recorder, without};
-pub use repository::{Draft, Repository, is_id, name_of, sync_dir};
+pub use repository::{Draft, Failed, Repository, Verified, is_id, name_of, sync_dir, unix_s};
 pub use seen::{Seen, View, seen};
 pub use watch::{Nobody, Watch};

@@ -10,6 +10,7 @@
 //!     vda.extents.jsonl            see [`extents`](crate::extents)
 //!   .partial-…/                    one being made or removed
 //!   .lock, .readers                held by who changes DIR, and by who reads from it
+//!   .failed, .verified             what is noted for who monitors it
 //! ```
 //!
 //! A backup comes and goes by the rename of its directory, so it is there whole or not at all; what
@@ -18,6 +19,7 @@
 
 mod draft;
 mod lock;
+mod notes;
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -33,7 +35,8 @@ use uuid::Uuid;
 use crate::manifest::{self, Manifest, State};
 use crate::private;
 pub use draft::Draft;
-use lock::{is_readonly, lock};
+use lock::{is_held, is_readonly, lock};
+pub use notes::{Failed, Verified, unix_s};
 
 /// The lock of who changes a directory of backups, by which it is known to be one.
 const LOCK: &str = ".lock";
@@ -123,6 +126,22 @@ impl Repository {
             locked => vec![locked?],
         };
         Ok((Self::at(dir, locks)?, id))
+    }
+
+    /// Whether somebody makes a backup in a directory now, or prunes it.
+    pub fn is_being_changed(path: &Path) -> bool {
+        is_held(&path.join(LOCK))
+    }
+
+    /// When the newest backup was made, as its name says, which is known without a lock.
+    pub fn last_time(path: &Path) -> Result<Option<SystemTime>> {
+        let unlocked = Self::at(path, Vec::new())?;
+        let last = unlocked.ids()?.pop();
+        let time = |id: String| {
+            let time = PrimitiveDateTime::parse(&id[..16], TIME).context(id.clone())?;
+            Ok(time.assume_utc().into())
+        };
+        last.map(time).transpose()
     }
 
     fn at(path: &Path, locks: Vec<File>) -> Result<Self> {

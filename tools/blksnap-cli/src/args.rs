@@ -4,6 +4,7 @@
 //! made of these definitions, too.
 
 mod backup;
+mod health;
 mod hold;
 pub mod legacy;
 mod prune;
@@ -18,6 +19,7 @@ use clap_complete::Shell;
 
 use crate::above;
 pub use backup::{Backup, Init};
+pub use health::CheckHealth;
 pub use hold::{Snapshot, Status};
 pub use legacy::{Legacy, PlaceArgs};
 pub use prune::Prune;
@@ -39,7 +41,7 @@ pub use storage::StorageArgs;
     PARTUUID= or PARTLABEL= as in fstab; or where it is mounted (/home), if that file system is on this device only.\n\n\
     Sizes are in bytes, or with a suffix: 512K, 64M, 1.5G, 2T (powers of 1024).\n\n\
     Exit codes: 0 done; 1 failed or wrongly used; 3 done, but for what is named; 128 + N ended by signal N. `blksnap snapshot` with a command has that \
-    of the command.")]
+    of the command; `blksnap check-health` those of monitoring plugins.")]
 pub struct Args {
     /// Print only results and errors: no progress, no remarks
     #[arg(short, long, global = true)]
@@ -68,6 +70,8 @@ pub enum Command {
     Snapshot(Snapshot),
     /// Show what is tracked and which snapshots there are
     Status(Status),
+    /// Tell whether all is well, for monitoring
+    CheckHealth(CheckHealth),
     /// Print completions for a shell
     #[command(hide = true)]
     Completions {
@@ -140,6 +144,9 @@ mod tests {
             "blksnap prune /tmp --keep 0",
             "blksnap prune /tmp --keep 3 --keep-last 3",
             "blksnap prune /tmp --keep-within 3",
+            "blksnap check-health /tmp --max-age 3",
+            "blksnap check-health /tmp --min-free 101%",
+            "blksnap backup /dev/sda --to /tmp --rate 0",
             "blksnap status --watch 0",
             "blksnap status --watch x",
             "blksnap snapshot /dev/sda --json -- true",

@@ -82,38 +82,59 @@ pub fn run(args: &args::Backup) -> Result<ExitCode> {
         true => Repository::create(&args.to)?,
         false => Repository::add(&args.to)?,
     };
-    opened::remark(&repository)?;
-    let base = plan::base(&repository, args.full)?;
+    let made = make(args, &devices, all, &repository, start, &signals);
+    let noted = match &made {
+        Ok(_) => repository.forget_failed(),
+        Err(error) => repository.note_failed(&format!("{error:#}")),
+    };
+    if let Err(error) = noted {
+        // For `blksnap check-health` only. It may be for the same reason, such as a full disk.
+        output::remark(format!("{error:#}"));
+    }
+    made
+}
+
+/// Makes a backup in a directory.
+fn make(
+    args: &args::Backup,
+    devices: &[Given],
+    all: Option<all::All>,
+    repository: &Repository,
+    start: Instant,
+    signals: &Signals,
+) -> Result<ExitCode> {
+    opened::remark(repository)?;
+    let base = plan::base(repository, args.full)?;
     // Also of a full one, and not if the newest is damaged: then nobody knows.
     if let (false, Ok(Some(last))) = (args.change_devices, repository.newest()) {
-        same_devices(&last, &devices, repository.path())?;
+        same_devices(&last, devices, repository.path())?;
     }
     let ids: Vec<DevId> = devices.iter().map(|device| device.id).collect();
     apart::remark_backups(repository.path(), &ids);
     let machine = all
         .as_ref()
-        .map(|all| machine::describe(&devices, &all.groups));
-    let phases = Phases::new(args.progress, Pace::new(args.rate), &signals);
+        .map(|all| machine::describe(devices, &all.groups));
+    let phases = Phases::new(args.progress, Pace::new(args.rate), signals);
     let mut session = hold::open(&ids, &args.storage, repository.path())?;
     let taking = phases.begin(Phase::Taking, "taking the snapshot");
-    let taken = above::take(&mut session, &ids, &signals)?;
+    let taken = above::take(&mut session, &ids, signals)?;
     taking.finish();
     signals.check()?;
-    hold::after_take(args.exec_after_take.as_deref(), &session, &signals)?;
+    hold::after_take(args.exec_after_take.as_deref(), &session, signals)?;
 
     let snapshot = session.id().0;
     let id = repository.next_id(taken.before.wall, snapshot)?;
-    let draft = Draft::new(&repository, id.clone())?;
+    let draft = Draft::new(repository, id.clone())?;
     let work = Work {
         args,
         session: &session,
         phases: &phases,
-        repository: &repository,
+        repository,
         base: &base,
         draft: &draft,
     };
     let jobs = work
-        .copy_all(&devices)
+        .copy_all(devices)
         .map_err(|error| explain(error, &session))?;
     let closing = phases.begin(Phase::Closing, "writing back");
     let (recorders, reports): (Vec<_>, Vec<_>) = jobs.into_iter().map(Job::finish).unzip();

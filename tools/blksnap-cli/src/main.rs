@@ -5,7 +5,7 @@
 //! [`args`] says what can be asked for; each command is a module with a `run`. Whatever a command
 //! holds — a snapshot, its storage, a half-made file — is owned by a value that undoes it when it
 //! is dropped, so errors and signals leave nothing behind. Exit codes: 0 done, 1 failed or wrongly
-//! used, 3 done but for what is named, 128 + N ended by signal N; `snapshot … -- COMMAND` gives the code of the command.
+//! used, 3 done but for what is named, 128 + N ended by signal N; `check-health` has those of plugins of Nagios; `snapshot … -- COMMAND` gives the code of the command.
 
 mod above;
 mod apart;
@@ -13,6 +13,8 @@ mod args;
 mod backup;
 mod child;
 mod disks;
+mod free;
+mod health;
 mod hold;
 mod init;
 mod legacy;
@@ -53,7 +55,13 @@ fn main() -> ExitCode {
         Err(error) => {
             // A closed terminal is no reason to fail differently.
             let _ = error.print();
-            return ExitCode::from(u8::from(error.use_stderr()));
+            return match (error.use_stderr(), std::env::args_os().nth(1)) {
+                // A monitor takes 1 for a warning.
+                (true, Some(name)) if name == "check-health" => {
+                    ExitCode::from(health::Level::Unknown.code())
+                }
+                (wrong, _) => ExitCode::from(u8::from(wrong)),
+            };
         }
     };
     match run(args) {
@@ -84,6 +92,7 @@ fn run(args: Args) -> Result<ExitCode> {
         Command::Prune(args) => prune::run(&args)?,
         Command::Snapshot(args) => return hold::run(&args),
         Command::Status(args) => return status::run(&args),
+        Command::CheckHealth(args) => return Ok(health::run(&args)),
         Command::Completions { shell } => pages::completions(shell)?,
         Command::ThawIfAlone { paths } => above::watchdog::run(&paths)?,
         Command::Man { directory } => pages::manual(&directory)?,

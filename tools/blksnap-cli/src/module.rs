@@ -34,16 +34,7 @@ struct Kernel {
 
 /// What to do, if this error is that there is no control device, and `modprobe` would not help.
 pub fn trouble(error: &anyhow::Error) -> Option<String> {
-    let missing = error.chain().any(|cause| {
-        matches!(
-            cause.downcast_ref(),
-            Some(blksnap::Error::Open {
-                errno: Errno::NOENT | Errno::NODEV | Errno::NXIO,
-                ..
-            })
-        )
-    });
-    if !missing {
+    if !is_missing(error) {
         return None;
     }
     let kernel = Kernel::running()?;
@@ -61,6 +52,19 @@ pub fn trouble(error: &anyhow::Error) -> Option<String> {
         path,
     };
     refused(&kernel, &file)
+}
+
+/// Whether this error is that there is no control device.
+pub fn is_missing(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(
+            cause.downcast_ref(),
+            Some(blksnap::Error::Open {
+                errno: Errno::NOENT | Errno::NODEV | Errno::NXIO,
+                ..
+            })
+        )
+    })
 }
 
 impl Kernel {

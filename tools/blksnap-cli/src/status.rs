@@ -16,7 +16,7 @@ use blksnap::Control;
 use crate::args;
 use crate::output;
 use crate::signals::Signals;
-use read::Status;
+pub use read::{Phase, Snapshot, Status};
 
 /// How long a sleep is: a bound on how late a signal is seen.
 const PERIOD: Duration = Duration::from_millis(50);
@@ -31,7 +31,7 @@ pub fn run(args: &args::Status) -> Result<ExitCode> {
 }
 
 /// Asks the module. The control device is not kept open: it would keep the module from being removed.
-fn read() -> Result<Status> {
+pub fn read() -> Result<Status> {
     Ok(Status::read(&Control::open()?)?)
 }
 

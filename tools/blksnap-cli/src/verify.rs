@@ -6,13 +6,15 @@ mod mark;
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use blksnap_backup::format::Reader;
 use blksnap_backup::{
-    BUFFER_SIZE, Buffer, Chain, Checked, Extent, Format, Layer, Manifest, Repository, Seen, Watch,
-    is_zero, no_work, parts, read,
+    BUFFER_SIZE, Buffer, Chain, Checked, Extent, Format, Layer, Manifest, Repository, Seen,
+    Verified, Watch, is_zero, no_work, parts, read, unix_s,
 };
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -96,6 +98,7 @@ pub fn verify(path: &Path, signals: &Signals) -> Result<Report> {
     opened::remark(&repository)?;
     let mut report = Report::default();
     let mut once = Once::default();
+    let (all, began) = (id.is_none(), unix_s(SystemTime::now()));
     let backups = match id {
         Some(id) => {
             let manifest = repository.find(Some(&id));
@@ -113,7 +116,25 @@ pub fn verify(path: &Path, signals: &Signals) -> Result<Report> {
             Err(error) => report.add(&id, None, format!("{error:#}")),
         }
     }
+    if all {
+        note(&repository, began, &report);
+    }
     Ok(report)
+}
+
+/// Notes that all was checked, for `blksnap check-health`. Where nothing can be written, it is not known.
+fn note(repository: &Repository, began: u64, report: &Report) {
+    let verified = Verified {
+        unix_s: began,
+        newest: report.backups.last().cloned().unwrap_or_default(),
+        damaged: report.damage.len() as u64,
+    };
+    if let Err(error) = repository.note_verified(&verified) {
+        let io = error.downcast_ref().map(io::Error::kind);
+        if io != Some(io::ErrorKind::ReadOnlyFilesystem) {
+            output::remark(format!("it is not noted that all was verified: {error:#}"));
+        }
+    }
 }
 
 /// What several backups need, and is read once.

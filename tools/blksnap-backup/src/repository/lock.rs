@@ -60,6 +60,14 @@ pub fn lock(dir: &Path, name: &str, exclusive: bool) -> Result<File> {
     Ok(file)
 }
 
+/// Whether somebody has a lock that only one can have.
+pub fn is_held(path: &Path) -> bool {
+    // Whoever tries to get it meanwhile tries again.
+    File::open(path).is_ok_and(|file| {
+        flock(file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+    })
+}
+
 /// Whether an error says that a directory can't be written to.
 pub fn is_readonly(error: &anyhow::Error) -> bool {
     let kind = error

@@ -46,6 +46,13 @@ impl FromStr for Count {
 #[derive(Clone, Copy, Debug)]
 pub struct Within(Span);
 
+impl Within {
+    /// So long before a time; `None` if that is before all times.
+    pub fn before(self, time: Zoned) -> Option<Zoned> {
+        time.checked_sub(self.0).ok()
+    }
+}
+
 impl FromStr for Within {
     type Err = String;
 
@@ -232,13 +239,13 @@ impl Policy {
 
     /// After what time all are kept.
     fn since(&self, times: &[Timestamp], zone: &TimeZone) -> Option<Timestamp> {
-        let Within(span) = self.within?;
+        let within = self.within?;
         // As in restic, a backup of a time that is still to come is kept, and does not move the others.
         let now = Timestamp::now();
         let newest = times.iter().filter(|time| **time <= now).max();
         let newest = newest?.to_zoned(zone.clone());
         // What is before all times keeps all.
-        let since = newest.checked_sub(span);
+        let since = within.before(newest);
         Some(since.map_or(Timestamp::MIN, |since| since.timestamp()))
     }
 }

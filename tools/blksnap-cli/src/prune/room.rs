@@ -7,13 +7,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use blksnap_backup::Manifest;
-use rustix::fs::statvfs;
-use rustix::process::geteuid;
 
 use super::merge::Run;
 use super::staying::Staying;
+use crate::free::room;
 use crate::size::Size;
 
 /// Bytes of an extent in a list.
@@ -55,7 +54,7 @@ pub fn check(staying: &Staying<'_>, manifests: &[&Manifest], removed: &[String])
     let need = u64::try_from(most).unwrap_or(u64::MAX);
     let dirs = removed.iter().map(|id| repository.dir(id));
     let gain: u64 = dirs.map(|dir| allocated(&dir)).sum();
-    let free = free(repository.path())?;
+    let free = room(repository.path())?.free;
     ensure!(
         free.saturating_add(gain) >= need,
         "merging needs about {} of free space, and there are {}: free some, or keep fewer",
@@ -108,17 +107,6 @@ fn allocated(dir: &Path) -> u64 {
         .sum()
 }
 
-/// Bytes that this process can still use.
-fn free(path: &Path) -> Result<u64> {
-    let stat = statvfs(path)
-        .with_context(|| format!("cannot find out how much is free in {}", path.display()))?;
-    let blocks = match geteuid().is_root() {
-        true => stat.f_bfree,
-        false => stat.f_bavail,
-    };
-    Ok(blocks.saturating_mul(stat.f_frsize))
-}
-
 #[cfg(test)]
 mod tests {
     use blksnap_backup::Repository;
@@ -156,7 +144,7 @@ mod tests {
         let extents: u64 = layers.map(|layer| layer.extents.count()).sum();
         assert_eq!(needed(&run).unwrap(), need + 2 * LINE * extents);
         assert!(need > MIB || allocated(&repository.dir(&full)) >= 2 * MIB);
-        assert!(free(store.path()).unwrap() > 0);
+        assert!(room(store.path()).unwrap().free > 0);
         check(&staying, &[&manifest], &[]).unwrap();
     }
 }
