@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use blksnap_backup::Format;
-use blksnap_backup::testing::{SIZE, numbers, test_dir, three};
+use blksnap_backup::testing::{SIZE, Store, numbers, test_dir, three, three_in};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
@@ -100,8 +100,13 @@ impl Drop for Mounted {
 
 #[test]
 fn every_backup_is_there_for_many_readers() {
-    for format in [Format::Raw, Format::Qcow2, Format::RbdDiff] {
-        let (store, mut backups) = three(format);
+    let stores = [
+        ("raw", three(Format::Raw)),
+        ("qcow2", three(Format::Qcow2)),
+        ("compressed", three_in(Store::compressed(SIZE as u64))),
+        ("rbd-diff", three(Format::RbdDiff)),
+    ];
+    for (format, (store, mut backups)) in stores {
         let Some(mounted) = Mounted::of(store.path()) else {
             return;
         };
