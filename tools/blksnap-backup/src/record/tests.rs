@@ -155,16 +155,23 @@ fn speed() {
             "{round}: reading, one thread, as dd: {:.0} MiB/s",
             rate(start)
         );
-        for format in [Format::Raw, Format::Qcow2, Format::RbdDiff] {
+        for (format, compress) in [
+            (Format::Raw, false),
+            (Format::Qcow2, false),
+            (Format::Qcow2, true),
+            (Format::RbdDiff, false),
+        ] {
             let entry = Device {
                 size,
                 ..device("vda").stored_as(format)
             };
             let start = Instant::now();
-            let mut recorder = Recorder::create(dir.path(), "id", entry, None, false).unwrap();
+            let recorder = Recorder::create(dir.path(), "id", entry, None, compress);
+            let mut recorder = recorder.unwrap();
             let all = std::iter::once(0..size).collect();
             recorder.copy(&image, all, &Nobody, || Ok(())).unwrap();
-            println!("{round}: {format}: {:.0} MiB/s", rate(start));
+            let small = if compress { ", compressed" } else { "" };
+            println!("{round}: {format}{small}: {:.0} MiB/s", rate(start));
             std::fs::remove_file(dir.path().join(&recorder.entry().file)).unwrap();
         }
         let start = Instant::now();
