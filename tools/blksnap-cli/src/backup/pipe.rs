@@ -69,7 +69,11 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
         "--verify, --json and --skip-unreadable need a directory: standard output is the backup"
     );
     let out = Stdout::open(signals)?;
-    let old = State::read(args.state.as_deref(), args.full)?;
+    let raw = args.format == Format::Raw;
+    let old = match raw {
+        true => Err("as a raw stream is".into()),
+        false => State::read(args.state.as_deref(), args.full)?,
+    };
 
     let mut session = hold::open(&[device.id], &args.storage, Path::new("."))?;
     let phases = Phases::new(args.progress, Pace::new(args.rate), signals);
@@ -91,7 +95,6 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
         }
         Err(reason) => (Plan::Full { reason }, None),
     };
-    let raw = args.format == Format::Raw;
     if let (Plan::Full { reason }, false) = (&plan, raw) {
         output::remark(format!(
             "{}: a full backup is made: {reason}",
