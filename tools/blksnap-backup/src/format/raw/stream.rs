@@ -64,6 +64,11 @@ impl RawStream {
             "bytes {unknown:?} were not given to {}",
             self.name
         );
+        self.fill(end)
+    }
+
+    /// Writes zeros up to a place.
+    fn fill(&mut self, end: u64) -> Result<()> {
         while self.at < end {
             let length = (end - self.at).min(ZEROS.len() as u64);
             self.put(&ZEROS[..length as usize])?;
@@ -102,7 +107,13 @@ impl Writer for RawStream {
 
     fn zero(&mut self, range: Range<u64>) -> Result<()> {
         self.check(range.clone())?;
-        self.zeros.insert(range);
+        // At once, if all before is known: a list of all zeros would grow with the device.
+        let known = self.zeros.outside(self.at..range.start).next().is_none();
+        if known {
+            self.fill(range.end)?;
+        } else {
+            self.zeros.insert(range);
+        }
         Ok(())
     }
 
@@ -156,6 +167,18 @@ mod tests {
         assert!(*got.0.lock().unwrap() == wanted[..300_000 - 512]);
         stream.finish().unwrap();
         assert!(*got.0.lock().unwrap() == wanted);
+    }
+
+    #[test]
+    fn holes_are_not_listed() {
+        let (got, mut stream) = stream(100 * 1024);
+        for at in (0..100 * 1024).step_by(1024) {
+            stream.write(at, &[1; 512]).unwrap();
+            stream.zero(at + 512..at + 1024).unwrap();
+            assert!(stream.zeros.is_empty());
+        }
+        stream.finish().unwrap();
+        assert_eq!(got.0.lock().unwrap().len(), 100 * 1024);
     }
 
     #[test]
