@@ -19,7 +19,7 @@ use crate::buffer;
 use crate::extents::{Cursor, Extent, Extents};
 
 /// Bytes of a window.
-const WINDOW: u64 = 8 * LONGEST;
+const WINDOW: u64 = 4 * LONGEST;
 /// Bytes of an extent of data, at the most.
 const LONGEST: u64 = buffer::SIZE as u64;
 
@@ -146,7 +146,10 @@ impl View<'_> {
                         found.extend(parts.map(|part| Seen::all(layer, Extent::of_zeros(part))));
                     }
                 }
-                hidden.insert(whole.start.max(start)..whole.end.min(reach));
+                // Nothing is below the oldest.
+                if layer > 0 {
+                    hidden.insert(whole.start.max(start)..whole.end.min(reach));
+                }
             }
         }
         found.sort_unstable_by_key(|seen| seen.extent.start);
