@@ -431,7 +431,9 @@ impl ChunkMap {
     /// How many chunks from `from` to before `to` are not untouched.
     pub(crate) fn touched(&self, from: u64, to: u64) -> u64 {
         let mut count = 0;
-        self.for_each(from..to, |_, word| count += u64::from(Self::is_touched(word)));
+        self.for_each(from..to, |_, word| {
+            count += u64::from(Self::is_touched(word))
+        });
         count
     }
 

@@ -2,10 +2,10 @@
 
 //! The memory of copies.
 //!
-//! A copy engine makes all its [slots](CopySlot) when the snapshot is taken, and reuses them. A copy
-//! that begins allocates only a bio and pages, as long as all copies under way do not have more than
-//! they may; some pages are kept afterwards for the next ones. Others, for a few chunks, are there
-//! from the start, so that a copy can begin when memory is short.
+//! A copy engine makes all its [slots](CopySlot) when the snapshot is taken, and reuses them. A
+//! copy that begins allocates only a bio and pages, as long as all copies under way do not have
+//! more than they may; some pages are kept afterwards for the next ones. Others, for a few chunks,
+//! are there from the start, so that a copy can begin when memory is short.
 
 use kernel::{
     alloc::flags::{
@@ -189,7 +189,10 @@ impl Idle {
             idle.slots.push(Arc::new(slot, GFP_KERNEL)?, GFP_KERNEL)?;
         }
         for (size, buffers) in idle.buffers.iter_mut().enumerate() {
-            buffers.reserve((IDLE_BYTES >> size >> PAGE_SHIFT).clamp(1, slots), GFP_KERNEL)?;
+            buffers.reserve(
+                (IDLE_BYTES >> size >> PAGE_SHIFT).clamp(1, slots),
+                GFP_KERNEL,
+            )?;
         }
         for _ in 0..reserve {
             let buffer = Buffer::new(chunk, GFP_KERNEL)?;
@@ -219,7 +222,10 @@ impl Idle {
         let mut found = sizes.iter().find_map(|&bytes| self.take_buffer(bytes));
         let is_reserve = found.is_none();
         if is_reserve {
-            found = self.reserve.pop().inspect(|buffer| self.bytes -= buffer.len());
+            found = self
+                .reserve
+                .pop()
+                .inspect(|buffer| self.bytes -= buffer.len());
         }
         let buffer = found.ok_or(ENOMEM)?;
         self.used += buffer.len();

@@ -137,9 +137,7 @@ impl Cow {
         // CAST: At most `COPY_WINDOW` or a chunk.
         let bytes = |run: &Range<u64>| ((run.end - run.start) << shift) as usize;
         let chunk = geometry.chunk_bytes();
-        let memory = inner
-            .idle
-            .take([bytes(&wanted), bytes(&needed), chunk])?;
+        let memory = inner.idle.take([bytes(&wanted), bytes(&needed), chunk])?;
         let run = if memory.len() < bytes(&wanted) {
             let end = needed.start + (memory.len() >> shift) as u64;
             needed.start..needed.end.min(end)

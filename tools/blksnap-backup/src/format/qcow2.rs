@@ -21,7 +21,7 @@
 //! take no place in an image without backing file, and a bit in one with. Memory holds the L1 table
 //! (2 MiB for 128 TiB) and at most 64 L2 tables.
 //!
-//! An image may be [compressed]: then the header says so, and clusters that zstd makes smaller are put
+//! An image may be compressed: then the header says so, and clusters that zstd makes smaller are put
 //! one after the other, as many as there is room for, into the clusters of the file. The refcount of
 //! such a cluster is how many have something in it.
 //!
