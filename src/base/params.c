@@ -145,7 +145,7 @@ MODULE_PARM_DESC(frontends,
 		 "The control interfaces: v1, v2, standalone, with commas; all but the last");
 
 #ifdef CONFIG_BLK_SNAP_FAULTS
-BLKSNAP_PARAM(fault, 0, 10,
+BLKSNAP_PARAM(fault, 0, 11,
 	      "What to do wrong, see faults.rs; 0 for nothing");
 #endif
 
