@@ -5,8 +5,10 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use uuid::Uuid;
@@ -17,6 +19,21 @@ use crate::manifest::{Device, Kind, Manifest};
 use crate::record::Recorder;
 use crate::repository::{Draft, Repository};
 use crate::watch::Nobody;
+
+/// What was written to something like standard output.
+#[derive(Clone, Default)]
+pub struct Got(pub Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Got {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// A directory of backups of one device, `vda`.
 pub struct Store {

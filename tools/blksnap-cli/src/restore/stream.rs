@@ -105,26 +105,9 @@ fn write(
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::Mutex;
-
-    use blksnap_backup::testing::{SIZE, Store, three, three_in};
+    use blksnap_backup::testing::{Got, SIZE, Store, three, three_in};
 
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Got(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Got {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     fn streamed(store: &Store, id: &str, signals: &Signals) -> (Vec<u8>, Result<()>) {
         let (repository, _) = Repository::read(store.path()).unwrap();

@@ -127,25 +127,8 @@ impl Writer for RawStream {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::{Arc, Mutex};
-
     use super::*;
-
-    /// What was written.
-    #[derive(Clone, Default)]
-    struct Got(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Got {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::testing::Got;
 
     fn stream(size: u64) -> (Got, RawStream) {
         let got = Got::default();
