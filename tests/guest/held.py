@@ -145,10 +145,12 @@ def fill(path, first, end, piece=128):
 
 
 def fill_slowly(snapshot, path, first, end, limit=LIMIT, piece=128):
-    """The same, but no faster than the storage grows, which has that limit."""
+    """The same, but no faster than the storage grows, which has that limit.
+
+    It grows when half a portion is left. That much is room for what is read, but not stored yet."""
     def has_room():
         state = snapshot.state()
-        return state["capacity"] - state["filled"] > 8 * piece or state["capacity"] > limit - HALF
+        return state["capacity"] - state["filled"] >= HALF or state["capacity"] > limit - HALF
     for at in range(first, end, piece):
         until(has_room)
         fill(path, at, min(at + piece, end), piece)
