@@ -236,7 +236,8 @@ def check_fs(kind, device):
 
 
 def unused_of_ext4(device):
-    """The ranges of sectors that the bitmaps of an ext4 call free: what nobody has mounted, or an image."""
+    """The ranges of sectors that an ext4 which nobody has mounted, or an image of one, does not use: what its
+    bitmaps call free, and its journal, which is empty, but for its first block."""
     text = sh("dumpe2fs", device)
     size = int(re.search(r"^Block size:\s+(\d+)$", text, re.MULTILINE)[1]) // 512
     found = []
@@ -244,6 +245,11 @@ def unused_of_ext4(device):
         for part in line.split(", "):
             first, _, last = part.partition("-")
             found.append((int(first) * size, (int(last or first) - int(first) + 1) * size))
+    leaves = re.findall(r"(\d+) +- +(\d+) +(\d+) +- +(\d+) +\d+ *$", sh("debugfs", "-R", "dump_extents -l <8>", device),
+                        re.MULTILINE)
+    for logical, _, first, last in leaves:
+        skip = int(logical) == 0
+        found.append(((int(first) + skip) * size, (int(last) - int(first) + 1 - skip) * size))
     return found
 
 

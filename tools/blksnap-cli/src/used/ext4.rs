@@ -147,7 +147,7 @@ impl<'a> Group<'a> {
     }
 }
 
-/// What is free.
+/// What is free, or means nothing now.
 pub fn unused(place: &Place) -> Result<ByteSet> {
     let sb = Super::read(place)?;
     let table = sb.read_descriptors(place)?;
@@ -166,7 +166,8 @@ pub fn unused(place: &Place) -> Result<ByteSet> {
         used.insert(sb.bytes(group.inode_bitmap()?, 1)?);
         let mut inodes = sb.bytes(group.inode_table()?, sb.inode_blocks)?;
         if number == 0 && sb.journal.is_some() {
-            journal::check_empty(place, &sb, inodes.start)?;
+            let ranges = journal::unused(place, &sb, inodes.start)?;
+            ranges.into_iter().for_each(|range| free.push(range));
         }
         if sb.has_flags() {
             let unused = sb

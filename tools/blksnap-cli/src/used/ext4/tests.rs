@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! What `dumpe2fs` says is free is free, and nothing else, but for what no bitmap tells; and what was
-//! changed behind the checksums is refused.
+//! What `dumpe2fs` says is free is free, and the journal but for its superblock, and nothing else, but for what no
+//! bitmap tells; and what was changed behind the checksums is refused.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -46,6 +46,25 @@ fn told(path: &Path, block: u64, unit: u64) -> ByteSet {
         }
     }
     told
+}
+
+/// Where debugfs says the journal is, in bytes (`-l`), or what of its extent tree is outside of the inode (`-n`).
+fn extents(path: &Path, block: u64, option: &str) -> Vec<Range<u64>> {
+    let mut debugfs = Command::new("debugfs");
+    let request = format!("dump_extents {option} <8>");
+    let output = debugfs.args(["-R", &request]).arg(path).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    // Level of depth, entry of entries, logical first and last, physical first (and last), length.
+    let lines = text.lines().skip(1).map(|line| {
+        let words = line.split(|letter: char| !letter.is_ascii_digit());
+        let words = words.filter(|word| !word.is_empty());
+        words.map(|word| word.parse().unwrap()).collect()
+    });
+    let range = |words: Vec<u64>| match option {
+        "-l" => words[6] * block..(words[7] + 1) * block,
+        _ => words[6] * block..(words[6] + 1) * block,
+    };
+    lines.map(range).collect()
 }
 
 fn found(file: &File, size: u64) -> Result<ByteSet> {
@@ -96,6 +115,8 @@ fn free_is_what_dumpe2fs_says() {
         ("-t ext4 -b 1024", 1024),
         ("-t ext4 -b 4096 -O bigalloc", 4096),
         ("-t ext4 -b 1024 -O bigalloc", 1024),
+        // Its journal is in more pieces than the inode has room for.
+        ("-t ext4 -b 1024 -O ^flex_bg -J size=64", 1024),
         ("-t ext4 -b 4096 -O ^64bit,quota,inline_data", 4096),
         ("-t ext4 -b 4096 -O metadata_csum_seed,mmp", 4096),
         ("-t ext4 -b 1024 -O sparse_super2,^resize_inode", 1024),
@@ -127,7 +148,19 @@ fn free_is_what_dumpe2fs_says() {
         let free = found(&file, SIZE).with_context(|| options).unwrap();
         let bigalloc = options.contains("bigalloc");
         let unit = if bigalloc { 16 * block } else { block };
-        let told = told(&path, block, unit);
+        let (crc32c, crc16) = (
+            options.starts_with("-t ext4") && !options.contains("^metadata_csum"),
+            options.contains("uninit_bg"),
+        );
+        let mut told = told(&path, block, unit);
+        if crc32c && !options.contains("^extents") {
+            let mut journal = extents(&path, block, "-l");
+            journal[0].start += block;
+            for range in journal {
+                assert!(free.inside(range.clone()).eq([range.clone()]), "{options}");
+                told.insert(range);
+            }
+        }
         assert!(told.len() > 100 << 20, "{options}");
         // Nothing that is used is left out, and little else is read.
         let wrong = without(&free, &told);
@@ -144,10 +177,6 @@ fn free_is_what_dumpe2fs_says() {
         file.read_exact_at(&mut bitmap, table).unwrap();
         let bitmap = u64::from(u32::from_le_bytes(bitmap)) * block;
         refused(&file, bitmap, 1, "bitmap of group 0");
-        let (crc32c, crc16) = (
-            options.starts_with("-t ext4") && !options.contains("^metadata_csum"),
-            options.contains("uninit_bg"),
-        );
         if crc32c {
             // The label.
             refused(&file, SUPER + 0x78, 1, "checksum of its superblock");
@@ -156,6 +185,16 @@ fn free_is_what_dumpe2fs_says() {
             let last = bitmap + SIZE.div_ceil(block * 8).min(block) - 1;
             refused(&file, last, 1, "checksum of the bitmap of group 0");
             flip(&file, bitmap + 1, 1);
+            // i_mtime of the journal's inode.
+            let mut inodes = [0; 4];
+            file.read_exact_at(&mut inodes, table + 8).unwrap();
+            let journal = u64::from(u32::from_le_bytes(inodes)) * block + 7 * 256;
+            refused(&file, journal + 0x10, 1, "checksum of the inode");
+            if options.contains("-J") {
+                let nodes = extents(&path, block, "-n");
+                // The length of the first piece.
+                refused(&file, nodes[0].start + 16, 1, "checksum of the extents");
+            }
         }
         if crc32c || crc16 {
             // bg_used_dirs_count.
