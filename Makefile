@@ -30,7 +30,8 @@ help:
 ##         CMD only; UML=1: with the checks of DEBUG=1]   [KERNEL=debian: Debian's own kernel; else release
 ##         (as it is without), quick, uml, debug]
 ## make bench                measurements   (FULL=1 larger, REPS=n, CPUS=n; ICOUNT=1: instructions instead of time,
-##         CACHE=1: and what a model of caches misses; KERNEL=quick: not emulated; KERNEL=debian)
+##         CACHE=1: and what a model of caches misses; SCALE=1: with 1 to 8 processors; KERNEL=quick: not
+##         emulated; KERNEL=debian)
 ## make kernel [QUICK=1|DEBUG=1|UML=1|KERNEL=…]   build the test kernel
 ## make tools                build the blksnap command, libblksnap and the examples (needs cargo and cc)
 ## make tools-static         build it without shared libraries, for an initramfs
@@ -108,7 +109,7 @@ matrix: deps
 
 bench: kernel tools
 	@scripts/deps bench
-	@tests/bench/run
+	@tests/bench/$(if $(filter-out 0,$(SCALE)),scale,run)
 
 demo: kernel tools
 	@tests/demo/run $(if $(filter-out release,$(variant)),--$(variant))
