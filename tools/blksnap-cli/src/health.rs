@@ -13,13 +13,15 @@ mod snapshots;
 use std::process::ExitCode;
 
 use jiff::Timestamp;
+use serde::Serialize;
 
 use crate::args::CheckHealth;
 use crate::output;
 use metrics::Metrics;
 
 /// How bad something is, as plugins of Nagios tell.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Level {
     /// All is well.
     #[default]
@@ -53,41 +55,94 @@ impl Level {
     }
 }
 
+/// Something that was looked at.
+#[derive(Serialize)]
+struct Finding {
+    level: Level,
+    /// Of which directory of backups, if of one.
+    directory: Option<String>,
+    text: String,
+}
+
+impl Finding {
+    /// In one line.
+    fn line(&self) -> String {
+        let directory = self.directory.as_ref();
+        let directory = directory.map_or(String::new(), |one| format!("{one}: "));
+        one_line(&(directory + &self.text))
+    }
+}
+
 /// All that was found.
 #[derive(Default)]
 pub struct Found {
-    findings: Vec<(Level, String)>,
+    findings: Vec<Finding>,
     /// `'label'=value;warn;crit`, as plugins of Nagios have it.
     figures: Vec<String>,
     metrics: Metrics,
 }
 
+/// The same, for programs.
+#[derive(Serialize)]
+struct Report<'a> {
+    level: Level,
+    exit_code: u8,
+    unix_s: i64,
+    findings: &'a [Finding],
+    metrics: &'a Metrics,
+}
+
 impl Found {
-    /// Adds a finding.
+    /// Adds a finding that is of no directory.
     fn add(&mut self, level: Level, text: impl Into<String>) {
-        self.findings.push((level, text.into()));
+        self.findings.push(Finding {
+            level,
+            directory: None,
+            text: text.into(),
+        });
+    }
+
+    /// Adds one of a directory.
+    fn add_of(&mut self, directory: &str, level: Level, text: impl Into<String>) {
+        self.findings.push(Finding {
+            level,
+            directory: Some(directory.to_owned()),
+            text: text.into(),
+        });
     }
 
     /// The worst of all.
     fn level(&self) -> Level {
-        let levels = self.findings.iter().map(|(level, _)| *level);
+        let levels = self.findings.iter().map(|one| one.level);
         levels.max().unwrap_or_default()
     }
 
     /// One line with the worst, and one for each finding.
     fn text(&self) -> String {
         let level = self.level();
-        let worst = self.findings.iter().filter(|(one, _)| *one == level);
-        let worst: Vec<_> = worst.map(|(_, text)| &**text).collect();
+        let worst = self.findings.iter().filter(|one| one.level == level);
+        let worst: Vec<_> = worst.map(Finding::line).collect();
         let mut lines = vec![format!(
             "BLKSNAP {}: {} | {}",
             level.name(),
-            one_line(&worst.join("; ")),
+            worst.join("; "),
             self.figures.join(" ")
         )];
         let all = self.findings.iter();
-        lines.extend(all.map(|(level, text)| format!("[{}] {}", level.name(), one_line(text))));
+        lines.extend(all.map(|one| format!("[{}] {}", one.level.name(), one.line())));
         lines.join("\n")
+    }
+
+    /// All of it, for programs.
+    fn report(&self, now: Timestamp) -> Report<'_> {
+        let level = self.level();
+        Report {
+            level,
+            exit_code: level.code(),
+            unix_s: now.as_second(),
+            findings: &self.findings,
+            metrics: &self.metrics,
+        }
     }
 }
 
@@ -113,14 +168,17 @@ pub fn run(args: &CheckHealth) -> ExitCode {
         );
     }
     if let Some(path) = &args.metrics {
-        let level = found.level();
-        found.metrics.finish(level, now);
-        if let Err(error) = found.metrics.write(path) {
+        let mut metrics = found.metrics.clone();
+        metrics.finish(found.level(), now);
+        if let Err(error) = metrics.write(path) {
             found.add(Level::Unknown, format!("{error:#}"));
         }
     }
     // Who does not read it has the exit code.
-    let _ = output::print(found.text());
+    let _ = match args.json {
+        true => output::print_json(&found.report(now)),
+        false => output::print(found.text()),
+    };
     ExitCode::from(found.level().code())
 }
 
@@ -147,5 +205,29 @@ mod tests {
         let first = lines.next().unwrap();
         assert_eq!(first, "BLKSNAP CRITICAL: bad; worse | 'age'=3s;4;5");
         assert!(lines.any(|line| line == "[WARNING] a / b c"), "{text}");
+    }
+
+    #[test]
+    fn a_program_gets_the_same() {
+        let now = Timestamp::from_second(7).unwrap();
+        let mut found = Found::default();
+        found.add(Level::Ok, "the module");
+        found.add_of("/b", Level::Warning, "a | b\nc");
+        found.metrics.add("module_loaded", "Whether.", 1);
+        let of = |directory| ("directory", directory);
+        found.metrics.add_of("backups", "How many.", of("/b"), 3);
+        found.metrics.add_of("backups", "How many.", of("/c"), 0);
+        assert!(found.text().starts_with("BLKSNAP WARNING: /b: a / b c | "));
+        assert_eq!(
+            serde_json::to_value(found.report(now)).unwrap(),
+            serde_json::json!({
+                "level": "warning", "exit_code": 1, "unix_s": 7,
+                "findings": [
+                    {"level": "ok", "directory": null, "text": "the module"},
+                    {"level": "warning", "directory": "/b", "text": "a | b\nc"}
+                ],
+                "metrics": {"module_loaded": 1, "backups": {"/b": 3, "/c": 0}}
+            })
+        );
     }
 }

@@ -12,7 +12,8 @@ use crate::health::bounds::{Age, Bounds, Room};
 #[command(after_help = "Examples:\n  \
     blksnap check-health /backup/nightly\n  \
     blksnap check-health /backup/nightly --max-age 26h,2d --min-free 200G,50G --max-verify-age 35d\n  \
-    blksnap check-health /backup/nightly --metrics /var/lib/prometheus/node-exporter/blksnap.prom\n\n\
+    blksnap check-health /backup/nightly --metrics /var/lib/prometheus/node-exporter/blksnap.prom\n  \
+    blksnap check-health /backup/nightly --json | jq -r '.findings[] | select(.level != \"ok\") | .text'\n\n\
     For Nagios, Icinga and what understands their plugins: one line with the worst that was found and figures, then all that \
     was looked at. The exit code is 0 if all is well, 1 for a warning, 2 if something is critical, 3 if it cannot be \
     found out.\n\n\
@@ -32,6 +33,9 @@ pub struct CheckHealth {
     /// one, it is critical
     #[arg(long, value_name = "WARN[,CRIT]", default_value = "10%,3%")]
     pub min_free: Bounds<Room>,
+    /// Print all that was found as JSON; the exit code is the same
+    #[arg(long)]
+    pub json: bool,
     /// Do not look for the module: on a machine that only keeps backups
     #[arg(long)]
     pub no_module: bool,

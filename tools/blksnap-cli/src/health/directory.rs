@@ -52,9 +52,8 @@ pub fn look(path: &Path, args: &CheckHealth, now: Timestamp, found: &mut Found) 
 }
 
 impl Look<'_> {
-    fn add(&mut self, level: Level, text: impl AsRef<str>) {
-        let text = format!("{}: {}", self.dir, text.as_ref());
-        self.found.add(level, text);
+    fn add(&mut self, level: Level, text: impl Into<String>) {
+        self.found.add_of(&self.dir, level, text);
     }
 
     fn metric(&mut self, name: &'static str, help: &'static str, value: u64) {

@@ -12,6 +12,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use jiff::Timestamp;
+use serde::{Serialize, Serializer};
 
 use super::Level;
 
@@ -19,10 +20,11 @@ use super::Level;
 const PREFIX: &str = "blksnap";
 
 /// All of them, by name.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Metrics(BTreeMap<&'static str, Metric>);
 
 /// One of them.
+#[derive(Clone)]
 struct Metric {
     help: &'static str,
     /// A label with its value, if there are several of this name, and the number.
@@ -55,6 +57,8 @@ impl Metrics {
     ) {
         let samples = Vec::new();
         let metric = self.0.entry(name).or_insert(Metric { help, samples });
+        // A directory may be named twice.
+        metric.samples.retain(|(known, _)| *known != label);
         metric.samples.push((label, value));
     }
 
@@ -102,6 +106,25 @@ impl Metrics {
     }
 }
 
+/// For programs: a number, or an object with one for each thing of which there are several.
+impl Serialize for Metrics {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(&self.0)
+    }
+}
+
+impl Serialize for Metric {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.samples.as_slice() {
+            [(None, value)] => serializer.serialize_u64(*value),
+            samples => serializer.collect_map(samples.iter().map(|(label, value)| {
+                let of = label.as_ref().map_or("", |(_, of)| of);
+                (of, value)
+            })),
+        }
+    }
+}
+
 /// The value of a label.
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\")
@@ -118,6 +141,7 @@ mod tests {
         let mut metrics = Metrics::default();
         metrics.add("snapshots", "How many.", 2);
         metrics.add_of("free_bytes", "Room.", ("directory", "/a\"b\\c\n"), 7);
+        metrics.add_of("free_bytes", "Room.", ("directory", "/d"), 9);
         metrics.add_of("free_bytes", "Room.", ("directory", "/d"), 8);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blksnap.prom");

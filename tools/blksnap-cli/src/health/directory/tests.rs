@@ -39,7 +39,7 @@ fn is(found: &Found, level: Level, text: &str) {
     let all = found.text();
     assert_eq!(found.level(), level, "{all}");
     let mut findings = found.findings.iter();
-    let one = findings.any(|(one, found)| *one == level && found.contains(text));
+    let one = findings.any(|one| one.level == level && one.text.contains(text));
     assert!(one, "{text}: {all}");
 }
 
