@@ -7,6 +7,8 @@
 //! snapshot ends with this process; but for SIGKILL, after which the next session at the same place
 //! cleans up.
 
+mod unused;
+
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -30,6 +32,7 @@ use crate::restore::signature;
 use crate::signals::Signals;
 use crate::size::Size;
 use crate::trim;
+use unused::LeftOut;
 
 /// How often the snapshot and the signals are looked at.
 const PERIOD: Duration = Duration::from_millis(20);
@@ -46,8 +49,12 @@ pub fn run(args: &args::Snapshot) -> Result<ExitCode> {
     let mut session = open(&devices, &args.storage, Path::new("."))?;
     signals.check()?;
     let taken = above::take(&mut session, &devices, &signals)?;
+    let left_out = match args.leave_out_unused {
+        true => unused::leave_out(&session)?,
+        false => vec![LeftOut::default(); devices.len()],
+    };
     let Some((program, rest)) = args.command.split_first() else {
-        describe(&session, taken, args.json)?;
+        describe(&session, taken, left_out, args.json)?;
         let code = hold(session, &signals);
         if args.storage.trim {
             trim::trim(&devices);
@@ -81,21 +88,25 @@ struct ImageDescription {
     device: PathBuf,
     number: String,
     image: PathBuf,
+    /// Bytes that are left out.
+    unused: u64,
+    unused_unknown: Option<String>,
 }
 
-/// Says what there is.
-fn describe(session: &Session, taken: Taken, json: bool) -> Result<()> {
+/// Says what there is, and what is not in its images.
+fn describe(session: &Session, taken: Taken, left_out: Vec<LeftOut>, json: bool) -> Result<()> {
     if json {
+        let images = session.images().iter().zip(left_out);
         return output::print_json_line(&Description {
             id: session.id().0,
             taken: unix(taken.after.wall),
-            images: session
-                .images()
-                .iter()
-                .map(|image| ImageDescription {
+            images: images
+                .map(|(image, left_out)| ImageDescription {
                     device: image.original.path(),
                     number: image.original.to_string(),
                     image: image.path.clone(),
+                    unused: left_out.bytes,
+                    unused_unknown: left_out.unknown,
                 })
                 .collect(),
         });

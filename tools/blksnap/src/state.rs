@@ -147,13 +147,20 @@ impl TrackerState {
 pub struct ImageState {
     /// The error number since which the image is of no use, or 0.
     pub error: Option<u16>,
+    /// Bytes that were told not to have been used at the instant, in whole chunks.
+    pub unused: Option<u64>,
 }
 
 impl ImageState {
     /// Reads what there is now.
     pub fn read(image: &Image) -> Self {
+        Self::read_from(&image.device.sysfs().join("blksnap"))
+    }
+
+    fn read_from(directory: &Path) -> Self {
         Self {
-            error: value(&image.device.sysfs().join("blksnap"), "error"),
+            error: value(directory, "error"),
+            unused: value(directory, "unused"),
         }
     }
 }
@@ -211,5 +218,17 @@ mod tests {
         assert_eq!(state.map_memory, None);
         write("snapshot", "00112233-4455-4677-8899-aabbccddeeff\n");
         assert!(TrackerState::read_from(directory.path()).snapshot.is_some());
+    }
+
+    #[test]
+    fn the_files_of_an_image_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name, text| fs::write(directory.path().join(name), text).unwrap();
+        write("error", "28\n");
+        let state = ImageState::read_from(directory.path());
+        assert_eq!((state.error, state.unused), (Some(28), None));
+        write("unused", "209715200\n");
+        let state = ImageState::read_from(directory.path());
+        assert_eq!(state.unused, Some(200 << 20));
     }
 }

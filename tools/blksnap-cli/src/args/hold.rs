@@ -15,7 +15,8 @@ use super::storage::STORAGE_HELP;
 #[command(after_help = format!("Examples:\n  \
     blksnap snapshot /dev/vda --storage /var/tmp -- unshare -m sh -c 'mount -o ro,norecovery $BLKSNAP_IMAGE /mnt && tar cf /backup/vda.tar /mnt'\n  \
     blksnap snapshot vda1 vdb -- sh -c 'for image in $BLKSNAP_IMAGES; do dd if=$image bs=1M | md5sum; done'\n  \
-    blksnap snapshot /home --limit 20G\n\n\
+    blksnap snapshot /home --limit 20G\n  \
+    blksnap snapshot vda1 --leave-out-unused -- sh -c 'zstd -o /backup/vda1.zst <$BLKSNAP_IMAGE'\n\n\
     (norecovery leaves the journal as it is; xfs needs ro,norecovery,nouuid as long as the original is mounted.)\n\n\
     The command finds the paths of the images in BLKSNAP_IMAGES and those of the devices in BLKSNAP_DEVICES (in the \
     order given), the image of each device in BLKSNAP_IMAGE_<NAME>, such as BLKSNAP_IMAGE_VDA1, and in BLKSNAP_IMAGE if \
@@ -27,6 +28,11 @@ pub struct Snapshot {
     /// The devices, captured at one instant
     #[arg(required = true, value_name = "DEV", value_hint = ValueHint::FilePath)]
     pub devices: Vec<PathBuf>,
+    /// Do not keep what the file systems on the devices do not use at the instant, as `blksnap backup` does not: it is
+    /// zeros in the images, and writes to it take no difference storage. For a command that copies file systems;
+    /// without it, the images are the whole devices, with what was deleted, too
+    #[arg(long)]
+    pub leave_out_unused: bool,
     /// Describe the snapshot as JSON, in one line; without a command only, whose the output is
     #[arg(long, conflicts_with = "command")]
     pub json: bool,
