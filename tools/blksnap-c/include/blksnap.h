@@ -133,6 +133,20 @@ struct blksnap_event {
 };
 
 /**
+ * A part of a device, in bytes.
+ */
+struct blksnap_range {
+        /**
+         * Where it begins.
+         */
+        uint64_t offset;
+        /**
+         * How long it is.
+         */
+        uint64_t length;
+};
+
+/**
  * A point in the history of a device's changes: the snapshot that a backup was made of. It is
  * what is kept with the backup, so that the next one can continue it.
  */
@@ -320,6 +334,24 @@ int blksnap_session_next_event(const struct blksnap_session *session,
  * `session` is NULL or a session that nobody uses now or later.
  */
 int blksnap_session_destroy(struct blksnap_session *session);
+
+/**
+ * Tells the kernel module which parts of a captured device (number `index` in the session, from 0 on)
+ * had no meaning at the instant, such as the free blocks of a file system as the bitmaps in its image
+ * have them. What is written there is not copied from then on, so it takes no storage, and the image
+ * shows zeros there, but for what was copied before. 1 if they were told; 0 if the module is too old to
+ * know that, and all is as it was. -EINVAL if a range is not inside of the device.
+ *
+ * Best right after the take. The ranges may overlap and be in any order, and there may be more of them
+ * later. Only whole sectors are told, and only whole chunks of the module (4 KiB; more on devices beyond
+ * 4 TiB) count. What is told wrongly is lost for the image, and cannot be taken back.
+ *
+ * `session` is NULL or a session; `ranges` is NULL or has `count` ranges.
+ */
+int blksnap_session_give_unused(const struct blksnap_session *session,
+                                size_t index,
+                                const struct blksnap_range *ranges,
+                                size_t count);
 
 /**
  * Tells what of a captured device (number `index` in the session, from 0 on) a backup has to read

@@ -13,3 +13,4 @@ mod pointer;
 mod session;
 mod trackers;
 mod types;
+mod unused;

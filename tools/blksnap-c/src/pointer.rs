@@ -22,6 +22,28 @@ pub unsafe fn read<'a, T>(pointer: *const T, name: &str) -> Result<&'a T, Failur
     unsafe { pointer.as_ref() }.ok_or_else(|| null(name))
 }
 
+/// An array that the caller has; it may be NULL if nothing is in it.
+///
+/// # Safety
+///
+/// The pointer is NULL or to `count` of `T` that nobody changes during `'a`.
+pub unsafe fn array<'a, T>(
+    pointer: *const T,
+    count: usize,
+    name: &str,
+) -> Result<&'a [T], Failure> {
+    match count {
+        0 => Ok(&[]),
+        _ if pointer.is_null() => Err(null(name)),
+        // More than there can be in memory was not meant.
+        _ if count > isize::MAX as usize / size_of::<T>().max(1) => Err(Failure::invalid(format!(
+            "{name} cannot have {count} elements"
+        ))),
+        // SAFETY: By the contract of this function, and it is not NULL, nor too long.
+        _ => Ok(unsafe { std::slice::from_raw_parts(pointer, count) }),
+    }
+}
+
 /// Something of the caller's that is changed.
 ///
 /// # Safety

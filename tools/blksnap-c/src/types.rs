@@ -72,6 +72,16 @@ pub struct Image {
     pub path: *const c_char,
 }
 
+/// A part of a device, in bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Range {
+    /// Where it begins.
+    pub offset: u64,
+    /// How long it is.
+    pub length: u64,
+}
+
 /// A tracked device.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

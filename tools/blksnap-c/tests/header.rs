@@ -29,7 +29,9 @@ fn the_header_is_that_of_the_sources() {
     let path = here().join("include/blksnap.h");
     let config = cbindgen::Config::from_file(here().join("cbindgen.toml")).unwrap();
     let mut builder = cbindgen::Builder::new().with_config(config);
-    for name in ["failure", "types", "session", "changes", "trackers"] {
+    for name in [
+        "failure", "types", "session", "unused", "changes", "trackers",
+    ] {
         builder = builder.with_src(here().join(format!("src/{name}.rs")));
     }
     let mut made = Vec::new();
