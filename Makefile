@@ -38,7 +38,7 @@ help:
 ## make man DIR=…            write the manual pages there
 ## make install-tools        install them, manual pages, completions, units of systemd, a rule of udev, …
 ##         [PREFIX=/usr/local] [LIBDIR=PREFIX/lib] [DESTDIR=…]
-## make deb                  Debian packages of everything, for Debian 13; as root (needs cargo and rsync)
+## make deb                  Debian packages of everything, for Debian 13 (needs cargo, rsync, mmdebstrap; no root: uidmap)
 ## make lint                 format, clippy, checkpatch, documentation
 ## make matrix               build the driver built in, without modules, without sysfs, …
 ## make deps                 install and fetch what building needs (the others do it too)
