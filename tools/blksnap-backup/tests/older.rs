@@ -4,12 +4,16 @@
 //!
 //! `data/version-1` was made by the tests of commit c9824e6, before there was this crate: in each
 //! format a device of 200 KiB and a sector, a full backup of it and two incremental ones.
+//!
+//! `data/version-2` was made by the library of commit 642a4d5, of the same device, with all that had come
+//! since: compressed images of QEMU, an incremental backup that leaves out what was not used, a compared one,
+//! and the machine in the manifest.
 
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use blksnap_backup::{Cache, Chain, Image, Manifest, Repository};
+use blksnap_backup::{Cache, Chain, Image, Kind, Manifest, Repository};
 
 const SIZE: usize = 200 * 1024 + 512;
 
@@ -66,4 +70,30 @@ fn version_1_is_read() {
             assert!(read(&repository, manifest) == state, "{format} {id}");
         }
     }
+}
+
+#[test]
+fn version_2_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    copy("version-2/qcow2-zstd", dir.path());
+    let (repository, _) = Repository::read(dir.path()).unwrap();
+    let backups = repository.backups().unwrap();
+    let kinds = [Kind::Full, Kind::Incremental, Kind::Compared];
+    assert_eq!(backups.len(), kinds.len());
+    for (((id, manifest), state), kind) in backups.iter().zip(states()).zip(kinds) {
+        let manifest = manifest.as_ref().unwrap();
+        let device = &manifest.devices[0];
+        assert_eq!(device.kind, kind, "{id}");
+        let file = repository.dir(id).join(&device.file);
+        assert!(device.file_format.is_compressed(&file).unwrap(), "{id}");
+        assert!(read(&repository, manifest) == state, "{id}");
+        let machine = manifest.machine.as_ref().unwrap();
+        assert_eq!(machine.disk("vda").unwrap().sector_size, Some(512));
+    }
+    let [_, incremental, compared] = backups.as_slice() else {
+        panic!();
+    };
+    let incremental = incremental.1.as_ref().unwrap();
+    assert_eq!(incremental.devices[0].unused, [[131_072, 65536]]);
+    assert_eq!(compared.1.as_ref().unwrap().version, 2);
 }
