@@ -30,7 +30,7 @@ impl Hardware {
     fn shown(directory: &Path) -> Self {
         let first = |names: [&str; 2]| {
             let mut names = names.iter();
-            names.find_map(|name| text(&directory.join(name)))
+            names.find_map(|name| text_in(directory.join(name)))
         };
         Self {
             serial: first(["serial", "device/serial"]),
@@ -41,11 +41,11 @@ impl Hardware {
 
 /// The name of this machine.
 pub fn host() -> Option<String> {
-    text(Path::new("/proc/sys/kernel/hostname"))
+    text_in("/proc/sys/kernel/hostname")
 }
 
-/// What is in a file, if there is more than space in it.
-fn text(path: &Path) -> Option<String> {
+/// What is in a file of the kernel's, if there is more than space in it.
+pub fn text_in(path: impl AsRef<Path>) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     let text = text.trim();
     (!text.is_empty()).then(|| text.to_owned())

@@ -82,7 +82,7 @@ pub use differ::{Differences, differences};
 pub use direct::Direct;
 pub use extents::{Cursor, Extent, Extents, ExtentsWriter, cut};
 pub use format::Format;
-pub use hardware::Hardware;
+pub use hardware::{Hardware, text_in};
 pub use image::{Cache, Image};
 pub use machine::{Disk, Machine};
 pub use manifest::{Device, Kind, Manifest, NAME as MANIFEST, State};

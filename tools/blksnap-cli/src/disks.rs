@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use blksnap::DevId;
+use blksnap_backup::text_in;
 
 use crate::mounts::{self, Mount};
 use crate::names;
@@ -171,7 +172,7 @@ impl Stacks {
         if disk.major == DISC_MAJOR {
             return is(Bottom::Other("it is a drive for discs"));
         }
-        if let Some(file) = text(&disk.sysfs().join("loop/backing_file")) {
+        if let Some(file) = text_in(disk.sysfs().join("loop/backing_file")) {
             let file = PathBuf::from(file);
             let below = match DevId::resolve(&file) {
                 Ok(device) => vec![device],
@@ -182,7 +183,7 @@ impl Stacks {
                 false => (below, None),
             };
         }
-        let uuid = text(&disk.sysfs().join("dm/uuid")).unwrap_or_default();
+        let uuid = text_in(disk.sysfs().join("dm/uuid")).unwrap_or_default();
         if let Some(group) = uuid.strip_prefix("LVM-").and_then(|rest| rest.get(..32)) {
             if !self.groups.iter().any(|known| known == group) {
                 self.groups.push(group.to_owned());
@@ -205,13 +206,6 @@ fn major_of(driver: &str) -> Option<u32> {
         let (number, name) = line.trim().split_once(' ')?;
         (name == driver).then(|| number.parse().ok())?
     })
-}
-
-/// What is in a file, if there is any.
-fn text(path: &Path) -> Option<String> {
-    let text = fs::read_to_string(path).ok()?;
-    let text = text.trim();
-    (!text.is_empty()).then(|| text.to_owned())
 }
 
 #[cfg(test)]

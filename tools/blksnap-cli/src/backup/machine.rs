@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
-use blksnap_backup::{Disk, Machine};
+use blksnap_backup::{Disk, Machine, text_in};
 
 use super::{Given, lvm};
 use crate::output;
@@ -30,7 +30,7 @@ pub fn describe(disks: &[Given], groups: &[String]) -> Machine {
         }
     }
     Machine {
-        kernel: text("/proc/sys/kernel/osrelease"),
+        kernel: text_in("/proc/sys/kernel/osrelease"),
         firmware: Some(firmware.into()),
         fstab: fs::read_to_string("/etc/fstab").ok(),
         disks: disks.iter().map(disk).collect(),
@@ -40,7 +40,7 @@ pub fn describe(disks: &[Given], groups: &[String]) -> Machine {
 
 /// One disk.
 fn disk(given: &Given) -> Disk {
-    let shown = |name: &str| text(given.id.sysfs().join(name));
+    let shown = |name: &str| text_in(given.id.sysfs().join(name));
     let table = table(&given.id.path());
     let table = table.unwrap_or_else(|error| {
         output::remark(format!(
@@ -66,11 +66,4 @@ fn table(path: &Path) -> Result<Option<String>> {
     let text = String::from_utf8(output.stdout).context("sfdisk prints what is no text")?;
     // It fails where there is no table, and so where it cannot read: that the copy will tell.
     Ok(output.status.success().then_some(text))
-}
-
-/// What is in a file, if there is any.
-fn text(path: impl AsRef<Path>) -> Option<String> {
-    let text = fs::read_to_string(path).ok()?;
-    let text = text.trim();
-    (!text.is_empty()).then(|| text.to_owned())
 }
