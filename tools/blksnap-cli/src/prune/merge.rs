@@ -109,6 +109,28 @@ impl Run {
         self.way == Way::TakeOver && seen.layer == 0 && !seen.is_zeros() && !seen.is_whole()
     }
 
+    /// Reads and checks the whole extents of what is wanted, and hands on all that is seen.
+    fn read<T: Send>(
+        &self,
+        what: String,
+        signals: &Signals,
+        wanted: impl Fn(&Seen) -> bool,
+        work: impl Fn(&Seen, &[u8]) -> Result<T> + Sync,
+        mut then: impl FnMut(&Seen, Result<T>) -> Result<()>,
+    ) -> Result<()> {
+        let length = |seen: &Seen| if wanted(seen) { seen.extent.length } else { 0 };
+        let progress = Progress::start(what, self.sum(length)?, signals);
+        let all = self.chain.all();
+        let (layers, seen) = (&self.chain.layers, self.chain.seen(&all));
+        let sink = |seen: Seen, bytes: &[u8], good| {
+            progress.advance(bytes.len() as u64);
+            then(&seen, good)
+        };
+        read(layers, seen, &wanted, &progress, work, sink)?;
+        progress.finish();
+        Ok(())
+    }
+
     /// What merging means.
     pub fn plan(&self, manifest: &Manifest, device: &Device) -> Result<Merged> {
         Ok(Merged {
@@ -326,26 +348,11 @@ fn parts(seen: &Seen, bytes: &[u8]) -> Result<Vec<Extent>> {
 pub fn check(run: &Run, signals: &Signals) -> Result<()> {
     // Of a full one that is taken over: what gets new checksums.
     let wanted = |seen: &Seen| run.moves(seen.layer) || run.is_cut(seen);
-    let bytes = run.sum(|seen| if wanted(seen) { seen.extent.length } else { 0 })?;
-    let layers = &run.chain.layers;
-    let name = layers.last().map_or("", |top| &*top.device.name);
+    let name = run.chain.layers.last().map_or("", |top| &*top.device.name);
     let what = format!("{name}: checking what will be merged");
-    let progress = Progress::start(what, bytes, signals);
-    let all = run.chain.all();
-    let seen = run.chain.seen(&all);
-    read(
-        layers,
-        seen,
-        wanted,
-        &progress,
-        no_work,
-        |seen, bytes, good| {
-            progress.advance(bytes.len() as u64);
-            good.with_context(|| format!("{name} at byte {}", seen.extent.start))
-        },
-    )?;
-    progress.finish();
-    Ok(())
+    run.read(what, signals, wanted, no_work, |seen, good| {
+        good.with_context(|| format!("{name} at byte {}", seen.extent.start))
+    })
 }
 
 /// Replaces the list of extents of a dropped full layer by one of what is seen.
@@ -357,26 +364,12 @@ fn forget_hidden(run: &Run, signals: &Signals) -> Result<()> {
         "{}: reading what will be merged with newer data",
         layer.device.name
     );
-    let cut = |seen: &Seen| run.is_cut(seen);
-    let bytes = run.sum(|seen| if cut(seen) { seen.extent.length } else { 0 })?;
-    let progress = Progress::start(what, bytes, signals);
     let mut output = Output::create(&layer.dir.join(LIST), None)?;
-    let all = run.chain.all();
-    let seen = run.chain.seen(&all);
-    let of_full = seen.filter(|seen| seen.as_ref().map_or(true, |seen| seen.layer == 0));
-    let layers = &run.chain.layers;
-    read(
-        layers,
-        of_full,
-        cut,
-        &progress,
-        parts,
-        |seen, bytes, good| {
-            progress.advance(bytes.len() as u64);
-            output.keep(&seen, good?)
-        },
-    )?;
-    progress.finish();
+    let cut = |seen: &Seen| run.is_cut(seen);
+    run.read(what, signals, cut, parts, |seen, good| match seen.layer {
+        0 => output.keep(seen, good?),
+        _ => Ok(()),
+    })?;
     let extents = output.finish()?;
     if extents.hash() == layer.extents.hash() {
         return fs::remove_file(extents.path())
