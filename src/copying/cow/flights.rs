@@ -201,6 +201,16 @@ impl Flights {
         None
     }
 
+    /// Takes the image bios that wait for any of them.
+    pub(super) fn take_parked(&mut self) -> BioList {
+        let mut parked = BioList::new();
+        for flight in self.slots.iter_mut().flatten() {
+            parked.append(flight.images.take());
+        }
+        self.with_parked_bios = 0;
+        parked
+    }
+
     /// The old data of a flight is in memory, and is to be stored. Returns the writes that waited
     /// for it.
     pub(super) fn mark_read(&mut self, index: usize) -> HeldList {

@@ -116,15 +116,13 @@ impl Cow {
         inner.flush |= parked || inner.has_waiting_bios();
         self.map.set(run, |_| Place::InMemory);
         let writers = inner.flights.mark_read(index);
-        let store = inner.flush || inner.flights.has_full_batch();
-        if !store {
-            self.arm_tick(inner);
-        }
+        // Whatever is stored at once: the work item that does it may hang.
+        self.arm_tick(inner);
         ReadDone {
             writers,
             ended: None,
             kick: Kick {
-                store,
+                store: inner.flush || inner.flights.has_full_batch(),
                 ..Kick::default()
             },
         }
@@ -179,8 +177,10 @@ impl Cow {
         loop {
             let mut inner = self.inner.lock();
             let Some(flight) = inner.flights.end_unstored() else {
-                // The writes are let go by the work item that serves them.
-                let images = inner.images.take();
+                // The writes are let go by the work item that serves them. What is being stored may
+                // never end, so nothing waits for that, either.
+                let mut images = inner.images.take();
+                images.append(inner.flights.take_parked());
                 drop(inner);
                 return self.requeue(images);
             };
@@ -218,12 +218,9 @@ impl WorkItem<STORE> for Cow {
         if this.image_has_failed() {
             this.give_up();
         }
-        let mut inner = this.inner.lock();
+        let inner = this.inner.lock();
         let waits = inner.has_waiting_bios() || inner.flights.have_parked_bios();
         this.hurry.store(waits, Relaxed);
-        if inner.flights.in_memory() != 0 {
-            this.arm_tick(&mut inner);
-        }
         let done = Ended::all_processed(&this.stored);
         drop(inner);
         if !done {
@@ -247,14 +244,17 @@ impl WorkItem<TICK> for Cow {
         let mut inner = this.inner.lock();
         inner.flush = true;
         let busy = inner.tick.take();
-        // As the work item that stores may hang itself. After a failure there is nothing to watch.
-        if inner.flights.in_memory() != 0 && !this.image_has_failed() {
+        let failed = this.image_has_failed();
+        if inner.flights.in_memory() != 0 && !failed {
             this.arm_tick(&mut inner);
         }
         let hangs = !inner.writers.is_empty() && this.storage_hangs(&inner);
         drop(inner);
         if hangs {
             this.fail(ETIMEDOUT);
+        }
+        // Also if another device has lost the snapshot: what is being stored may never end.
+        if hangs || failed {
             this.kick(Kick::WRITERS);
         }
         this.kick(Kick::STORE);

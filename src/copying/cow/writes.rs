@@ -137,7 +137,8 @@ impl Cow {
         self.hurry.store(true, Relaxed);
         inner.flush = true;
         Kick {
-            writers: inner.all_is_idle(),
+            // After a failure nothing else may be under way whose end lets it go.
+            writers: inner.all_is_idle() || self.image_has_failed(),
             // From now on the end of a store has it queued; what has ended was not processed.
             store: inner.flights.has_unstored() || (!hurried && inner.flights.in_memory() != 0),
         }
