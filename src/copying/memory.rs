@@ -81,9 +81,10 @@ impl CopySlot {
         }
     }
 
-    /// Bios are about to be submitted. Counts as one in flight, so that the end does not come
-    /// before all of them are.
+    /// Bios are about to be submitted, when those before have ended, however they did. Counts as
+    /// one in flight, so that the end does not come before all of them are.
     pub(crate) fn begin_pending(&self) {
+        self.status.store(0, Relaxed);
         self.pending.store(1, Relaxed);
     }
 

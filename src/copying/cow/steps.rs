@@ -88,12 +88,12 @@ impl Cow {
         };
         let (run, chunks, needed) = (flight.run.clone(), flight.chunks(), flight.needed);
         let mut again = false;
-        let result = slot.result().and_then(|()| {
-            if self.device_was_too_small(run.end) {
-                return Err(EIO);
-            }
-            Ok(())
-        });
+        let result = match slot.result() {
+            // Whatever was read: it is zeroed.
+            _ if self.unused_until(run.start, run.end) == run.end => Ok(()),
+            Ok(()) if self.device_was_too_small(run.end) => Err(EIO),
+            result => result,
+        };
         if let Err(err) = result {
             // What could not be read may be what nobody needs: once more, without that.
             again = needed < chunks && !self.image_has_failed();
