@@ -328,8 +328,8 @@ impl Prepared {
 /// what must not be copied, and calls [`Snapshot::begin_take`].
 ///
 /// Calls must not overlap in time. Fails with `EALREADY` if it was taken, `ENODEV` if it has no
-/// devices, `EFAULT` if it has no storage, `ETIMEDOUT` if a device does not come to rest or the
-/// file systems cannot be frozen in any of some orders.
+/// devices, or if one of them has gone, `EFAULT` if it has no storage, `ETIMEDOUT` if a device does
+/// not come to rest or the file systems cannot be frozen in any of some orders.
 pub(crate) fn take(
     snapshot: &Snapshot,
     common: &Common<'_>,
@@ -366,6 +366,10 @@ pub(crate) fn take(
         prepared.push(this, GFP_KERNEL)?;
         delay(Point::Prepared);
         tracker.set_cow(Some(engine.cow.clone()));
+        // If it went before that, the engine was not told.
+        if tracker.device_is_gone() {
+            return Err(ENODEV);
+        }
         engines.push(engine, GFP_KERNEL)?;
     }
     begin(engines)?;
