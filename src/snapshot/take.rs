@@ -429,7 +429,12 @@ pub(crate) fn take(
 
     delay(Point::LetGo);
     for Prepared { captured: this, .. } in prepared.dismiss() {
-        let cbt = &this.engine.cbt;
+        let Engine { cow, cbt } = &*this.engine;
+        if cow.device_was_too_small(cow.geometry().chunks()) {
+            // Since the engine and the map were made. If it had grown again before the instant, the
+            // map does not tell that there may be another's data at its end.
+            cow.device_gone();
+        }
         this.tracker.set_map(cbt.clone());
         this.engine.mark_excluded();
         this.image.data().set_ready(cbt.clone());
