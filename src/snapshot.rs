@@ -51,7 +51,8 @@ use crate::{
         space::{
             Provision,
             Space, //
-        }, //
+        },
+        trial::Trial, //
     },
     tracking::{
         cbt::Cbt,
@@ -186,6 +187,9 @@ pub(crate) struct Snapshot {
     pub(crate) health: Arc<Health>,
     /// What it has to tell its client.
     pub(crate) events: Arc<EventQueue>,
+    /// Whether what is stored comes to one of its devices.
+    #[pin]
+    pub(crate) trial: Trial,
     /// Held by commands that change, take, feed or destroy the snapshot, as long as they wait for
     /// its devices.
     #[pin]
@@ -225,6 +229,7 @@ impl Snapshot {
                 space,
                 health,
                 events,
+                trial <- Trial::new(),
                 commands <- new_mutex!(()),
                 held <- new_mutex!(None),
                 devices <- new_mutex!(Devices {
@@ -457,13 +462,16 @@ impl Snapshot {
             self.enter(false);
             self.release(captured);
         }
+        self.trial.wait();
         // Nothing is written to the storage any more.
         let claims = core::mem::take(&mut *self.claims.lock());
         claims.iter().for_each(|file| file.yield_claim());
         drop(claims);
+        // If it is growing, that comes to its end first: what it has got is appended.
+        let held = self.held.lock().take();
         self.space.close();
-        // If it is growing, that comes to its end. Closed in this task, not some time later.
-        drop(self.held.lock().take());
+        // Closed in this task, not some time later.
+        drop(held);
         drop(core::mem::take(&mut self.devices.lock().files));
         self.for_each_tracker(|tracker| tracker.set_membership(None));
     }

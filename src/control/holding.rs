@@ -52,10 +52,7 @@ use crate::{
     storage::{
         held::Held,
         space::Grow,
-        trial::{
-            self,
-            Mark, //
-        }, //
+        trial::Mark, //
     }, //
 };
 
@@ -232,7 +229,9 @@ impl Registry {
         for (tracker, _) in &looking {
             tracker.look_out_for(Some(mark.clone()));
         }
-        let written = trial::write(&extent.target, extent.sector, &mark);
+        let written = snapshot
+            .trial
+            .write(&extent.target, extent.sector, &mark);
         for (tracker, _) in &looking {
             tracker.look_out_for(None);
         }

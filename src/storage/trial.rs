@@ -30,20 +30,22 @@ use kernel::{
             Atomic,
             Relaxed, //
         },
+        new_mutex,
         Arc,
-        Completion, //
+        Completion,
+        Mutex, //
     },
     time::msecs_to_jiffies,
     uuid::Uuid, //
 };
 
-use crate::base::units::{
-    SECTOR_SHIFT,
-    UNIT_SHIFT, //
+use crate::base::{
+    params,
+    units::{
+        SECTOR_SHIFT,
+        UNIT_SHIFT, //
+    }, //
 };
-
-/// How long it may take.
-const TIMEOUT_MS: u32 = 60_000;
 
 /// What to look out for: each sector that is written begins with it.
 pub(crate) struct Mark {
@@ -71,7 +73,7 @@ impl Mark {
         self.seen.store(true, Relaxed);
     }
 
-    /// Whether it has come by, before a [write](write) returned.
+    /// Whether it has come by, before a [write](Trial::write) returned.
     pub(crate) fn was_seen(&self) -> bool {
         self.seen.load(Relaxed)
     }
@@ -104,59 +106,122 @@ impl EndIo for Ended {
     }
 }
 
-/// The bytes of a unit.
-const BYTES: usize = 1 << UNIT_SHIFT;
-
-/// Reads or writes a unit, and waits for it.
-fn transfer(op: Op, target: &Target, sector: u64, buffer: &Arc<Buffer>) -> Result {
-    let transfer = Arc::pin_init(
-        try_pin_init!(Transfer {
-            set: BioSet::new(1, Wait::ForBio)?,
-            status: Atomic::new(0),
-            done <- Completion::new(),
-        }),
-        GFP_KERNEL,
-    )?;
-    let piece = Piece {
-        buffer,
-        offset: 0,
-        bytes: BYTES,
-    };
-    let context = Ended(transfer.clone());
-    let bio = NewBio::new(op, target.clone(), sector, [piece], context);
-    bio.map_err(|_| ENOMEM)?.submit();
-    if !transfer
-        .done
-        .wait_for_completion_timeout(msecs_to_jiffies(TIMEOUT_MS))
-    {
-        return Err(ETIMEDOUT);
+impl Transfer {
+    /// Waits for its end; tells whether it has come before writes would be let go that wait for the
+    /// storage.
+    fn ends_in_time(&self) -> bool {
+        match params::diff_storage_timeout() {
+            0 => {
+                self.done.wait_for_completion();
+                true
+            }
+            // CAST: A day at the most.
+            limit => self
+                .done
+                .wait_for_completion_timeout(msecs_to_jiffies(limit as u32 * 1000)),
+        }
     }
-    match transfer.status.load(Relaxed) {
-        0 => Ok(()),
-        err => Err(Error::from_errno(err)),
+
+    /// What it came to, when it has ended.
+    fn result(&self) -> Result {
+        match self.status.load(Relaxed) {
+            0 => Ok(()),
+            err => Err(Error::from_errno(err)),
+        }
     }
 }
 
-/// Writes the unit at `sector` of `target`, so that each of its sectors begins with `mark`, and has
-/// it brought to stable storage: so it has gone all its way. If it was seen then, it has come to a
-/// place where something else is, and that is written again. May sleep.
-///
-/// Fails with the errors of that, or with `ETIMEDOUT`.
-pub(crate) fn write(target: &Target, sector: u64, mark: &Mark) -> Result {
-    let old = Buffer::new(BYTES, GFP_KERNEL)?;
-    let new = Buffer::new(BYTES, GFP_KERNEL)?;
-    // Nothing that a file system could make shorter.
-    for at in (0..BYTES).step_by(size_of::<Uuid>()) {
-        new.write(at, &Uuid::random().0);
+/// The bytes that are written: a unit, or a block of a device whose blocks are larger. Its ranges
+/// have whole blocks.
+fn size(target: &Target) -> usize {
+    let block = match target {
+        // CAST: `usize` is not smaller.
+        Target::Device(file) => file.bdev().logical_block_size() as usize,
+        Target::File(_) => 0,
+    };
+    block.max(1 << UNIT_SHIFT)
+}
+
+/// Writes to the storage of one snapshot.
+#[pin_data]
+pub(crate) struct Trial {
+    /// The last read or write, if it did not come to its end in time. A leaf.
+    #[pin]
+    late: Mutex<Option<Arc<Transfer>>>,
+}
+
+impl Trial {
+    /// None was made.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            late <- new_mutex!(None),
+        })
     }
-    for at in (0..BYTES).step_by(1 << SECTOR_SHIFT) {
-        new.write(at, mark.bytes());
+
+    /// Waits until nothing is under way, however long it takes: until then the storage must not be
+    /// anybody else's. May sleep.
+    pub(crate) fn wait(&self) {
+        let late = self.late.lock().take();
+        if let Some(transfer) = late {
+            transfer.done.wait_for_completion();
+        }
     }
-    transfer(Op::Read, target, sector, &old)?;
-    let written = transfer(Op::Write, target, sector, &new).and_then(|()| target.flush());
-    if mark.was_seen() {
-        transfer(Op::Write, target, sector, &old)?;
-        target.flush()?;
+
+    /// Reads or writes all that is in the buffer, and waits for it.
+    fn transfer(&self, op: Op, target: &Target, sector: u64, buffer: &Arc<Buffer>) -> Result {
+        let transfer = Arc::pin_init(
+            try_pin_init!(Transfer {
+                set: BioSet::new(1, Wait::ForBio)?,
+                status: Atomic::new(0),
+                done <- Completion::new(),
+            }),
+            GFP_KERNEL,
+        )?;
+        let piece = Piece {
+            buffer,
+            offset: 0,
+            bytes: size(target),
+        };
+        let context = Ended(transfer.clone());
+        let bio = NewBio::new(op, target.clone(), sector, [piece], context);
+        bio.map_err(|_| ENOMEM)?.submit();
+        if !transfer.ends_in_time() {
+            *self.late.lock() = Some(transfer);
+            return Err(ETIMEDOUT);
+        }
+        transfer.result()
     }
-    written
+
+    /// Writes the unit, or the block, at `sector` of `target`, so that each of its sectors begins
+    /// with `mark`, and has it brought to stable storage: so it has gone all its way. If it was seen
+    /// then, it has come to a place where something else is, and that is written again. May sleep;
+    /// calls must not overlap in time.
+    ///
+    /// Fails with the errors of that, or with `ETIMEDOUT`.
+    pub(crate) fn write(&self, target: &Target, sector: u64, mark: &Mark) -> Result {
+        // One at a time.
+        let late = self.late.lock().clone();
+        if late.is_some_and(|late| !late.ends_in_time()) {
+            return Err(ETIMEDOUT);
+        }
+        let bytes = size(target);
+        let old = Buffer::new(bytes, GFP_KERNEL)?;
+        let new = Buffer::new(bytes, GFP_KERNEL)?;
+        // Nothing that a file system could make shorter.
+        for at in (0..bytes).step_by(size_of::<Uuid>()) {
+            new.write(at, &Uuid::random().0);
+        }
+        for at in (0..bytes).step_by(1 << SECTOR_SHIFT) {
+            new.write(at, mark.bytes());
+        }
+        self.transfer(Op::Read, target, sector, &old)?;
+        let written = self
+            .transfer(Op::Write, target, sector, &new)
+            .and_then(|()| target.flush());
+        if mark.was_seen() {
+            self.transfer(Op::Write, target, sector, &old)?;
+            target.flush()?;
+        }
+        written
+    }
 }
