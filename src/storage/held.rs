@@ -96,10 +96,10 @@ impl Held {
         self.limit.saturating_sub(self.size).min(free)
     }
 
-    /// Lets it grow by `sectors` sectors, or up to its limit. May sleep, as long as the file system
-    /// takes.
+    /// Lets it grow by `sectors` sectors, or up to its limit, or by what there is room for. May
+    /// sleep, as long as the file system takes.
     ///
-    /// Fails with `EAGAIN` if that is frozen, with its error, or with `EFBIG` if somebody has made
+    /// Fails, if it has not grown at all, with `EAGAIN` if that is frozen, with its error, or with `EFBIG` if somebody has made
     /// the file larger, who had it open before: what is in between may not be allocated.
     pub(crate) fn grow(&mut self, sectors: u64) -> Result {
         let to = self.size.saturating_add(sectors).min(self.limit);
@@ -109,9 +109,16 @@ impl Held {
         if self.file.size() >> SECTOR_SHIFT != self.size {
             return Err(EFBIG);
         }
-        self.file
-            .allocate(self.size << SECTOR_SHIFT, to << SECTOR_SHIFT)?;
-        self.size = to;
+        let result = self
+            .file
+            .allocate(self.size << SECTOR_SHIFT, to << SECTOR_SHIFT);
+        // Where there is no room for all, some file systems allocate a part, and the file has its
+        // size then.
+        let size = (self.file.size() >> SECTOR_SHIFT).clamp(self.size, to);
+        if size == self.size {
+            return result;
+        }
+        self.size = size;
         Ok(())
     }
 
