@@ -414,7 +414,7 @@ static void held_file_unmap(struct swap_info_struct *sis)
  * held_file_extents - tell the extents of a held file
  * @hf: the file
  * @take: called with each, in the order of the file; it may have less than the file,
- *	as what is not a whole page of the device is left out
+ *	as what is not a whole page of the device, or block of the file, is left out
  * @data: given to @take
  *
  * What was told before is told again: as long as the file is held it only grows.
@@ -425,19 +425,28 @@ static void held_file_unmap(struct swap_info_struct *sis)
 int held_file_extents(struct held_file *hf, held_file_extent_t take, void *data)
 {
 	struct swap_info_struct *sis = kzalloc_obj(*sis);
+	struct inode *inode = file_inode(hf->file);
 	struct rb_node *node;
+	u64 left;
 	int ret;
 
 	if (!sis)
 		return -ENOMEM;
 	ret = held_file_map(hf, sis);
-	for (node = rb_first(&sis->swap_extent_root); node && !ret;
+	/*
+	 * When the file grows, the rest of a block in which it ended may be zeroed, by
+	 * way of the page cache: all of that block is written then.
+	 */
+	left = round_down(held_file_size(hf), (u64)i_blocksize(inode)) >> PAGE_SHIFT;
+	for (node = rb_first(&sis->swap_extent_root); node && left && !ret;
 	     node = rb_next(node)) {
 		struct swap_extent *se =
 			rb_entry(node, struct swap_extent, rb_node);
+		u64 pages = min_t(u64, se->nr_pages, left);
 
 		ret = take(data, se->start_block << (PAGE_SHIFT - SECTOR_SHIFT),
-			   (sector_t)se->nr_pages << (PAGE_SHIFT - SECTOR_SHIFT));
+			   pages << (PAGE_SHIFT - SECTOR_SHIFT));
+		left -= pages;
 	}
 	held_file_unmap(sis);
 	return ret;
