@@ -99,8 +99,9 @@ impl Held {
     /// Lets it grow by `sectors` sectors, or up to its limit, or by what there is room for. May
     /// sleep, as long as the file system takes.
     ///
-    /// Fails, if it has not grown at all, with `EAGAIN` if that is frozen, with its error, or with `EFBIG` if somebody has made
-    /// the file larger, who had it open before: what is in between may not be allocated.
+    /// Fails, if it has not grown at all, with `EAGAIN` if that is frozen, with its error, or with
+    /// `EFBIG` if somebody has made the file larger, who had it open before: what is in between may
+    /// not be allocated.
     pub(crate) fn grow(&mut self, sectors: u64) -> Result {
         let to = self.size.saturating_add(sectors).min(self.limit);
         if to <= self.size {
