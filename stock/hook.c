@@ -9,12 +9,13 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <linux/kprobes.h>
+#include "arch.h"
 #include "stock.h"
 
 /*
- * Where a function begins, behind an ENDBR; 0 if there is none of the name, or several.
- * A probe that is never armed knows, also for names that are not exported.
+ * Where a function begins, behind an ENDBR, or, if @traced, where ftrace would patch it;
+ * 0 if there is none of the name, or several.  A probe that is never armed knows, also
+ * for names that are not exported.
  */
 static unsigned long stock_probe(const char *name, const void *addr, bool traced)
 {
@@ -23,12 +24,11 @@ static unsigned long stock_probe(const char *name, const void *addr, bool traced
 		.addr = (kprobe_opcode_t *)addr,
 		.flags = KPROBE_FLAG_DISABLED,
 	};
-	unsigned long ip = 0;
+	unsigned long ip;
 
 	if (register_kprobe(&probe))
 		return 0;
-	if (!traced || probe.flags & KPROBE_FLAG_FTRACE)
-		ip = (unsigned long)probe.addr;
+	ip = traced ? stock_arch_ip(&probe) : (unsigned long)probe.addr;
 	unregister_kprobe(&probe);
 	return ip;
 }
@@ -39,7 +39,8 @@ static unsigned long stock_probe(const char *name, const void *addr, bool traced
  * @addr: its address, if there is no name
  *
  * Context: Process context.
- * Return: The address, or 0 if there is no such function, or it cannot be traced.
+ * Return: The address, or 0 if there is no such function, or it cannot be traced, if
+ * that can be known here.
  */
 unsigned long stock_find(const char *name, const void *addr)
 {
@@ -79,17 +80,26 @@ int stock_hook_at(struct stock_hook *hook, unsigned long ip)
 	}
 	if (hook->set_body)
 		hook->set_body(ip + MCOUNT_INSN_SIZE);
+	/* Whom the hook sends to the wrapper sees there what was set before. */
+	stock_arch_sync();
 	ret = ftrace_set_filter_ip(&hook->ops, ip, 0, 0);
+	/* Nothing of the function is there that it could patch. */
+	if (ret == -EINVAL)
+		ret = -EOPNOTSUPP;
 	if (!ret)
 		ret = register_ftrace_function(&hook->ops);
 	if (!ret) {
 		hook->ip = ip;
+		/* From now on nobody goes by unseen. */
+		stock_arch_sync();
 		return 0;
 	}
 	ftrace_free_filter(&hook->ops);
 	if (ret == -EBUSY)
 		pr_err("%ps is redirected by another tracer or a live patch\n",
 		       (void *)ip);
+	else if (ret == -EOPNOTSUPP)
+		pr_err("%ps cannot be traced in this kernel\n", (void *)ip);
 	else
 		pr_err("%ps cannot be hooked: error %d\n", (void *)ip, ret);
 	return ret;

@@ -15,6 +15,7 @@
  *	ioctl.c		how user space attaches and controls filters
  *	holder.c	which disk is made of which
  *	hook.c		ftrace
+ *	arch.h		what that is on this processor
  *	module.c	the module's beginning and end
  *
  * Locks: stock_mutex, which is taken with none of those of blk-filter.c held, then the
@@ -61,10 +62,8 @@ void stock_unhook(struct stock_hook *hook);
 #define STOCK_REDIRECT_FLAGS	(FTRACE_OPS_FL_IPMODIFY | FTRACE_OPS_FL_PERMANENT)
 
 /*
- * What a wrapper calls to go on, with static_call(NAME_body).  It has to be a direct
- * call, which is patched in: an indirect one to what follows the ftrace call of a
- * function would fault where the processor checks for ENDBR.  @none is called if the
- * hook was never set, which does not happen.
+ * What a wrapper calls to go on, with static_call(NAME_body): see arch.h.  @none is
+ * called if the hook was never set, which does not happen.
  */
 #define STOCK_BODY(name, none)						\
 DEFINE_STATIC_CALL(name##_body, none);					\
