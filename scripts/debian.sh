@@ -6,7 +6,7 @@
 
 # debian_apt NAME SUITE…: makes APT the options by which apt-get and apt-cache see these suites of
 # Debian, without touching the system's package sources: private lists, the mirror and the keys
-# are the system's own.
+# are the system's own. With ARCHITECTURES (amd64,arm64) packages of those, as on a machine of the first one.
 debian_apt() {
 	local apt=$CACHE/$1 mirror suite
 	shift
@@ -22,6 +22,8 @@ debian_apt() {
 	     -o Dir::Etc::SourceParts=/nonexistent
 	     -o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache"
 	     -o APT::Sandbox::User=root)
+	[ -z "${ARCHITECTURES:-}" ] ||
+		APT+=(-o "APT::Architecture=${ARCHITECTURES%%,*}" -o "APT::Architectures=$ARCHITECTURES")
 	apt-get "${APT[@]}" update || die "could not read the lists of Debian's $*"
 }
 
