@@ -20,15 +20,15 @@ help:
 
 ## make demo                 see it work, in a virtual machine   (KERNEL=debian: on Debian's own kernel)
 ## make check                all tests   (TESTS='20-fidelity lint' for some, DEBUG=0|1 for one kernel)
-##         [KERNEL=debian: what there is for Debian's own kernel, and TESTS=…, on that]
+##         [KERNEL=debian: what there is for Debian's own kernel, and TESTS=…, on that; KERNEL=arm64: on that for arm64]
 ## make soak                 the long tests   (TESTS=… and DEBUG=0|1 as above; HOURS=n of fuzzing;
 ##         KERNEL=debian: all files of tests/vm.d, on that)
 ## make coverage             lines of the driver that the tests reach   (TESTS=…; JOBS=n machines at a time)
 ## make vm [CMD='…']         run a command, or a shell, in a virtual machine with the module at hand
 ##         [DEBUG=1] [MEM=4G] [CPUS=2] [DISKS='512M 2G'] [APPEND='kernel parameters'] [LIMIT=seconds]
 ##         [SHARE=/directory that the guest may write to]   [QUICK=1: a process instead of a machine, for
-##         CMD only; UML=1: with the checks of DEBUG=1]   [KERNEL=debian: Debian's own kernel; else release
-##         (as it is without), quick, uml, debug]
+##         CMD only; UML=1: with the checks of DEBUG=1]   [KERNEL=debian: Debian's own kernel; KERNEL=arm64:
+##         that for arm64, without the command; else release (as it is without), quick, uml, debug]
 ## make bench                measurements   (FULL=1 larger, REPS=n, CPUS=n; ICOUNT=1: instructions instead of time,
 ##         CACHE=1: and what a model of caches misses; SCALE=1: with 1 to 8 processors; KERNEL=quick: not
 ##         emulated; KERNEL=debian)
@@ -58,7 +58,7 @@ toolchain:
 	@scripts/deps toolchain
 
 kernel: deps
-	@$(if $(filter debian,$(variant)),scripts/stock build,scripts/kernel build $(variant))
+	@$(if $(filter debian arm64,$(variant)),scripts/stock build $(filter arm64,$(variant)),scripts/kernel build $(variant))
 
 # No deps for these: cargo and a C compiler are enough.
 tools:
@@ -93,10 +93,10 @@ tools-fuzz: deps
 	@scripts/tools fuzz
 
 check: deps tools tools-static tools-fuzz
-	@tests/check $(if $(filter debian,$(KERNEL)),--debian) $(TESTS)
+	@tests/check $(addprefix --,$(filter debian arm64,$(KERNEL))) $(TESTS)
 
 soak: deps tools tools-fuzz
-	@tests/check --soak $(if $(filter debian,$(KERNEL)),--debian) $(TESTS)
+	@tests/check --soak $(addprefix --,$(filter debian arm64,$(KERNEL))) $(TESTS)
 
 coverage: deps tools tools-static tools-fuzz
 	@tests/coverage/run $(TESTS)

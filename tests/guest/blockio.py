@@ -13,8 +13,9 @@ from tap import join, note, rng
 
 MIB = 1 << 20
 SECTOR = 512
-# Numbers of system calls on x86_64, for waits_in(); Device.read() and Device.write() make the last two.
-IOCTL, OPENAT, PREADV2, PWRITEV2 = 16, 257, 327, 328
+# Numbers of system calls, for waits_in(); Device.read() and Device.write() make the last two.
+IOCTL, EPOLL_PWAIT, OPENAT, PREADV2, PWRITEV2 = \
+    (29, 22, 56, 286, 287) if os.uname().machine == "aarch64" else (16, 281, 257, 327, 328)
 
 
 class Device:
