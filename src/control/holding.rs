@@ -229,9 +229,7 @@ impl Registry {
         for (tracker, _) in &looking {
             tracker.look_out_for(Some(mark.clone()));
         }
-        let written = snapshot
-            .trial
-            .write(&extent.target, extent.sector, &mark);
+        let written = snapshot.trial.write(&extent.target, extent.sector, &mark);
         for (tracker, _) in &looking {
             tracker.look_out_for(None);
         }
