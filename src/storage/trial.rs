@@ -193,9 +193,9 @@ impl Trial {
     }
 
     /// Writes the unit, or the block, at `sector` of `target`, so that each of its sectors begins
-    /// with `mark`, and has it brought to stable storage: so it has gone all its way. If it was seen
-    /// then, it has come to a place where something else is, and that is written again. May sleep;
-    /// calls must not overlap in time.
+    /// with `mark`, and has it brought to stable storage: so it has gone all its way. If it was
+    /// seen then, it has come to a place where something else is, and that is written again. May
+    /// sleep; calls must not overlap in time.
     ///
     /// Fails with the errors of that, or with `ETIMEDOUT`.
     pub(crate) fn write(&self, target: &Target, sector: u64, mark: &Mark) -> Result {
