@@ -4,14 +4,16 @@
 # A Debian 13 in a directory, to build and to try packages in. For scripts that have lib.sh and
 # debian.sh.
 #
-# An ordinary user is root there by a user namespace, in which the user has number 0, and the numbers
-# that are subordinate to the user are all others. So what root makes there is the user's own here.
+# An ordinary user is root there by a user namespace, in which the user has number 0, and the
+# numbers that are subordinate to the user are all others. So what root makes there is the user's
+# own here.
 
 # An ordinary user's lacks chroot.
 PATH=$PATH:/usr/sbin:/sbin
-# Options of unshare for an ordinary user.
+# Options of unshare for an ordinary user, who can mount nothing, not even proc, in the namespaces
+# of others.
 AS_ROOT=()
-[ "$(id -u)" = 0 ] || AS_ROOT=(--user --map-root-user --map-auto)
+[ "$(id -u)" = 0 ] || AS_ROOT=(--user --map-root-user --map-auto --mount --pid --fork)
 
 # as_root COMMAND…: runs it so, or as it is.
 as_root() {
@@ -33,15 +35,15 @@ kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns"
 	dir=$(mktemp -d "$CACHE/deb/try.XXXXXX")
 	mkdir "$dir"/{lower,upper,overlay,merged}
 	# shellcheck disable=SC2016
-	why=$(unshare "${AS_ROOT[@]}" --mount --net --pid --fork sh -c '
+	why=$(as_root unshare --net sh -c '
 		mount -t overlay -o "lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/overlay,userxattr" overlay "$1/merged" &&
 			mount -t proc proc "$1/merged"' - "$dir" 2>&1) || true
 	as_root rm -rf "$dir"
 	[ -z "$why" ] || no_root "in one of $name's nothing can be mounted here ($why): that takes Linux 5.11, and no container"
 }
 
-# debian_root NAME PACKAGE…: sets ROOT to one with only these packages and what they depend on. It is made
-# once, and not written to after that.
+# debian_root NAME PACKAGE…: sets ROOT to one with only these packages and what they depend on. It
+# is made once, and not written to after that.
 debian_root() {
 	local name=$1 key list
 	shift

@@ -336,15 +336,17 @@ int blksnap_session_next_event(const struct blksnap_session *session,
 int blksnap_session_destroy(struct blksnap_session *session);
 
 /**
- * Tells the kernel module which parts of a captured device (number `index` in the session, from 0 on)
- * had no meaning at the instant, such as the free blocks of a file system as the bitmaps in its image
- * have them. What is written there is not copied from then on, so it takes no storage, and the image
- * shows zeros there, but for what was copied before. 1 if they were told; 0 if the module is too old to
- * know that, and all is as it was. -EINVAL if a range is not inside of the device.
+ * Tells the kernel module which parts of a captured device (number `index` in the session, from
+ * 0 on) had no meaning at the instant, such as the free blocks of a file system as the bitmaps
+ * in its image have them. What is written there is not copied from then on, so it takes no
+ * storage, and the image shows zeros there, but for what was copied before. 1 if they were told;
+ * 0 if the module is too old to know that, and all is as it was. -EINVAL if a range is not
+ * inside of the device.
  *
- * Best right after the take. The ranges may overlap and be in any order, and there may be more of them
- * later. Only whole sectors are told, and only whole chunks of the module (4 KiB; more on devices beyond
- * 4 TiB) count. What is told wrongly is lost for the image, and cannot be taken back.
+ * Best right after the take. The ranges may overlap and be in any order, and there may be more
+ * of them later. Only whole sectors are told, and only whole chunks of the module (4 KiB; more
+ * on devices beyond 4 TiB) count. What is told wrongly is lost for the image, and cannot be
+ * taken back.
  *
  * `session` is NULL or a session; `ranges` is NULL or has `count` ranges.
  */

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! `--leave-out-unused`: what no file system uses at the instant is zeros in the images of others, too.
+//! `--leave-out-unused`: what no file system uses at the instant is zeros in the images of
+//! others, too.
 //!
-//! The snapshot is as good without. So what cannot be found out or told is remarked, and is no failure.
+//! The snapshot is as good without. So what cannot be found out or told is remarked, and is no
+//! failure.
 
 use anyhow::Result;
 use blksnap::state::ImageState;
