@@ -304,10 +304,12 @@ impl Prepared {
             group: common.group,
         };
         let image = Image::new(&ImageIo::new(&cow, common.clones)?)?;
-        let name = |minor, out: &mut dyn Write| common.naming.write(bdev.id(), minor, out);
-        let image = BioDisk::new(name, options, image)?;
         let cbt = next.unwrap_or_else(|| tracker.cbt());
         let engine = Arc::new(Engine { cow, cbt }, GFP_KERNEL)?;
+        let name = |minor, out: &mut dyn Write| common.naming.write(bdev.id(), minor, out);
+        // Nothing may fail after this: the removal of a disk waits for who reads it, and they wait
+        // for the take.
+        let image = BioDisk::new(name, options, image)?;
         Ok(Self {
             captured: Captured {
                 tracker,
