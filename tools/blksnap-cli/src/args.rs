@@ -35,7 +35,7 @@ pub use storage::StorageArgs;
     blksnap backup /dev/vda /dev/vdb --to /backup\n  \
     blksnap restore /backup --to vda=/dev/vdc\n  \
     blksnap prune /backup --keep 14\n  \
-    blksnap snapshot /home -- unshare -m sh -c 'mount -o ro,norecovery $BLKSNAP_IMAGE /mnt && restic backup /mnt'\n  \
+    blksnap snapshot /home -- unshare -m sh -c 'mount -o ro,norecovery,loop $BLKSNAP_IMAGE /mnt && restic backup /mnt'\n  \
     blksnap status --watch\n\n\
     A device is named by its path, or a link to it; the kernel's name (vda1); its number (254:1); UUID=, LABEL=, \
     PARTUUID= or PARTLABEL= as in fstab; or where it is mounted (/home), if that file system is on this device only.\n\n\

@@ -13,11 +13,12 @@ use super::storage::STORAGE_HELP;
 
 #[derive(Debug, ClapArgs)]
 #[command(after_help = format!("Examples:\n  \
-    blksnap snapshot /dev/vda --storage /var/tmp -- unshare -m sh -c 'mount -o ro,norecovery $BLKSNAP_IMAGE /mnt && tar cf /backup/vda.tar /mnt'\n  \
+    blksnap snapshot /dev/vda --storage /var/tmp -- unshare -m sh -c 'mount -o ro,norecovery,loop $BLKSNAP_IMAGE /mnt && tar cf /backup/vda.tar /mnt'\n  \
     blksnap snapshot vda1 vdb -- sh -c 'for image in $BLKSNAP_IMAGES; do dd if=$image bs=1M | md5sum; done'\n  \
     blksnap snapshot /home --limit 20G\n  \
     blksnap snapshot vda1 --leave-out-unused -- sh -c 'zstd -o /backup/vda1.zst <$BLKSNAP_IMAGE'\n\n\
-    (norecovery leaves the journal as it is; xfs needs ro,norecovery,nouuid as long as the original is mounted.)\n\n\
+    (norecovery leaves the journal as it is, and loop has nothing written to the image, not even by ext4, which would \
+    delete what was unlinked while open; xfs needs nouuid, too, as long as the original is mounted.)\n\n\
     The command finds the paths of the images in BLKSNAP_IMAGES and those of the devices in BLKSNAP_DEVICES (in the \
     order given), the image of each device in BLKSNAP_IMAGE_<NAME>, such as BLKSNAP_IMAGE_VDA1, and in BLKSNAP_IMAGE if \
     there is one; the snapshot in BLKSNAP_ID. Without a command, the snapshot is held until a signal comes.\n\n\

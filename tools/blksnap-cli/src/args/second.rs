@@ -98,7 +98,7 @@ pub enum Second {
     /// Print the image of a device, and whether that is good
     #[command(
         infer_long_args = true,
-        after_help = "Example:\n  mount -o ro,norecovery $(blksnap snapshot_info --device=/dev/vda --field=image) /mnt"
+        after_help = "Example:\n  mount -o ro,norecovery,loop $(blksnap snapshot_info --device=/dev/vda --field=image) /mnt"
     )]
     SnapshotInfo {
         /// The device
