@@ -88,7 +88,7 @@ fn seed(sb: &Super, number: u64, inode: &[u8]) -> Result<Option<u32>> {
     // i_generation.
     let seed = crc32c(seed, &[&number, bytes.part(0x64, 4)?]);
     // i_checksum_lo and, where i_extra_isize makes room for it, i_checksum_hi count as zeros.
-    let has_upper = inode.len() > 128 && bytes.le16(0x80)? >= 4;
+    let has_upper = inode.len() >= 0x84 && bytes.le16(0x80)? >= 4;
     let mut counted = inode.to_vec();
     counted[0x7c..0x7e].fill(0);
     let (mut said, mut mask) = (u32::from(bytes.le16(0x7c)?), 0xffff);
