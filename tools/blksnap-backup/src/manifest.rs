@@ -5,8 +5,9 @@
 //! It is written as a whole (a new file, made durable, renamed). What it does not name is not part
 //! of the backup.
 
+use std::fmt;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -176,6 +177,18 @@ impl Device {
     }
 }
 
+/// Of an error: the manifest is whole, but not to be used here.
+#[derive(Debug)]
+struct Misfit(String);
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Misfit {}
+
 /// The version that who reads entries must know.
 fn version(devices: &[Device]) -> u32 {
     match devices.iter().any(|one| one.kind == Kind::Compared) {
@@ -216,13 +229,23 @@ impl Manifest {
         })?;
         let manifest = Self::parse(&text).with_context(|| path.display().to_string())?;
         if dir.file_name().is_none_or(|name| name != &*manifest.id) {
-            bail!(
+            bail!(Misfit(format!(
                 "{}: it belongs to the directory {}; rename that back",
                 path.display(),
                 manifest.id
-            );
+            )));
         }
         Ok(manifest)
+    }
+
+    /// Whether an error of [`read`](Self::read) tells that there is no backup any more: the manifest is missing or
+    /// damaged. Else there may be one, for who can read it, tries again, or is a newer program.
+    pub fn is_damage(error: &anyhow::Error) -> bool {
+        // What is not UTF-8 was read, and is no manifest.
+        let unread = |error: &io::Error| error.kind() != ErrorKind::InvalidData;
+        !error.chain().any(|cause| {
+            cause.is::<Misfit>() || cause.downcast_ref::<io::Error>().is_some_and(unread)
+        })
     }
 
     /// Understands the text of a manifest.
@@ -241,10 +264,10 @@ impl Manifest {
             );
         }
         if head.version > VERSION {
-            bail!(
+            bail!(Misfit(format!(
                 "written by a newer blksnap (version {} of the manifest, {VERSION} is known here): use that one",
                 head.version
-            );
+            )));
         }
         let manifest: Self = serde_json::from_str(text).context("damaged manifest")?;
         for name in manifest.devices.iter().flat_map(|d| [&d.file, &d.extents]) {

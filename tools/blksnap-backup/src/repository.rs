@@ -207,6 +207,15 @@ impl Repository {
         Manifest::read(&self.dir(id))
     }
 
+    /// The same; `None` if that is damaged. So who asks what a backup needs can't take one that could not be read
+    /// for one that needs nothing.
+    pub fn whole_manifest(&self, id: &str) -> Result<Option<Manifest>> {
+        match self.manifest(id) {
+            Err(error) if Manifest::is_damage(&error) => Ok(None),
+            read => read.map(Some),
+        }
+    }
+
     /// All backups, or why they are none, the oldest first; without those that were dropped.
     pub fn backups(&self) -> Result<Vec<(String, Result<Manifest>)>> {
         let all = self.ids()?.into_iter().map(|id| {

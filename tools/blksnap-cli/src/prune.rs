@@ -61,7 +61,7 @@ mod staying;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use blksnap_backup::{Device, Manifest, Repository, State, parts_above};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -123,6 +123,7 @@ pub fn prune(path: &Path, how: How<'_>, signals: &Signals) -> Result<Report> {
 fn steps(repository: &Repository, how: How<'_>, signals: &Signals) -> Result<Report> {
     let path = repository.path();
     let backups = repository.backups()?;
+    check_read(&backups).with_context(|| format!("{}: nothing was dropped", path.display()))?;
     let good: Vec<&Manifest> = backups
         .iter()
         .filter_map(|(_, read)| read.as_ref().ok())
@@ -140,7 +141,7 @@ fn steps(repository: &Repository, how: How<'_>, signals: &Signals) -> Result<Rep
         bail!("nothing would be kept in {}", path.display());
     };
     let staying = Staying::of(repository, kept.iter().map(|manifest| manifest.id.clone()));
-    // One with a damaged manifest goes if all that are kept are newer: none can need it.
+    // One with a damaged manifest goes if all that are kept are newer: none can need it. There are no other errors.
     let goes = |(id, read): &(String, Result<Manifest>)| match read {
         Ok(_) => !staying.has(id),
         Err(_) => *id < oldest.id,
@@ -159,7 +160,8 @@ fn steps(repository: &Repository, how: How<'_>, signals: &Signals) -> Result<Rep
         report.merged = plans;
         return Ok(report);
     }
-    let alone = alone(&staying, &report.dropped);
+    let alone = alone(&staying, &report.dropped)
+        .with_context(|| format!("{}: nothing was dropped", path.display()))?;
     room::check(&staying, &kept, &alone)
         .with_context(|| format!("{}: nothing was dropped", path.display()))?;
     let interrupted = !dropped_ids(repository)?.is_empty();
@@ -186,6 +188,20 @@ fn steps(repository: &Repository, how: How<'_>, signals: &Signals) -> Result<Rep
     }
     remove_merged(repository)?;
     Ok(report)
+}
+
+/// Fails if a backup may be one though its manifest can't be used: it may be one to keep, or need others.
+fn check_read(backups: &[(String, Result<Manifest>)]) -> Result<()> {
+    let errors = backups
+        .iter()
+        .filter_map(|(id, read)| Some((id, read.as_ref().err()?)));
+    for (id, error) in errors {
+        ensure!(
+            Manifest::is_damage(error),
+            "{id} may have to be kept, and is not known: {error:#}"
+        );
+    }
+    Ok(())
 }
 
 /// Why each backup is kept, with none if it is not, and the last ones of devices.
@@ -269,21 +285,28 @@ fn check_all(repository: &Repository, kept: &[&Manifest], signals: &Signals) -> 
 
 /// Those to be dropped which neither a kept backup nor another of them needs that is needed: the
 /// newest first. They can go at once.
-fn alone(staying: &Staying<'_>, dropped: &[String]) -> Vec<String> {
+fn alone(staying: &Staying<'_>, dropped: &[String]) -> Result<Vec<String>> {
     let mut needed: BTreeSet<String> = staying.ids().cloned().collect();
     // The newest first: what one needs is older.
     let mut all: Vec<&String> = staying.ids().chain(dropped).collect();
     all.sort();
     for id in all.into_iter().rev() {
-        let (true, Ok(manifest)) = (needed.contains(id), staying.repository.manifest(id)) else {
+        if !needed.contains(id) {
+            continue;
+        }
+        let Some(manifest) = staying.repository.whole_manifest(id)? else {
             continue;
         };
+        // It was found to be whole: now it must be, too.
+        let needs = staying.has(id) && !staying.is_based_well(&manifest);
         for device in &manifest.devices {
             // Of a broken chain nothing is needed; those of the kept ones are whole, or need none
             // that is dropped.
             let stop = |id: &str| staying.has(id);
-            let parts = parts_above(staying.repository, &manifest, device, &stop);
-            let names = parts.map(|(parts, _)| parts).unwrap_or_default();
+            let names = match parts_above(staying.repository, &manifest, device, &stop) {
+                Err(error) if needs => return Err(error),
+                parts => parts.map(|(parts, _)| parts).unwrap_or_default(),
+            };
             let names = names
                 .iter()
                 .filter_map(|(dir, _)| dir.file_name()?.to_str());
@@ -291,7 +314,7 @@ fn alone(staying: &Staying<'_>, dropped: &[String]) -> Vec<String> {
         }
     }
     let alone = dropped.iter().rev().filter(|id| !needed.contains(*id));
-    alone.cloned().collect()
+    Ok(alone.cloned().collect())
 }
 
 /// Ends the merges that an interrupted prune has begun. What can't be mended of a backup does not
@@ -310,7 +333,8 @@ fn go_on(
     for id in listed.ids() {
         let manifest = staying.repository.manifest(id)?;
         let base = manifest.base.as_ref();
-        let base = base.and_then(|base| staying.repository.manifest(base).ok());
+        let base = base.map(|base| staying.repository.whole_manifest(base));
+        let base = base.transpose()?.flatten();
         if base.is_none_or(|base| base.state != State::Dropped) {
             continue;
         }
@@ -363,12 +387,12 @@ fn drop_backups<'a>(
 
 /// The dropped backups whose data is still there.
 fn dropped_ids(repository: &Repository) -> Result<Vec<String>> {
-    let mut ids = repository.ids()?;
-    ids.retain(|id| {
-        let read = repository.manifest(id);
-        read.is_ok_and(|read| read.state == State::Dropped)
-    });
-    Ok(ids)
+    let mut dropped = Vec::new();
+    for id in repository.ids()? {
+        let read = repository.whole_manifest(&id)?;
+        dropped.extend(read.filter(|read| read.state == State::Dropped).map(|_| id));
+    }
+    Ok(dropped)
 }
 
 /// Removes those dropped ones that no backup is based on any more, also by way of others.
@@ -380,8 +404,9 @@ fn remove_merged(repository: &Repository) -> Result<()> {
     let mut needed = BTreeSet::new();
     for id in repository.ids()?.iter().rev() {
         let listed = !dropped.contains(id) || needed.contains(id);
-        if let (true, Ok(manifest)) = (listed, repository.manifest(id)) {
-            needed.extend(manifest.base);
+        if listed {
+            let manifest = repository.whole_manifest(id)?;
+            needed.extend(manifest.and_then(|manifest| manifest.base));
         }
     }
     for id in dropped.iter().rev().filter(|id| !needed.contains(*id)) {

@@ -59,7 +59,7 @@ impl Run {
         };
         let format = top.device.file_format;
         let way = match &below {
-            None if can_take_over(&chain.layers) && !staying.shared(manifest, &bottom.dir) => {
+            None if can_take_over(&chain.layers) && !staying.shared(manifest, &bottom.dir)? => {
                 Way::TakeOver
             }
             Some(_) if matches!(format.extend(&top.file()), Ok(Some(_))) => Way::Extend,

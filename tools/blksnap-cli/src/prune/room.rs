@@ -39,8 +39,11 @@ pub fn check(staying: &Staying<'_>, manifests: &[&Manifest], removed: &[String])
                     let meta = full.file().metadata();
                     gain -= i128::from(meta.map_or(0, |meta| meta.blocks() * 512));
                 }
-                let dropped = run.chain.layers.iter().map(|layer| layer.dir.clone());
-                dirs.extend(dropped.filter(|dir| !staying.shared(manifest, dir)));
+                for layer in &run.chain.layers {
+                    if !staying.shared(manifest, &layer.dir)? {
+                        dirs.insert(layer.dir.clone());
+                    }
+                }
             }
         }
         dirs.remove(&repository.dir(&manifest.id));

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use anyhow::Result;
 use blksnap_backup::{Manifest, Repository};
 
 /// The backups that stay.
@@ -38,18 +39,21 @@ impl<'a> Staying<'a> {
 
     /// Whether another backup that stays needs the dropped one in `dir`: with two based on the same
     /// one, neither may change it.
-    pub fn shared(&self, manifest: &Manifest, dir: &Path) -> bool {
-        let others = self.ids.iter().filter(|id| **id != manifest.id);
-        others.into_iter().any(|id| {
-            let mut next = self.repository.manifest(id).ok().and_then(|one| one.base);
+    pub fn shared(&self, manifest: &Manifest, dir: &Path) -> Result<bool> {
+        let base_of = |id: &str| {
+            let one = self.repository.whole_manifest(id)?;
+            Ok::<_, anyhow::Error>(one.and_then(|one| one.base))
+        };
+        for id in self.ids.iter().filter(|id| **id != manifest.id) {
+            let mut next = base_of(id)?;
             while let Some(id) = next.filter(|id| !self.has(id)) {
                 if self.repository.dir(&id) == dir {
-                    return true;
+                    return Ok(true);
                 }
                 // Names only go down, so this ends.
-                next = self.repository.manifest(&id).ok().and_then(|one| one.base);
+                next = base_of(&id)?;
             }
-            false
-        })
+        }
+        Ok(false)
     }
 }
