@@ -97,12 +97,14 @@ impl Plan {
             let base = base.as_ref().map_err(Clone::clone)?;
             let old = same(base, device).ok_or("it was not backed up before")?;
             let since = since(old, info, format)?;
-            let parts = parts(repository, base, old).map_err(|error| format!("{error:#}"))?;
+            let broken = |error: anyhow::Error| format!("{error:#}");
+            let parts = parts(repository, base, old).map_err(broken)?;
+            // With a damaged list nothing of the device can be restored: nothing new is based on that.
+            let chain = Chain::open(repository, base, old).map_err(broken)?;
             let reason = match since {
                 Ok(since) => return Ok(Self::Incremental { since, parts }),
                 Err(reason) => reason,
             };
-            let chain = Chain::open(repository, base, old).map_err(|error| format!("{error:#}"))?;
             Ok(Self::Compared {
                 reason,
                 parts,
@@ -262,6 +264,15 @@ mod tests {
         let full = store.full(&data);
         assert_eq!(plan("vda", false), "1, 1 parts");
         let next = store.incremental(&full, &data, &[]);
+        assert_eq!(plan("vda", false), "2, 2 parts");
+        let list = store.path().join(&full).join("vda.extents.jsonl");
+        let text = std::fs::read_to_string(&list).unwrap();
+        for damaged in ["", &text[1..], &text.replacen("[0,", "[1,", 1)] {
+            std::fs::write(&list, damaged).unwrap();
+            let reason = plan("vda", false);
+            assert!(reason.contains("vda.extents.jsonl"), "{reason}");
+        }
+        std::fs::write(&list, text).unwrap();
         assert_eq!(plan("vda", false), "2, 2 parts");
         let anew = store.compared(&next, &data, &[]);
         assert!(plan("vda", false).ends_with("255 snapshots), 3 parts"));
