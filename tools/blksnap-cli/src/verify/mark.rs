@@ -45,7 +45,8 @@ pub fn dirty(path: &Path, damage: &[Damage]) -> Result<Vec<Marked>> {
             .find(|info| info.generation.0 == device.generation && info.capacity == device.size);
         let Some(tracker) = tracker else {
             output::remark(format!(
-                "{}: not tracked since the newest backup: the next one is full, and needs no marks",
+                "{}: not tracked since the newest backup, so nothing can be marked, and the next one compares checksums, \
+                 which does not find this damage: make that one with `blksnap backup --full`",
                 device.name
             ));
             continue;
