@@ -89,6 +89,8 @@ impl Repository {
             let mut file = private::replace(&new)?;
             file.write_all(&serde_json::to_vec(note)?)?;
             file.write_all(b"\n")?;
+            // Else an empty one may have its place after a power cut.
+            file.sync_all()?;
             fs::rename(&new, &path)
         };
         write()
