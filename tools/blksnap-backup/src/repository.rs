@@ -261,8 +261,13 @@ impl Repository {
     pub fn next_id(&self, taken: SystemTime, snapshot: Uuid) -> Result<String> {
         let mut time = OffsetDateTime::from(taken);
         if let Some(last) = self.ids()?.last() {
-            let last = PrimitiveDateTime::parse(&last[..16], TIME).context(last.clone())?;
-            time = time.max(last.assume_utc() + Duration::SECOND);
+            let parsed = PrimitiveDateTime::parse(&last[..16], TIME).context(last.clone())?;
+            let next = parsed.assume_utc().checked_add(Duration::SECOND);
+            let next = next.with_context(|| {
+                let path = self.path.display();
+                format!("there is no name for a backup in {path} that comes after {last}: remove that directory")
+            });
+            time = time.max(next?);
         }
         name_of(time.into(), snapshot)
     }
@@ -369,6 +374,12 @@ mod tests {
         draft.commit(&manifest).unwrap();
         assert_eq!(names(dir.path()), [&*id]);
         assert_eq!(repository.newest().unwrap(), Some(manifest.clone()));
+        // The last name that there can be.
+        let last = dir.path().join("99991231T235959Z-00000000");
+        fs::create_dir(&last).unwrap();
+        let error = repository.next_id(seconds(0), Uuid::nil()).unwrap_err();
+        assert!(error.to_string().contains("remove that"), "{error}");
+        fs::remove_dir(last).unwrap();
         // The clock may stand still, and be turned back.
         let next = repository.next_id(seconds(0), Uuid::nil()).unwrap();
         assert_eq!(next, "19700101T000001Z-00000000");
