@@ -296,7 +296,9 @@ impl Repository {
         for id in self.ids()? {
             for entry in fs::read_dir(self.dir(&id)).into_iter().flatten().flatten() {
                 let path = entry.path();
-                let part = entry.file_name().as_encoded_bytes().starts_with(b".");
+                // A directory is of somebody else: storage shows its snapshots in such.
+                let part = entry.file_name().as_encoded_bytes().starts_with(b".")
+                    && !entry.file_type().is_ok_and(|kind| kind.is_dir());
                 match part.then(|| fs::remove_file(&path)) {
                     Some(Err(error)) if error.kind() != ErrorKind::NotFound => {
                         return Err(error)

@@ -235,6 +235,30 @@ fn what_would_be_done_is_said() {
 }
 
 #[test]
+fn directories_of_others_are_no_obstacle() {
+    let (store, all) = chain(Format::Raw);
+    let signals = Signals::catch().unwrap();
+    for (id, _) in &all {
+        for name in ["@eaDir", ".snapshot"] {
+            let dir = store.path().join(id).join(name);
+            std::fs::create_dir_all(dir.join("x")).unwrap();
+        }
+    }
+    for keep in [3, 1] {
+        prune(store.path(), keeping(keep), &signals).unwrap();
+        check(
+            &store,
+            &all,
+            &all[all.len() - keep..],
+            "with directories of others",
+        );
+    }
+    drop(Repository::add(store.path()).unwrap());
+    let newest = store.path().join(&all[7].0);
+    assert!(newest.join("@eaDir/x").exists() && newest.join(".snapshot/x").exists());
+}
+
+#[test]
 fn what_is_dropped_may_lack_its_base() {
     let (store, all) = chain(Format::Raw);
     let signals = Signals::catch().unwrap();

@@ -89,7 +89,8 @@ pub fn store_list(dir: &Path, device: &mut Device, extents: Extents) -> Result<(
     sync_dir(dir)
 }
 
-/// Removes files that the manifest of a backup does not name.
+/// Removes files that the manifest of a backup does not name. Directories are of somebody else: of storage that
+/// shows its snapshots in them, or keeps its notes there.
 pub fn tidy(repository: &Repository, id: &str) -> Result<()> {
     let (dir, manifest) = (repository.dir(id), repository.manifest(id)?);
     let failed = || format!("cannot clean up {}", dir.display());
@@ -97,7 +98,8 @@ pub fn tidy(repository: &Repository, id: &str) -> Result<()> {
         let entry = entry.with_context(failed)?;
         let name = entry.file_name();
         let named = |device: &Device| name == *device.file || name == *device.extents;
-        if name != MANIFEST && !manifest.devices.iter().any(named) {
+        let is_dir = entry.file_type().with_context(failed)?.is_dir();
+        if name != MANIFEST && !is_dir && !manifest.devices.iter().any(named) {
             step("cleaning up")?;
             fs::remove_file(entry.path()).with_context(failed)?;
         }
