@@ -198,7 +198,7 @@ fn check_read(backups: &[(String, Result<Manifest>)]) -> Result<()> {
     for (id, error) in errors {
         ensure!(
             Manifest::is_damage(error),
-            "{id} may have to be kept, and is not known: {error:#}"
+            "{id} may have to be kept, and is not known: {error:#}; if it is lost, remove its directory"
         );
     }
     Ok(())

@@ -23,7 +23,10 @@ fn refused(store: &Store, why: &str) {
         let error = prune(store.path(), how, &signals).unwrap_err();
         let error = format!("{error:#}");
         assert!(error.contains("nothing was dropped"), "{error}");
-        assert!(error.contains(why), "{error}");
+        assert!(
+            error.contains(why) && error.contains("remove its directory"),
+            "{error}"
+        );
     }
 }
 
