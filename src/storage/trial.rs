@@ -219,6 +219,8 @@ impl Trial {
             .transfer(Op::Write, target, sector, &new)
             .and_then(|()| target.flush());
         if mark.was_seen() {
+            // Were it written after that, the mark would stay in the place of something else.
+            self.wait();
             self.transfer(Op::Write, target, sector, &old)?;
             target.flush()?;
         }
