@@ -360,6 +360,16 @@ class Feeder(threading.Thread):
     def __exit__(self, *_):
         self.stop()
 
+    def keep_pace(self):
+        """Returns when more is free than the portion at which the next one is asked for. Writers do not
+        wait for storage: without this the snapshot is lost if they are faster than this thread."""
+        portion = int((PARAMETERS / "diff_storage_minimum").read_text()) // 2
+
+        def has_room():
+            state = state_of(self.id)
+            return state["state"] != "taken" or state["capacity"] - state["filled"] > portion
+        until(lambda: self.error or has_room())
+
     def stop(self):
         self.stopping = True
         self.join()

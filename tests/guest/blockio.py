@@ -183,11 +183,12 @@ class Writers(Threads):
     `targets` are pairs of a node and where it begins in the shadow (only so much of a node
     is written as the shadow has, after that); `count` writes are made by each thread, or as
     many as come until stop() if None. Half of the threads write through the page cache if
-    `direct` is None."""
+    `direct` is None. `before` is called before each write."""
 
     def __init__(self, targets, shadow, threads=4, count=60, direct=None, smallest=SECTOR,
-                 largest=MIB, unit=SECTOR, name="writers", flags=0):
+                 largest=MIB, unit=SECTOR, name="writers", flags=0, before=None):
         super().__init__()
+        self.before = before or (lambda: None)
         self.shadow = shadow
         self.count = count
         self.sizes = (smallest, largest, unit)
@@ -217,6 +218,7 @@ class Writers(Threads):
                 at = first + random.randrange((end - first - length) // unit + 1) * unit
                 source = random.randrange(largest // unit) * unit
                 data = self.pool[source:source + length]
+                self.before()
                 device.write(at, data, self.flags)
                 self.shadow[base + at:base + at + length] = data
                 self.done[number] += 1
