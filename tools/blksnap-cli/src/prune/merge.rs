@@ -7,7 +7,7 @@ mod settle;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use blksnap_backup::format::{Base, Writer};
@@ -62,7 +62,12 @@ impl Run {
             None if can_take_over(&chain.layers) && !staying.shared(manifest, &bottom.dir)? => {
                 Way::TakeOver
             }
-            Some(_) if matches!(format.extend(&top.file()), Ok(Some(_))) => Way::Extend,
+            Some(_)
+                if !has_other_links(top, &[top])
+                    && matches!(format.extend(&top.file()), Ok(Some(_))) =>
+            {
+                Way::Extend
+            }
             _ => Way::Copy,
         };
         Ok(Some(Self { chain, below, way }))
@@ -229,12 +234,32 @@ fn can_take_over(layers: &[Layer]) -> bool {
     if middle.iter().any(|layer| inode(layer) == inode(full)) {
         return false;
     }
+    if has_other_links(full, &[full, top]) {
+        return false;
+    }
     let link = top.dir.join(".link");
     let _ = fs::remove_file(&link);
     let linked = fs::hard_link(full.file(), &link).is_ok();
     let _ = fs::remove_file(&link);
     let format = full.device.file_format;
     linked && matches!(format.update(&full.file()), Ok(Some(_)))
+}
+
+/// Whether the file of a layer has names elsewhere than in these directories, where an interrupted merge may have
+/// left some: a copy of all backups that was made of links (`cp -al`) would change with it. What cannot be
+/// seen counts as one.
+fn has_other_links(layer: &Layer, ours: &[&Layer]) -> bool {
+    let Ok(meta) = layer.file().metadata() else {
+        return true;
+    };
+    let is_same = |path: PathBuf| {
+        let other = path.symlink_metadata();
+        other.is_ok_and(|other| (other.dev(), other.ino()) == (meta.dev(), meta.ino()))
+    };
+    let names = ours.iter().map(|layer| fs::read_dir(&layer.dir));
+    let entries = names.flatten().flatten().flatten();
+    let ours = entries.filter(|entry| is_same(entry.path())).count();
+    meta.nlink() != ours as u64
 }
 
 /// Merges what was dropped into the file of the backup itself. Gives the extents.

@@ -3,6 +3,7 @@
 //! Prune with damage at any place, and a stop at any step.
 
 mod devices;
+mod links;
 mod middle;
 mod unread;
 
