@@ -3,7 +3,8 @@
 //! `manifest.json`: what one backup is, and which files belong to it.
 //!
 //! It is written as a whole (a new file, made durable, renamed). What it does not name is not part
-//! of the backup.
+//! of the backup. Its last member is a checksum of all text before: a number that has become another
+//! one would be as good as any.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -23,6 +24,10 @@ use crate::private;
 pub const NAME: &str = "manifest.json";
 /// What [`Manifest::format`] says.
 const FORMAT: &str = "blksnap-backup";
+/// How the last member begins: the checksum of the text before this.
+const CHECKSUM: &str = ",\n  \"blake3\": \"";
+/// What follows the checksum.
+const END: &str = "\"\n}\n";
 /// The newest version known here: 2 has devices that were [`Kind::Compared`].
 const VERSION: u32 = 2;
 
@@ -197,6 +202,21 @@ fn version(devices: &[Device]) -> u32 {
     }
 }
 
+/// Compares a manifest with its checksum. Earlier versions wrote none.
+fn check(text: &str) -> Result<(), Misfit> {
+    let Some((text, rest)) = text.rsplit_once(CHECKSUM) else {
+        return Ok(());
+    };
+    match rest.strip_suffix(END) == Some(&*blake3::hash(text.as_bytes()).to_hex()) {
+        true => Ok(()),
+        false => Err(Misfit(
+            "its checksum is wrong: it is damaged, or someone has changed it; if all in it is right, replace it by what \
+             `jq 'del(.blake3)'` makes of it"
+                .into(),
+        )),
+    }
+}
+
 impl Manifest {
     /// Of a new backup.
     pub fn new(id: String, snapshot: Uuid, taken_unix_ns: [u64; 2], devices: Vec<Device>) -> Self {
@@ -269,6 +289,7 @@ impl Manifest {
                 head.version
             )));
         }
+        check(text)?;
         let manifest: Self = serde_json::from_str(text).context("damaged manifest")?;
         for name in manifest.devices.iter().flat_map(|d| [&d.file, &d.extents]) {
             if name.is_empty() || name.contains('/') || name.starts_with('.') {
@@ -303,13 +324,21 @@ impl Manifest {
         let new = dir.join(format!(".{NAME}.new"));
         let write = || -> std::io::Result<()> {
             let mut file = private::replace(&new)?;
-            file.write_all(&serde_json::to_vec_pretty(self)?)?;
-            file.write_all(b"\n")?;
+            file.write_all(self.text()?.as_bytes())?;
             file.sync_all()?;
             fs::rename(&new, &path)?;
             File::open(dir)?.sync_all()
         };
         write().with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// What is written.
+    fn text(&self) -> serde_json::Result<String> {
+        let mut text = serde_json::to_string_pretty(self)?;
+        // For the checksum to be one more member.
+        text.truncate(text.trim_end_matches('}').trim_end().len());
+        let hash = blake3::hash(text.as_bytes());
+        Ok(format!("{text}{CHECKSUM}{hash}{END}"))
     }
 
     /// The device that a person means by a name or path.
@@ -388,6 +417,33 @@ mod tests {
         fs::rename(&dir, &other).unwrap();
         let error = Manifest::read(&other).unwrap_err();
         assert!(error.to_string().contains("rename"), "{error:#}");
+    }
+
+    #[test]
+    fn one_that_has_changed_is_refused() {
+        let text = example().text().unwrap();
+        assert_eq!(Manifest::parse(&text).unwrap(), example());
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let hash = value["blake3"].as_str().unwrap();
+        // Each byte in turn: it is refused, or means the same.
+        for at in 0..text.len() {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] ^= 1;
+            let Ok(other) = String::from_utf8(bytes) else {
+                continue;
+            };
+            if let Ok(found) = Manifest::parse(&other) {
+                assert_eq!(found, example(), "{other}");
+            }
+        }
+        let number = text.replacen("\"number\": 3", "\"number\": 2", 1);
+        assert_ne!(number, text);
+        let error = Manifest::parse(&number).unwrap_err();
+        assert!(error.to_string().contains("checksum"), "{error:#}");
+        assert!(!Manifest::is_damage(&error), "a person may know better");
+        // As it was before there was one, and as the message says.
+        let without = number.replace(&format!(",\n  \"blake3\": \"{hash}\""), "");
+        assert_eq!(Manifest::parse(&without).unwrap().devices[0].number, 2);
     }
 
     #[test]
