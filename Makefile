@@ -30,7 +30,7 @@ help:
 ##         CMD only; UML=1: with the checks of DEBUG=1]   [KERNEL=debian: Debian's own kernel; KERNEL=arm64:
 ##         that for arm64, without the command; else release (as it is without), quick, uml, debug]
 ## make bench                measurements   (FULL=1 larger, REPS=n, CPUS=n; ICOUNT=1: instructions instead of time,
-##         CACHE=1: and what a model of caches misses; SCALE=1: with 1 to 8 processors; KERNEL=quick: not
+##         CACHE=1: and what a model of caches misses; SCALE=1: with 1 to 8 processors, emulated; KERNEL=quick: not
 ##         emulated; KERNEL=debian)
 ## make kernel [QUICK=1|DEBUG=1|UML=1|KERNEL=…]   build the test kernel
 ## make tools                build the blksnap command, libblksnap and the examples (needs cargo and cc)
