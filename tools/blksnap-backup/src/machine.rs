@@ -25,6 +25,10 @@ pub struct Machine {
     /// For each volume group of LVM, what `vgcfgbackup` writes of it, and `vgcfgrestore` reads.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub volume_groups: BTreeMap<String, String>,
+    /// For each device with data of LUKS, by the kernel's name of it, what `cryptsetup luksDump` prints of its
+    /// header: no keys. The header itself is in the backup of the disk, if it is not kept apart from the data.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub encrypted: BTreeMap<String, String>,
 }
 
 /// What the manifest does not say of a disk by its device.

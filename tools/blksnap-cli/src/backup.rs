@@ -111,9 +111,7 @@ fn make(
     }
     let ids: Vec<DevId> = devices.iter().map(|device| device.id).collect();
     apart::remark_backups(repository.path(), &ids);
-    let machine = all
-        .as_ref()
-        .map(|all| machine::describe(devices, &all.groups));
+    let machine = all.as_ref().map(|all| machine::describe(devices, all));
     let phases = Phases::new(args.progress, Pace::new(args.rate), signals);
     let mut session = hold::open(&ids, &args.storage, repository.path())?;
     let taking = phases.begin(Phase::Taking, "taking the snapshot");

@@ -115,13 +115,15 @@ pub enum Bottom {
     Other(&'static str),
 }
 
-/// The bottoms of stacks, and the volume groups of LVM that were met.
+/// The bottoms of stacks, and the volume groups of LVM and the LUKS that were met.
 #[derive(Default)]
 pub struct Stacks {
     /// What was found at the bottom.
     pub bottoms: BTreeMap<DevId, Bottom>,
     /// The identities of volume groups, without dashes.
     pub groups: Vec<String>,
+    /// The devices with data of LUKS, which is opened.
+    pub encrypted: Vec<DevId>,
     /// The major number of images of snapshots.
     images: Option<u32>,
 }
@@ -191,6 +193,9 @@ impl Stacks {
         }
         let whole = uuid.starts_with("mpath-") || name.starts_with("bcache");
         let below = if whole { Vec::new() } else { disk.below() };
+        if uuid.starts_with("CRYPT-LUKS") {
+            self.encrypted.extend(&below);
+        }
         match below.is_empty() {
             true => is(Bottom::Disk),
             false => (below, None),

@@ -33,6 +33,8 @@ pub struct All {
     pub left_out: Vec<LeftOut>,
     /// The volume groups of LVM that are on the disks.
     pub groups: Vec<String>,
+    /// The devices on them with data of LUKS.
+    pub encrypted: Vec<DevId>,
 }
 
 /// A disk.
@@ -175,10 +177,14 @@ fn look() -> Result<All> {
     }
     disks.sort_by_key(|disk| (disk.name.len(), disk.name.clone()));
     groups.sort();
+    let mut encrypted = std::mem::take(&mut stacks.encrypted);
+    encrypted.sort();
+    encrypted.dedup();
     let mut all = All {
         disks,
         left_out,
         groups,
+        encrypted,
     };
     all.leave_out(|disk| {
         Ok(match stacks.bottoms.get(&disk.id) {
