@@ -37,6 +37,7 @@ use crate::names;
 use crate::opened;
 use crate::output;
 use crate::rate::Pace;
+use crate::remembered::{Memory, Take};
 use crate::signals::Signals;
 use crate::trim;
 use job::Job;
@@ -123,12 +124,14 @@ fn make(
     let snapshot = session.id().0;
     let id = repository.next_id(taken.before.wall, snapshot)?;
     let draft = Draft::new(repository, id.clone())?;
+    let memory = Memory::open();
     let work = Work {
         args,
         session: &session,
         phases: &phases,
         repository,
         base: &base,
+        memory: &memory,
         draft: &draft,
     };
     let jobs = work
@@ -151,6 +154,10 @@ fn make(
     }
     manifest.machine = machine;
     draft.commit(&manifest)?;
+    // Last of all: see there.
+    for (device, entry) in devices.iter().zip(&manifest.devices) {
+        memory.remember(device.id, &device.path, Take::of(&manifest, entry));
+    }
     closing.finish();
     drop(phases);
     let lost = reports.iter().any(|report| !report.lost.is_empty());
@@ -202,6 +209,7 @@ struct Work<'a> {
     phases: &'a Phases<'a>,
     repository: &'a Repository,
     base: &'a Base,
+    memory: &'a Memory,
     draft: &'a Draft<'a>,
 }
 
@@ -214,7 +222,14 @@ impl<'a> Work<'a> {
             let info =
                 info.with_context(|| format!("{} is no longer tracked", device.path.display()))?;
             let format = self.args.format;
-            let plan = Plan::new(self.repository, self.base, device, &info, format);
+            let plan = Plan::new(
+                self.repository,
+                self.base,
+                device,
+                &info,
+                format,
+                self.memory,
+            );
             let path = device.path.display();
             match &plan {
                 Plan::Full { reason } if self.args.incremental => {

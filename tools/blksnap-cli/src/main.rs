@@ -29,6 +29,7 @@ mod pages;
 mod progress;
 mod prune;
 mod rate;
+mod remembered;
 mod restore;
 mod second;
 mod signals;

@@ -3,8 +3,8 @@
 //! `blksnap backup DEV --to -`: one device on standard output, as it is (raw) or as an rbd-diff.
 //!
 //! A raw stream has all of the device. For an rbd-diff, what the receiver has is not known here, so a file
-//! keeps what an incremental backup needs to know: the generation and number of the last snapshot, and the
-//! name it has for the receiver. It is replaced after all was written. A stream that fails has no end, which
+//! keeps what an incremental backup needs to know: the generation and number of the last snapshot, its id, and
+//! the name it has for the receiver. It is replaced after all was written. A stream that fails has no end, which
 //! the receiver of an rbd-diff sees; that of a raw one has to look at its length, or at the exit code.
 
 use std::fs;
@@ -29,6 +29,7 @@ use crate::args;
 use crate::hold;
 use crate::output;
 use crate::rate::Pace;
+use crate::remembered::{Memory, Take};
 use crate::signals::Signals;
 use crate::stdout::{self, Stdout};
 use crate::trim;
@@ -49,6 +50,9 @@ struct State {
     size: u64,
     generation: Uuid,
     number: u8,
+    /// The id of the snapshot. Earlier versions did not keep it.
+    #[serde(default)]
+    snapshot_id: Uuid,
 }
 
 /// Writes a backup to standard output.
@@ -84,8 +88,9 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
     hold::after_take(args.exec_after_take.as_deref(), &session, signals)?;
     let info = session.tracker(device.id)?;
     let info = info.with_context(|| format!("{} is no longer tracked", device.path.display()))?;
+    let memory = Memory::open();
     let since = old.and_then(|old| {
-        let number = plan::continued(old.size, old.generation, old.number, &info)?;
+        let number = plan::continued(old.size, old.take(), &info, &memory)?;
         Ok((number, old.snapshot))
     });
     let (plan, from) = match since {
@@ -124,7 +129,7 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
     // The state must not know of a backup that is not there after a power cut.
     Stdout::write_back()?;
     if let Some(path) = &args.state {
-        State {
+        let state = State {
             format: FORMAT.into(),
             version: VERSION,
             snapshot: to,
@@ -132,8 +137,10 @@ pub fn run(args: &args::Backup, devices: &[Given], signals: &Signals) -> Result<
             size: info.capacity,
             generation: info.generation.0,
             number: info.number,
-        }
-        .write(path)?;
+            snapshot_id: session.id().0,
+        };
+        state.write(path)?;
+        memory.remember(device.id, &device.path, state.take());
     }
     session.destroy()?;
     if args.storage.trim {
@@ -163,6 +170,14 @@ fn writer(
 }
 
 impl State {
+    fn take(&self) -> Take {
+        Take {
+            snapshot: self.snapshot_id,
+            generation: self.generation,
+            number: self.number,
+        }
+    }
+
     /// Reads the file; or says why a full backup is made.
     fn read(path: Option<&Path>, full: bool) -> Result<Result<Self, String>> {
         let Some(path) = path else {
@@ -232,10 +247,21 @@ mod tests {
             size: 4096,
             generation: Uuid::from_u128(1),
             number: 3,
+            snapshot_id: Uuid::from_u128(2),
         };
         state(1).write(&path).unwrap();
         assert_eq!(read(false).unwrap(), Ok(state(1)));
         assert_eq!(read(true).unwrap(), Err("asked for".into()));
+        // An earlier version wrote no id: that is none that is remembered.
+        let text = fs::read_to_string(&path).unwrap();
+        let lines = text.replace(
+            ",\n  \"snapshot_id\": \"00000000-0000-0000-0000-000000000002\"",
+            "",
+        );
+        assert_ne!(lines, text);
+        fs::write(&path, lines).unwrap();
+        let earlier = read(false).unwrap().unwrap();
+        assert_eq!((earlier.number, earlier.snapshot_id), (3, Uuid::nil()));
         state(2).write(&path).unwrap();
         assert!(read(false).is_err());
         fs::write(&path, "root:x:0:0").unwrap();

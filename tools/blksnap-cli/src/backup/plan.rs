@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 use blksnap::{ByteSet, CbtInfo};
 use blksnap_backup::{Chain, Device, Format, Hardware, Layer, Manifest, Repository, format, parts};
-use uuid::Uuid;
 
 use super::Given;
+use crate::remembered::{Memory, Take};
 
 /// How a device is copied.
 pub enum Plan {
@@ -92,11 +92,12 @@ impl Plan {
         device: &Given,
         info: &CbtInfo,
         format: Format,
+        memory: &Memory,
     ) -> Self {
         let find = || {
             let base = base.as_ref().map_err(Clone::clone)?;
             let old = same(base, device).ok_or("it was not backed up before")?;
-            let since = since(old, info, format)?;
+            let since = since(old, Take::of(base, old), info, format, memory)?;
             let broken = |error: anyhow::Error| format!("{error:#}");
             let parts = parts(repository, base, old).map_err(broken)?;
             // With a damaged list nothing of the device can be restored: nothing new is based on that.
@@ -143,7 +144,13 @@ pub fn is_same(old: &Device, device: &Given) -> bool {
 
 /// The number since which changes are wanted, or why they are not known; or why the backup is of no
 /// use for this.
-fn since(old: &Device, info: &CbtInfo, format: Format) -> Result<Result<u8, String>, String> {
+fn since(
+    old: &Device,
+    then: Take,
+    info: &CbtInfo,
+    format: Format,
+    memory: &Memory,
+) -> Result<Result<u8, String>, String> {
     if old.file_format != format {
         return Err(format!(
             "the last backup has the format {}, and {format} is asked for",
@@ -160,13 +167,13 @@ fn since(old: &Device, info: &CbtInfo, format: Format) -> Result<Result<u8, Stri
             ));
         }
     }
-    Ok(tracked(old.generation, old.number, info))
+    Ok(tracked(then, info, memory))
 }
 
-/// The same for what was kept of a device: its size, the generation and the number of the snapshot.
-pub fn continued(size: u64, generation: Uuid, number: u8, info: &CbtInfo) -> Result<u8, String> {
+/// The same for what was kept of a device: its size, and the take.
+pub fn continued(size: u64, then: Take, info: &CbtInfo, memory: &Memory) -> Result<u8, String> {
     same_size(size, info)?;
-    tracked(generation, number, info)
+    tracked(then, info, memory)
 }
 
 fn same_size(size: u64, info: &CbtInfo) -> Result<(), String> {
@@ -180,27 +187,32 @@ fn same_size(size: u64, info: &CbtInfo) -> Result<(), String> {
 }
 
 /// The number, if all changes since are known.
-fn tracked(generation: Uuid, number: u8, info: &CbtInfo) -> Result<u8, String> {
-    if generation != info.generation.0 {
+fn tracked(then: Take, info: &CbtInfo, memory: &Memory) -> Result<u8, String> {
+    if then.generation != info.generation.0 {
         return Err(
             "its changes were not tracked all the time since the last backup (a reboot, the module reloaded, or \
              255 snapshots)"
                 .into(),
         );
     }
-    if number >= info.number {
+    // Numbers are given again when the memory of a machine goes back to an earlier state.
+    memory.has(info.device, then)?;
+    if then.number >= info.number {
         return Err(format!(
-            "the last backup has the number {number}, the snapshot {}",
-            info.number
+            "the last backup has the number {}, the snapshot {}",
+            then.number, info.number
         ));
     }
-    Ok(number)
+    Ok(then.number)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use blksnap::{DevId, GenerationId};
-    use blksnap_backup::testing::{Store, device};
+    use blksnap_backup::testing::{Store, device, test_dir};
+    use uuid::Uuid;
 
     use super::*;
 
@@ -223,7 +235,17 @@ mod tests {
             size: SIZE,
             ..device("vda")
         };
-        let since = |info| since(&old, &info, Format::Raw);
+        let then = Take {
+            snapshot: Uuid::from_u128(5),
+            generation: old.generation,
+            number: old.number,
+        };
+        let run = test_dir();
+        let memory = Memory::below(run.path());
+        let since = |info| since(&old, then, &info, Format::Raw, &memory);
+        let not_noted = since(info()).unwrap().unwrap_err();
+        assert!(not_noted.contains("remember"), "{not_noted}");
+        memory.note(info().device, then).unwrap();
         assert_eq!(since(info()), Ok(Ok(3)));
         let number = CbtInfo {
             number: 3,
@@ -250,21 +272,51 @@ mod tests {
             id: info().device,
             name: name.into(),
         };
-        let plan = |name: &str, full: bool| {
+        let run = test_dir();
+        let plan_in = |run: &Path, name: &str, full: bool| {
             let repository = Repository::create(store.path()).unwrap();
             let base = base(&repository, full).unwrap();
-            match Plan::new(&repository, &base, &given(name), &info(), Format::Raw) {
+            let memory = Memory::below(run);
+            match Plan::new(
+                &repository,
+                &base,
+                &given(name),
+                &info(),
+                Format::Raw,
+                &memory,
+            ) {
                 Plan::Full { reason } => reason,
                 Plan::Incremental { since, parts } => format!("{since}, {} parts", parts.len()),
                 Plan::Compared { reason, parts, .. } => format!("{reason}, {} parts", parts.len()),
             }
         };
+        let plan = |name: &str, full: bool| plan_in(run.path(), name, full);
+        // As the command does when a backup is complete.
+        let noted = |id: String| {
+            let manifest = Manifest::read(&store.path().join(&id)).unwrap();
+            let then = Take::of(&manifest, &manifest.devices[0]);
+            let noted = Memory::below(run.path()).note(info().device, then);
+            noted.map(|()| id).unwrap()
+        };
         assert_eq!(plan("vda", false), "there is no earlier backup here");
         let data = vec![1; SIZE as usize];
-        let full = store.full(&data);
+        let full = noted(store.full(&data));
         assert_eq!(plan("vda", false), "1, 1 parts");
-        let next = store.incremental(&full, &data, &[]);
+        let next = noted(store.incremental(&full, &data, &[]));
         assert_eq!(plan("vda", false), "2, 2 parts");
+        // Another memory: that of an earlier time, or where it is not known whether it is one.
+        let earlier = test_dir();
+        let compared = plan_in(earlier.path(), "vda", false);
+        assert!(
+            compared.contains("brought back to an earlier state")
+                && compared.ends_with(", 2 parts"),
+            "{compared}"
+        );
+        let compared = plan_in(&earlier.path().join("none"), "vda", false);
+        assert!(
+            compared.contains("cannot remember") && compared.ends_with(", 2 parts"),
+            "{compared}"
+        );
         let list = store.path().join(&full).join("vda.extents.jsonl");
         let text = std::fs::read_to_string(&list).unwrap();
         for damaged in ["", &text[1..], &text.replacen("[0,", "[1,", 1)] {

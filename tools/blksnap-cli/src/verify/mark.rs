@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::Damage;
 use crate::output;
+use crate::remembered::{Memory, Take};
 
 /// Bytes of a sector.
 const SECTOR: u64 = 512;
@@ -34,6 +35,7 @@ pub fn dirty(path: &Path, damage: &[Damage]) -> Result<Vec<Marked>> {
     };
     let control = Control::open()?;
     let trackers = control.trackers()?;
+    let memory = Memory::open();
     let mut marked = Vec::new();
     for device in &newest.devices {
         let places = damaged(&repository, &newest, device, damage)?;
@@ -43,13 +45,22 @@ pub fn dirty(path: &Path, damage: &[Damage]) -> Result<Vec<Marked>> {
         let tracker = trackers
             .iter()
             .find(|info| info.generation.0 == device.generation && info.capacity == device.size);
-        let Some(tracker) = tracker else {
-            output::remark(format!(
-                "{}: not tracked since the newest backup, so nothing can be marked, and the next one compares checksums, \
-                 which does not find this damage: make that one with `blksnap backup --full`",
-                device.name
-            ));
-            continue;
+        let known = tracker
+            .ok_or_else(|| "not tracked since the newest backup".to_owned())
+            .and_then(|tracker| {
+                let remembered = memory.has(tracker.device, Take::of(&newest, device));
+                remembered.map(|()| tracker)
+            });
+        let tracker = match known {
+            Ok(tracker) => tracker,
+            Err(why) => {
+                output::remark(format!(
+                    "{}: {why}, so nothing can be marked, and the next one compares checksums, which does not find this \
+                     damage: make that one with `blksnap backup --full`",
+                    device.name
+                ));
+                continue;
+            }
         };
         let ranges: Vec<_> = places
             .iter()
