@@ -30,6 +30,12 @@ pub struct CbtInfo {
 
 /// A point in the history of a device's changes: the snapshot that a backup was made of. It is what
 /// is kept with the backup, so that the next one can continue it.
+///
+/// If a virtual machine is brought back to an earlier state together with its memory, numbers are
+/// given again, to other snapshots. So a point that was kept elsewhere may be one of a time that
+/// is lost, and nothing in it tells. Keep the session's id with the backup as well, and remember
+/// it in a tmpfs, which goes back with the memory; do not continue a backup that is not
+/// remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Point {
     /// The generation that the number belongs to.
@@ -47,8 +53,8 @@ impl CbtInfo {
         }
     }
 
-    /// Whether the change map tells what was written since a point. If not, it is to be taken that
-    /// everything was.
+    /// Whether the change map tells what was written since a point of this machine's past. If not,
+    /// it is to be taken that everything was.
     pub fn knows_since(&self, point: Point) -> bool {
         self.generation == point.generation && point.number <= self.number
     }
