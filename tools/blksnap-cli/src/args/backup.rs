@@ -34,7 +34,8 @@ pub struct Init {
     Each backup is a directory in DIR, with one file a device, a list of its extents and their checksums, and \
     manifest.json. It is there whole or not at all, and those before it are not changed. An incremental backup holds \
     only what changed since the one before; restore, verify and prune put the chain together. Where it is \
-    not known what changed, as after a reboot, all is read, and what differs is stored.\n\n{STORAGE_HELP}"))]
+    not known what changed, as after a reboot, or if this machine was brought back to an earlier state and does not \
+    remember the one before, all is read, and what differs is stored.\n\n{STORAGE_HELP}"))]
 pub struct Backup {
     /// The devices, captured at one instant
     #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "DEV", value_hint = ValueHint::FilePath)]
