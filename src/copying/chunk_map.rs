@@ -210,6 +210,9 @@ impl ChunkMap {
         to: u64,
         mut look: impl FnMut(Range<u64>, Words<'_>) -> Option<R>,
     ) -> Option<R> {
+        if from >= to {
+            return None;
+        }
         let guard = rcu::read_lock();
         let mut at = from;
         while at < to {
@@ -236,9 +239,7 @@ impl ChunkMap {
     fn for_each(&self, run: Range<u64>, mut change: impl FnMut(u64, &Word)) {
         // Most small writes are about one chunk: so here, and below.
         if run.end.wrapping_sub(run.start) == 1 {
-            if let Some(word) = self.word(run.start, &rcu::read_lock()) {
-                change(run.start, word);
-            }
+            let _ = self.look_at(run.start, |word| change(run.start, word));
             return;
         }
         let _: Option<()> = self.scan(run.start, run.end, |_, words| {
@@ -247,22 +248,22 @@ impl ChunkMap {
         });
     }
 
-    /// The word of a chunk, if it was ever touched.
+    /// Calls `look` with the word of a chunk, if it was ever touched.
     #[inline]
-    fn word<'a>(&'a self, chunk: u64, guard: &'a rcu::Guard) -> Option<&'a Word> {
+    fn look_at<R>(&self, chunk: u64, look: impl FnOnce(&Word) -> R) -> Option<R> {
+        // Only windows are replaced, so a group without any needs no protection.
+        let slot = self.slot(chunk)?;
+        let guard = rcu::read_lock();
         // CAST: Masked.
-        self.slot(chunk)?
-            .get(guard)?
-            .get((chunk & (WINDOW - 1)) as u32)
+        let index = (chunk & (WINDOW - 1)) as u32;
+        slot.get(&guard)?.get(index).map(look)
     }
 
     /// The place of a chunk.
     #[inline]
     pub(crate) fn get(&self, chunk: u64) -> Place {
-        let guard = rcu::read_lock();
-        self.word(chunk, &guard).map_or(Place::Untouched, |word| {
-            Place::from_word(word.load(Acquire))
-        })
+        self.look_at(chunk, |word| Place::from_word(word.load(Acquire)))
+            .unwrap_or(Place::Untouched)
     }
 
     /// A bit for each chunk from `from` to before `to`, of the window that begins at `base`.
@@ -352,8 +353,7 @@ impl ChunkMap {
     #[inline]
     pub(crate) fn overwrite(&self, from: u64, to: u64) -> Overwrite {
         if to.wrapping_sub(from) == 1 {
-            let guard = rcu::read_lock();
-            let word = self.word(from, &guard).map_or(0, |word| word.load(Acquire));
+            let word = self.look_at(from, |word| word.load(Acquire)).unwrap_or(0);
             return match Place::from_word(word).is_safe() {
                 true if word & AHEAD != 0 => Overwrite::Ahead,
                 true => Overwrite::Yes,
