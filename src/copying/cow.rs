@@ -251,6 +251,32 @@ impl Inner {
     }
 }
 
+/// Whether there are parts of the device that the image shows as zeroes: how often something was
+/// excluded, and whether chunks were said not to have been used. One number for both, as most
+/// engines have neither.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Blank(u32);
+
+impl Blank {
+    /// There are unused chunks.
+    const UNUSED: u32 = 1;
+
+    /// How much an exclusion adds.
+    const EXCLUSION: u32 = 2;
+
+    /// Something is excluded.
+    #[inline]
+    pub(crate) fn has_excluded(self) -> bool {
+        self.0 >= Self::EXCLUSION
+    }
+
+    /// There are unused chunks, or are about to be.
+    #[inline]
+    pub(crate) fn has_unused(self) -> bool {
+        self.0 & Self::UNUSED != 0
+    }
+}
+
 /// The copy engine of one captured device.
 #[pin_data]
 pub(crate) struct Cow {
@@ -270,8 +296,8 @@ pub(crate) struct Cow {
     unused: Unused,
     #[pin]
     inner: SpinLock<Inner>,
-    /// How often something was excluded. Incremented before that storage is in use.
-    exclusions: Atomic<u32>,
+    /// See [`Blank`].
+    blank: Atomic<u32>,
     /// What interrupts leave for [`WRITERS`].
     #[pin]
     read: SpinLockIrq<Ended>,
@@ -351,7 +377,7 @@ impl Cow {
                     old: KVec::with_capacity(MAX_OLD, GFP_KERNEL)?,
                     spare: KVec::with_capacity(MAX_OLD, GFP_KERNEL)?,
                 }),
-                exclusions: Atomic::new(0),
+                blank: Atomic::new(0),
                 read <- new_spinlock_irq!(Ended::new(copies)?),
                 stored <- new_spinlock_irq!(Ended::new(copies)?),
                 hurry: Atomic::new(false),
@@ -443,16 +469,17 @@ impl Cow {
         let new = Arc::new(old.with(ranges)?, GFP_KERNEL)?;
         drop(core::mem::replace(&mut self.inner.lock().excluded, new));
         drop(old);
-        // Release, paired with `exclusions()`: who sees the number sees the ranges, and who reads
-        // from the original what was stored there sees the number.
-        self.exclusions.fetch_add(1, Release);
+        // Release, paired with `blank()`: who sees the number sees the ranges, and who reads from
+        // the original what was stored there sees the number, as this storage is not in use yet.
+        self.blank.fetch_add(Blank::EXCLUSION, Release);
         Ok(())
     }
 
-    /// How often something was excluded: what was read from the original meanwhile is not to be
-    /// used if that is more than before.
-    pub(crate) fn exclusions(&self) -> u32 {
-        self.exclusions.load(Acquire)
+    /// Whether the image has parts that show zeroes. What was read from the original is not to be
+    /// used if that is another value now than before.
+    #[inline]
+    pub(crate) fn blank(&self) -> Blank {
+        Blank(self.blank.load(Acquire))
     }
 
     /// Calls `f` with each excluded range, as first sector and number of sectors. May sleep.
@@ -467,14 +494,11 @@ impl Cow {
     /// excluded.
     pub(crate) fn is_excluded(&self, sector: u64, end: u64) -> bool {
         let end = end.min(self.geometry.sectors);
-        self.exclusions() != 0 && self.inner.lock().excluded.covers(sector, end)
+        self.blank().has_excluded() && self.inner.lock().excluded.covers(sector, end)
     }
 
     /// The first excluded range that ends after `sector`.
     pub(crate) fn next_excluded(&self, sector: u64) -> Option<(u64, u64)> {
-        if self.exclusions() == 0 {
-            return None;
-        }
         self.inner.lock().excluded.next(sector)
     }
 

@@ -53,7 +53,10 @@ use crate::{
     },
     copying::{
         chunk_map::Place,
-        cow::Cow,
+        cow::{
+            Blank,
+            Cow, //
+        },
         inflight::Busy, //
     }, //
 };
@@ -86,8 +89,8 @@ struct CloneIo {
     /// The chunks, from the first to before the last, that have to be untouched in the end, and not
     /// unused.
     untouched: Option<(u64, u64)>,
-    /// [`Cow::exclusions`] before the place was found; no more than that in the end.
-    exclusions: u32,
+    /// [`Cow::blank`] before the place was found; the same in the end.
+    blank: Blank,
     /// It writes to the storage.
     writes: bool,
     busy: Busy,
@@ -102,7 +105,7 @@ impl EndIo for CloneIo {
         let Self {
             image,
             untouched,
-            exclusions,
+            blank,
             writes,
             busy,
         } = self;
@@ -115,8 +118,8 @@ impl EndIo for CloneIo {
             let overtaken = !planted(Fault::NoLookAfterRead)
                 && untouched.is_some_and(|(from, to)| {
                     cow.map().untouched_until(from, to) != to
-                        || cow.next_unused(from, to) != to
-                        || cow.exclusions() != exclusions
+                        || cow.blank() != blank
+                        || blank.has_unused() && cow.next_unused(from, to) != to
                 });
             let lost = untouched.is_some_and(|(_, to)| cow.device_was_too_small(to));
             if lost || cow.image_has_failed() {
@@ -191,15 +194,15 @@ impl ImageIo {
                 cow.tell_of_medium();
                 return bio.end(Err(EIO));
             }
-            let exclusions = cow.exclusions();
-            let Some((goal, sectors)) = find(cow, bio.sector(), bio.sectors(), write) else {
+            let blank = cow.blank();
+            let Some((goal, sectors)) = find(cow, bio.sector(), bio.sectors(), write, blank) else {
                 return bio.end(Err(EIO));
             };
             let Some(part) = bio.split(sectors) else {
                 return;
             };
             delay(Point::Found);
-            match self.send(part, goal, exclusions, write) {
+            match self.send(part, goal, blank, write) {
                 Some(part) => bio = part,
                 None => return,
             }
@@ -211,7 +214,7 @@ impl ImageIo {
         self: &Arc<Self>,
         mut bio: OwnedBio,
         goal: Goal,
-        exclusions: u32,
+        blank: Blank,
         write: bool,
     ) -> Option<OwnedBio> {
         let cow = &self.cow;
@@ -238,7 +241,7 @@ impl ImageIo {
         let context = CloneIo {
             image: self.clone(),
             untouched,
-            exclusions,
+            blank,
             writes: write,
             busy: cow.busy(),
         };
@@ -256,13 +259,17 @@ impl ImageIo {
 }
 
 /// Where the sectors from `sector` on are, and how many of them, at most `most`, are there.
-fn find(cow: &Cow, sector: u64, most: u32, write: bool) -> Option<(Goal, u32)> {
+fn find(cow: &Cow, sector: u64, most: u32, write: bool, blank: Blank) -> Option<(Goal, u32)> {
     let geometry = cow.geometry();
     let mut end = sector.checked_add(u64::from(most))?;
     if end > geometry.sectors {
         return None;
     }
-    if let Some((from, to)) = cow.next_excluded(sector) {
+    let excluded = blank
+        .has_excluded()
+        .then(|| cow.next_excluded(sector))
+        .flatten();
+    if let Some((from, to)) = excluded {
         if from <= sector {
             // CAST: Not more than `most`.
             return Some((Goal::Nothing, (to.min(end) - sector) as u32));
@@ -274,7 +281,10 @@ fn find(cow: &Cow, sector: u64, most: u32, write: bool) -> Option<(Goal, u32)> {
     let first = geometry.chunk(sector);
     let last = geometry.chunk(end - 1) + 1;
     // Before the places: see `cow::unused`.
-    let unused = cow.unused_until(first, last);
+    let unused = match blank.has_unused() {
+        true => cow.unused_until(first, last),
+        false => first,
+    };
     let (goal, until) = match map.get(first) {
         Place::Untouched if !write && unused != first => {
             let to = map.untouched_until(first + 1, unused);

@@ -7,7 +7,9 @@
 //! write to the image at an unused chunk it is copied like others, but what is stored are zeroes.
 //!
 //! Bits in [`Unused`] are set once, and never cleared; that, and a chunk's change from `Reading` to
-//! `InMemory`, happen under `inner`'s lock. Why the image never shows what was written there to the
+//! `InMemory`, happen under `inner`'s lock. Before the first of them is set, [`Blank`] says so: who
+//! sees a bit, or holds the lock after who has set it, sees that, too. So where it says that there
+//! are none, nobody has to look at them. Why the image never shows what was written there to the
 //! original:
 //!
 //! - *A copy.* When it was read, the bits of its chunks are looked at under the lock, and those
@@ -23,7 +25,10 @@
 //!   `Untouched` before, and under the lock, so that would have been seen; and what is read later
 //!   is zeroed.
 
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::atomic::Release, //
+};
 
 use core::ops::Range;
 
@@ -40,7 +45,10 @@ use crate::{
     copying::memory::Memory, //
 };
 
-use super::Cow;
+use super::{
+    Blank,
+    Cow, //
+};
 
 impl Cow {
     /// Ranges of the device, given as first sector and number of sectors, had no meaning at the
@@ -52,6 +60,10 @@ impl Cow {
                 .geometry
                 .chunks_inside(first, first.saturating_add(count));
             for part in self.unused.parts(chunks) {
+                if !self.blank().has_unused() {
+                    // Release, as that of the bits, which come after it.
+                    self.blank.fetch_add(Blank::UNUSED, Release);
+                }
                 self.unused.prepare(&part)?;
                 let _inner = self.inner.lock();
                 self.unused.give(part);
@@ -102,7 +114,7 @@ impl Cow {
     /// Whether a write may pass that is about unused chunks, and others that are safe.
     #[inline]
     pub(super) fn is_passable(&self, from: u64, to: u64) -> bool {
-        self.unused.count() != 0 && self.passable_until(from, to) == to
+        self.blank().has_unused() && self.passable_until(from, to) == to
     }
 
     /// The first run of untouched chunks between `from` and `to` that are not unused, of at most
@@ -111,6 +123,9 @@ impl Cow {
         let mut at = from;
         loop {
             let run = self.map.untouched_run(at, to, most)?;
+            if !self.blank().has_unused() {
+                return Some(run);
+            }
             let start = self.unused.until(run.start, to);
             if start < run.end {
                 return Some(start..self.unused.next(start, run.end));
@@ -121,6 +136,9 @@ impl Cow {
 
     /// The part of `wanted`, around `needed`, that has no unused chunks beside that.
     pub(super) fn without_unused(&self, wanted: Range<u64>, needed: &Range<u64>) -> Range<u64> {
+        if !self.blank().has_unused() {
+            return wanted;
+        }
         let start = self.unused.needed_since(wanted.start, needed.start);
         let end = self.unused.next(needed.end, wanted.end);
         start..end
