@@ -485,8 +485,6 @@ impl Snapshot {
                 image,
             } = captured;
             let Engine { cow, cbt } = &*engine;
-            // Kept until no clone is in flight, whose end may come in an interrupt.
-            let io = image.data().io().clone();
             drop(image);
             let hooked = {
                 let scope = NoIoScope::new();
@@ -495,8 +493,8 @@ impl Snapshot {
             };
             drop(hooked);
             delay(Point::Disarmed);
+            // Waits for clones that are in flight, which keep what they need.
             Cow::shut_down(cow);
-            drop(io);
         }
     }
 }

@@ -76,24 +76,26 @@ impl Clones {
 }
 
 /// What the I/O of one image needs.
+///
+/// The last reference may go in an interrupt, with a clone.
 pub(crate) struct ImageIo {
     cow: Arc<Cow>,
     clones: Arc<Clones>,
     /// Reads that were overtaken by a write to the original, and done again.
     retried: Atomic<u64>,
+    /// Last, as it keeps all that must not go in an interrupt.
+    _busy: Busy,
 }
 
 /// The context of a clone.
 struct CloneIo {
     image: Arc<ImageIo>,
-    /// The chunks, from the first to before the last, that have to be untouched in the end, and not
-    /// unused.
-    untouched: Option<(u64, u64)>,
+    /// It reads the original: its chunks have to be untouched in the end, and not unused.
+    reads_original: bool,
     /// [`Cow::blank`] before the place was found; the same in the end.
     blank: Blank,
     /// It writes to the storage.
     writes: bool,
-    busy: Busy,
 }
 
 impl EndIo for CloneIo {
@@ -104,10 +106,9 @@ impl EndIo for CloneIo {
     fn end_io(self, cloned: Option<OwnedBio>, result: Result) {
         let Self {
             image,
-            untouched,
+            reads_original,
             blank,
             writes,
-            busy,
         } = self;
         let cow = &image.cow;
         delay(Point::ImageEnded);
@@ -115,13 +116,13 @@ impl EndIo for CloneIo {
             cow.health().end_write();
         }
         if let Some(bio) = cloned {
-            let overtaken = !planted(Fault::NoLookAfterRead)
-                && untouched.is_some_and(|(from, to)| {
-                    cow.map().untouched_until(from, to) != to
-                        || cow.blank() != blank
-                        || blank.has_unused() && cow.next_unused(from, to) != to
-                });
-            let lost = untouched.is_some_and(|(_, to)| cow.device_was_too_small(to));
+            let (from, to) = chunks(cow, bio.sector(), bio.end_sector());
+            let overtaken = reads_original
+                && !planted(Fault::NoLookAfterRead)
+                && (cow.map().untouched_until(from, to) != to
+                    || cow.blank() != blank
+                    || blank.has_unused() && cow.next_unused(from, to) != to);
+            let lost = reads_original && cow.device_was_too_small(to);
             if lost || cow.image_has_failed() {
                 bio.end(Err(EIO));
             } else if result.is_ok() && overtaken {
@@ -130,9 +131,6 @@ impl EndIo for CloneIo {
                 bio.end(result);
             }
         }
-        drop(image);
-        // Last, as it keeps all that must not go in an interrupt.
-        drop(busy);
     }
 }
 
@@ -140,8 +138,8 @@ impl EndIo for CloneIo {
 enum Goal {
     /// Nowhere: it is storage or unused, and reads as zeroes.
     Nothing,
-    /// To the original, if these chunks stay untouched and needed.
-    Original(u64, u64),
+    /// To the original, if its chunks stay untouched and needed.
+    Original,
     /// To the difference storage.
     Storage(Target, u64),
     /// It waits for this chunk.
@@ -155,6 +153,7 @@ impl ImageIo {
             cow: cow.clone(),
             clones: clones.clone(),
             retried: Atomic::new(0),
+            _busy: cow.busy(),
         };
         Ok(Arc::new(this, GFP_KERNEL)?)
     }
@@ -218,7 +217,7 @@ impl ImageIo {
         write: bool,
     ) -> Option<OwnedBio> {
         let cow = &self.cow;
-        let (target, sector, untouched) = match goal {
+        let (target, sector, reads_original) = match goal {
             Goal::Nothing if write => {
                 bio.end(Err(EIO));
                 return None;
@@ -229,10 +228,8 @@ impl ImageIo {
                 return None;
             }
             Goal::Wait(chunk) => return cow.park(bio, chunk, write),
-            Goal::Original(from, to) => {
-                (Target::from(cow.origin()), bio.sector(), Some((from, to)))
-            }
-            Goal::Storage(target, sector) => (target, sector, None),
+            Goal::Original => (Target::from(cow.origin()), bio.sector(), true),
+            Goal::Storage(target, sector) => (target, sector, false),
         };
         if write && !cow.health().begin_write() {
             bio.end(Err(EIO));
@@ -240,10 +237,9 @@ impl ImageIo {
         }
         let context = CloneIo {
             image: self.clone(),
-            untouched,
+            reads_original,
             blank,
             writes: write,
-            busy: cow.busy(),
         };
         match NewBio::clone_of(bio, target, sector, context) {
             Ok(clone) => clone.submit(),
@@ -256,6 +252,13 @@ impl ImageIo {
         }
         None
     }
+}
+
+/// The chunks, from the first to before the last, that have sectors from `sector` to before `end`,
+/// of which there is one at least.
+fn chunks(cow: &Cow, sector: u64, end: u64) -> (u64, u64) {
+    let geometry = cow.geometry();
+    (geometry.chunk(sector), geometry.chunk(end - 1) + 1)
 }
 
 /// Where the sectors from `sector` on are, and how many of them, at most `most`, are there.
@@ -278,8 +281,7 @@ fn find(cow: &Cow, sector: u64, most: u32, write: bool, blank: Blank) -> Option<
     }
 
     let map = cow.map();
-    let first = geometry.chunk(sector);
-    let last = geometry.chunk(end - 1) + 1;
+    let (first, last) = chunks(cow, sector, end);
     // Before the places: see `cow::unused`.
     let unused = match blank.has_unused() {
         true => cow.unused_until(first, last),
@@ -297,7 +299,7 @@ fn find(cow: &Cow, sector: u64, most: u32, write: bool, blank: Blank) -> Option<
             } else {
                 map.untouched_until(first + 1, cow.next_unused(first + 1, last))
             };
-            (Goal::Original(first, to), geometry.sector(to))
+            (Goal::Original, geometry.sector(to))
         }
         Place::Untouched | Place::Reading | Place::InMemory => {
             (Goal::Wait(first), geometry.sector(first + 1))
