@@ -450,6 +450,9 @@ impl ChunkMap {
 
     /// The first run of untouched chunks between `from` and `to`, of at most `most` chunks.
     pub(crate) fn untouched_run(&self, from: u64, to: u64, most: u64) -> Option<Range<u64>> {
+        if to.wrapping_sub(from) == 1 {
+            return (self.untouched_until(from, to) == to).then_some(from..to);
+        }
         let mut first = from;
         let _ = self.scan(from, to, |chunks, words| {
             for (chunk, word) in words {

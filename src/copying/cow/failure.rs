@@ -44,9 +44,11 @@ impl Cow {
     /// Whether the device has been too small for the chunks before `to` since the engine was made.
     /// What was read there cannot be trusted then: it may be another's data.
     pub(crate) fn device_was_too_small(&self, to: u64) -> bool {
-        let end = self.geometry.sector(to).min(self.geometry.sectors);
-        let end = self.origin.bdev().start_sector() + end;
-        self.medium.was_below(self.shrinks, end)
+        self.medium.shrinks() != self.shrinks && {
+            let end = self.geometry.sector(to).min(self.geometry.sectors);
+            let end = self.origin.bdev().start_sector() + end;
+            self.medium.was_below(self.shrinks, end)
+        }
     }
 
     /// Whether nothing is copied any more, and all writes just pass.
