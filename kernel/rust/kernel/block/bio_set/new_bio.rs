@@ -199,8 +199,11 @@ impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
     unsafe extern "C" fn end_io_callback(bio: *mut bindings::bio) {
         // SAFETY: The bio has just completed and is ours again.
         let status = unsafe { (*bio).bi_status };
-        // SAFETY: A pure function.
-        let result = to_result(unsafe { bindings::blk_status_to_errno(status) });
+        let result = match status {
+            0 => Ok(()),
+            // SAFETY: A pure function.
+            status => to_result(unsafe { bindings::blk_status_to_errno(status) }),
+        };
         // SAFETY: Submitted bios stand in a `Private<T, N>`.
         let private = unsafe { container_of!(bio, Private<T, N>, bio) };
         // INVARIANT: It was a `NewBio`, which `submit()` gave up, and is ours again.
