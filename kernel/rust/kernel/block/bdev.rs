@@ -86,11 +86,13 @@ impl DiskId {
 
 impl BlockDevice {
     /// Returns the C pointer.
+    #[inline]
     pub(super) fn as_raw(&self) -> *mut bindings::block_device {
         self.0.get()
     }
 
     /// The disk that the device is, or is a partition of.
+    #[inline]
     fn disk(&self) -> *mut bindings::gendisk {
         // SAFETY: The device is open by the type invariant; the field never changes.
         unsafe { (*self.as_raw()).bd_disk }
@@ -118,6 +120,7 @@ impl BlockDevice {
     }
 
     /// The disk's identity.
+    #[inline]
     pub fn disk_id(&self) -> DiskId {
         let disk = self.disk();
         DiskId {
@@ -150,6 +153,7 @@ impl BlockDevice {
     }
 
     /// The first sector on the disk, in units of 512 bytes: 0 for a whole disk.
+    #[inline]
     pub fn start_sector(&self) -> u64 {
         // SAFETY: The device is open by the type invariant.
         unsafe { (*self.as_raw()).bd_start_sect }
@@ -260,8 +264,12 @@ impl Default for Holder {
 ///
 /// # Invariants
 ///
-/// `0` is an open file of a block device, without a holder or with a [`Holder`].
-pub struct BdevFile(NonNull<bindings::file>);
+/// `file` is an open file of the block device `bdev`, without a holder or with a [`Holder`].
+pub struct BdevFile {
+    file: NonNull<bindings::file>,
+    /// Found once, as each bio needs it.
+    bdev: NonNull<bindings::block_device>,
+}
 
 // SAFETY: A file may be used and closed from any thread.
 unsafe impl Send for BdevFile {}
@@ -311,10 +319,16 @@ impl BdevFile {
         let file = from_err_ptr(unsafe {
             bindings::bdev_file_open_by_dev(dev, mode, holder, core::ptr::null())
         })?;
+        // SAFETY: An open file of a block device, of which that never changes.
+        let bdev = unsafe { bindings::file_bdev(file) };
         // INVARIANT: Just opened, with a `Holder` or none.
-        // SAFETY: Not an error pointer, and never null.
-        let file = Self(unsafe { NonNull::new_unchecked(file) });
-        Ok(Arc::new(file, GFP_KERNEL)?)
+        let this = Self {
+            // SAFETY: Not an error pointer, and never null.
+            file: unsafe { NonNull::new_unchecked(file) },
+            // SAFETY: The inode of the file is that of a device, which it is a part of.
+            bdev: unsafe { NonNull::new_unchecked(bdev) },
+        };
+        Ok(Arc::new(this, GFP_KERNEL)?)
     }
 
     /// Opens the partitions of a whole disk, and gives them together with the disk itself. A
@@ -345,15 +359,14 @@ impl BdevFile {
     /// dropped. Nothing may be written from then on. May sleep.
     pub fn yield_claim(&self) {
         // SAFETY: An open file of a block device by the type invariant.
-        unsafe { bindings::bdev_yield_claim(self.0.as_ptr()) };
+        unsafe { bindings::bdev_yield_claim(self.file.as_ptr()) };
     }
 
     /// The device.
+    #[inline]
     pub fn bdev(&self) -> &BlockDevice {
-        // SAFETY: An open file of a block device by the type invariant.
-        let bdev = unsafe { bindings::file_bdev(self.0.as_ptr()) };
         // SAFETY: The device is open as long as the file, and `BlockDevice` is transparent.
-        unsafe { &*bdev.cast() }
+        unsafe { self.bdev.cast().as_ref() }
     }
 }
 
@@ -361,6 +374,6 @@ impl Drop for BdevFile {
     fn drop(&mut self) {
         // May run in atomic context, when a bio holds the last reference: `fput()` defers the
         // work. SAFETY: We hold a reference by the type invariant.
-        unsafe { bindings::fput(self.0.as_ptr()) };
+        unsafe { bindings::fput(self.file.as_ptr()) };
     }
 }
