@@ -14,7 +14,6 @@ use kernel::{
         GFP_NOWAIT,
     },
     block::{
-        bdev::BdevFile,
         bio::Op,
         bio_set::{
             Buffer,
@@ -114,11 +113,10 @@ impl Memory {
         self.buffer.len()
     }
 
-    /// Makes the bio that reads `sectors` sectors of `file`'s device from `sector` on; `context`
-    /// gets its end. Does not sleep.
+    /// Makes the bio that reads `sectors` sectors from `sector` on of the device of `context`,
+    /// which gets its end. Does not sleep.
     pub(crate) fn read<T: EndIo>(
         &self,
-        file: &Arc<BdevFile>,
         sector: u64,
         sectors: u64,
         context: T,
@@ -129,7 +127,7 @@ impl Memory {
             // CAST: At most the buffer's size.
             bytes: (sectors << SECTOR_SHIFT) as usize,
         };
-        let bio = NewBio::new(Op::Read, file, sector, [piece], context).map_err(|_| ENOMEM)?;
+        let bio = NewBio::new(Op::Read, sector, [piece], context).map_err(|_| ENOMEM)?;
         self.slot.status.store(0, Relaxed);
         Ok(bio)
     }

@@ -27,6 +27,7 @@ use kernel::{
             EndIo,
             NewBio,
             Target,
+            TargetRef,
             Wait, //
         }, //
     },
@@ -90,8 +91,9 @@ pub(crate) struct ImageIo {
 /// The context of a clone.
 struct CloneIo {
     image: Arc<ImageIo>,
-    /// It reads the original: its chunks have to be untouched in the end, and not unused.
-    reads_original: bool,
+    /// Where in the difference storage it goes; if nowhere, it reads the original: its chunks have
+    /// to be untouched in the end, and not unused.
+    stored_on: Option<Target>,
     /// [`Cow::blank`] before the place was found; the same in the end.
     blank: Blank,
     /// It writes to the storage.
@@ -103,13 +105,23 @@ impl EndIo for CloneIo {
         &self.image.clones.0
     }
 
+    fn target(&self) -> TargetRef<'_> {
+        match &self.stored_on {
+            Some(target) => TargetRef::from(target),
+            None => TargetRef::from(self.image.cow.origin()),
+        }
+    }
+
     fn end_io(self, cloned: Option<OwnedBio>, result: Result) {
         let Self {
             image,
-            reads_original,
+            stored_on,
             blank,
             writes,
         } = self;
+        let reads_original = stored_on.is_none();
+        // First, as the health takes the end of a write for that of all use of the storage.
+        drop(stored_on);
         let cow = &image.cow;
         delay(Point::ImageEnded);
         if writes {
@@ -217,7 +229,7 @@ impl ImageIo {
         write: bool,
     ) -> Option<OwnedBio> {
         let cow = &self.cow;
-        let (target, sector, reads_original) = match goal {
+        let (stored_on, sector) = match goal {
             Goal::Nothing if write => {
                 bio.end(Err(EIO));
                 return None;
@@ -228,8 +240,8 @@ impl ImageIo {
                 return None;
             }
             Goal::Wait(chunk) => return cow.park(bio, chunk, write),
-            Goal::Original => (Target::from(cow.origin()), bio.sector(), true),
-            Goal::Storage(target, sector) => (target, sector, false),
+            Goal::Original => (None, bio.sector()),
+            Goal::Storage(target, sector) => (Some(target), sector),
         };
         if write && !cow.health().begin_write() {
             bio.end(Err(EIO));
@@ -237,11 +249,11 @@ impl ImageIo {
         }
         let context = CloneIo {
             image: self.clone(),
-            reads_original,
+            stored_on,
             blank,
             writes: write,
         };
-        match NewBio::clone_of(bio, target, sector, context) {
+        match NewBio::clone_of(bio, sector, context) {
             Ok(clone) => clone.submit(),
             Err(bio) => {
                 if write {

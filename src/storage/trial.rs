@@ -21,6 +21,7 @@ use kernel::{
             NewBio,
             Piece,
             Target,
+            TargetRef,
             Wait, //
         }, //
     },
@@ -90,19 +91,29 @@ struct Transfer {
 }
 
 /// Its end.
-struct Ended(Arc<Transfer>);
+struct Ended {
+    transfer: Arc<Transfer>,
+    target: Target,
+}
 
 impl EndIo for Ended {
     fn set(&self) -> &BioSet<Self> {
-        &self.0.set
+        &self.transfer.set
+    }
+
+    fn target(&self) -> TargetRef<'_> {
+        TargetRef::from(&self.target)
     }
 
     fn end_io(self, _cloned: Option<OwnedBio>, result: Result) {
+        let Self { transfer, target } = self;
         if let Err(err) = result {
-            self.0.status.store(err.to_errno(), Relaxed);
+            transfer.status.store(err.to_errno(), Relaxed);
         }
+        // Before who waits closes it.
+        drop(target);
         // Orders the status before who waits.
-        self.0.done.complete_all();
+        transfer.done.complete_all();
     }
 }
 
@@ -182,8 +193,11 @@ impl Trial {
             offset: 0,
             bytes: size(target),
         };
-        let context = Ended(transfer.clone());
-        let bio = NewBio::new(op, target.clone(), sector, [piece], context);
+        let context = Ended {
+            transfer: transfer.clone(),
+            target: target.clone(),
+        };
+        let bio = NewBio::new(op, sector, [piece], context);
         bio.map_err(|_| ENOMEM)?.submit();
         if !transfer.ends_in_time() {
             *self.late.lock() = Some(transfer);

@@ -181,7 +181,7 @@ impl Cow {
         let sector = self.geometry.sector(run.start);
         let sectors = self.geometry.sectors_in(run.start, run.end - run.start);
         let context = ReadIo::new(self, &memory.slot);
-        let bio = memory.read(&self.origin, sector, sectors, context)?;
+        let bio = memory.read(sector, sectors, context)?;
         Ok((bio, prepared))
     }
 

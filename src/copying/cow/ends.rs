@@ -19,7 +19,9 @@ use kernel::{
         },
         bio_set::{
             BioSet,
-            EndIo, //
+            EndIo,
+            Target,
+            TargetRef, //
         }, //
     },
     prelude::*,
@@ -107,6 +109,10 @@ impl EndIo for ReadIo {
         &self.cow.resources.reads
     }
 
+    fn target(&self) -> TargetRef<'_> {
+        TargetRef::from(&self.cow.origin)
+    }
+
     fn end_io(self, _cloned: Option<OwnedBio>, result: Result) {
         let Self { slot, cow, busy } = self;
         delay(Point::ReadEnded);
@@ -130,15 +136,18 @@ pub(super) type Stored = [Option<Arc<CopySlot>>; BATCH];
 /// The context of a bio that stores old data.
 pub(super) struct StoreIo {
     slots: Stored,
+    target: Target,
     cow: Arc<Cow>,
     busy: Busy,
 }
 
 impl StoreIo {
-    /// For a bio that stores for `slots`; it counts as [pending](CopySlot::get_pending) in each.
-    pub(super) fn new(cow: &Arc<Cow>, slots: Stored) -> Self {
+    /// For a bio to `target` that stores for `slots`; it counts as
+    /// [pending](CopySlot::get_pending) in each.
+    pub(super) fn new(cow: &Arc<Cow>, slots: Stored, target: Target) -> Self {
         Self {
             slots,
+            target,
             busy: cow.busy(),
             cow: cow.clone(),
         }
@@ -150,12 +159,19 @@ impl EndIo<BATCH> for StoreIo {
         &self.cow.resources.stores
     }
 
+    fn target(&self) -> TargetRef<'_> {
+        TargetRef::from(&self.target)
+    }
+
     fn end_io(self, _cloned: Option<OwnedBio>, result: Result) {
         let Self {
             mut slots,
+            target,
             cow,
             busy,
         } = self;
+        // First, as the health takes the end of a write for that of all use of the storage.
+        drop(target);
         delay(Point::StoreEnded);
         cow.health.end_write();
         for place in &mut slots {

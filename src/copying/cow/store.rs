@@ -150,13 +150,13 @@ impl Cow {
                 one.slot.get_pending();
                 one.slot.clone()
             });
-            let context = StoreIo::new(self, array::from_fn(|_| slots.next()));
+            let context = StoreIo::new(self, array::from_fn(|_| slots.next()), extent.target);
             let pieces = parts.map(|(one, bytes)| Piece {
                 buffer: &one.buffer,
                 offset: bytes.start,
                 bytes: bytes.end - bytes.start,
             });
-            match NewBio::new(Op::Write, extent.target, extent.sector, pieces, context) {
+            match NewBio::new(Op::Write, extent.sector, pieces, context) {
                 Ok(bio) => bio.submit(),
                 Err(context) => context.end_io(None, Err(ENOMEM)),
             }

@@ -7,8 +7,8 @@
 //! [submitted](NewBio::submit); when it has completed, [`EndIo::end_io`] gets the context back.
 //!
 //! The data of a bio is either in [`Buffer`]s or that of another bio, of which it is a
-//! [clone](NewBio::clone_of). In both cases the new bio keeps the data, and its [`Target`], until
-//! it has completed; and its context keeps the [set](EndIo::set).
+//! [clone](NewBio::clone_of). In both cases the new bio keeps the data until it has completed; its
+//! context keeps the [set](EndIo::set) and the [target](EndIo::target).
 //!
 //! - `buffer` allocates the pages;
 //! - this file has the set, and how bio and context lie in memory;
@@ -85,6 +85,9 @@ pub trait EndIo<const N: usize = 1>: Send + Sized + 'static {
     /// The set that bios with this context are from, which the context keeps.
     fn set(&self) -> &BioSet<Self, N>;
 
+    /// Where the bio goes, which the context keeps open.
+    fn target(&self) -> TargetRef<'_>;
+
     /// The bio has completed with `result`; `cloned` is the bio that it was a clone of.
     ///
     /// May be called in any context, so it must not sleep. It may drop the last reference to the
@@ -101,17 +104,6 @@ pub enum Target {
     /// a read or write of it, and ends the bio in process context.
     #[cfg(CONFIG_HELD_FILE)]
     File(Arc<HeldFile>),
-}
-
-impl Target {
-    /// The device; null if it is none.
-    fn bdev(&self) -> *mut bindings::block_device {
-        match self {
-            Self::Device(file) => file.bdev().as_raw(),
-            #[cfg(CONFIG_HELD_FILE)]
-            Self::File(_) => core::ptr::null_mut(),
-        }
-    }
 }
 
 impl Target {
@@ -135,11 +127,62 @@ impl From<&Arc<BdevFile>> for Target {
     }
 }
 
+/// A [`Target`] that somebody keeps.
+#[derive(Clone, Copy)]
+pub enum TargetRef<'a> {
+    /// A device.
+    Device(&'a BdevFile),
+    /// A file that is held by its content.
+    #[cfg(CONFIG_HELD_FILE)]
+    File(&'a HeldFile),
+}
+
+impl TargetRef<'_> {
+    /// The device; null if it is none.
+    #[inline]
+    fn bdev(self) -> *mut bindings::block_device {
+        match self {
+            Self::Device(file) => file.bdev().as_raw(),
+            #[cfg(CONFIG_HELD_FILE)]
+            Self::File(_) => core::ptr::null_mut(),
+        }
+    }
+
+    /// The file; null if it is none.
+    #[cfg(CONFIG_HELD_FILE)]
+    #[inline]
+    fn file(self) -> *mut bindings::held_file {
+        match self {
+            Self::Device(_) => core::ptr::null_mut(),
+            Self::File(file) => file.as_raw(),
+        }
+    }
+}
+
+impl<'a> From<&'a Arc<BdevFile>> for TargetRef<'a> {
+    #[inline]
+    fn from(file: &'a Arc<BdevFile>) -> Self {
+        Self::Device(file)
+    }
+}
+
+impl<'a> From<&'a Target> for TargetRef<'a> {
+    #[inline]
+    fn from(target: &'a Target) -> Self {
+        match target {
+            Target::Device(file) => Self::Device(file),
+            #[cfg(CONFIG_HELD_FILE)]
+            Target::File(file) => Self::File(file),
+        }
+    }
+}
+
 /// What lives and dies with a bio.
 struct Context<T, const N: usize> {
     data: T,
-    /// Kept open until the bio has completed.
-    target: Target,
+    /// The file that it goes to, which `data` keeps; null if that is a device.
+    #[cfg(CONFIG_HELD_FILE)]
+    file: *mut bindings::held_file,
     /// Keep the data pages.
     _buffers: [Option<Arc<Buffer>>; N],
     /// Keeps the data pages and the segments, for a clone.

@@ -20,6 +20,7 @@ use super::{
         EndIo,
         NewBio,
         Piece,
+        TargetRef,
         Wait, //
     },
     queue::{
@@ -115,12 +116,17 @@ impl Outcome {
 /// The context of a bio, which may have the last reference to its set.
 struct Io {
     set: Arc<BioSet<Io>>,
+    file: Arc<BdevFile>,
     outcome: Arc<Outcome>,
 }
 
 impl EndIo for Io {
     fn set(&self) -> &BioSet<Self> {
         &self.set
+    }
+
+    fn target(&self) -> TargetRef<'_> {
+        TargetRef::from(&self.file)
     }
 
     fn end_io(self, _cloned: Option<OwnedBio>, result: Result) {
@@ -132,7 +138,6 @@ impl EndIo for Io {
 
 /// What it takes to make a bio that reads a page.
 struct Parts {
-    file: Arc<BdevFile>,
     buffer: Arc<Buffer>,
     io: Io,
 }
@@ -140,10 +145,10 @@ struct Parts {
 impl Parts {
     fn new(disk: &ZeroDisk, wait: Wait) -> Result<Self> {
         Ok(Self {
-            file: disk.file.clone(),
             buffer: Buffer::new(4096, GFP_KERNEL)?,
             io: Io {
                 set: Arc::new(BioSet::new(1, wait)?, GFP_KERNEL)?,
+                file: disk.file.clone(),
                 outcome: Outcome::new()?,
             },
         })
@@ -155,7 +160,7 @@ impl Parts {
             offset: 0,
             bytes: 4096,
         };
-        NewBio::new(Op::Read, &self.file, 0, [piece], self.io)
+        NewBio::new(Op::Read, 0, [piece], self.io)
     }
 }
 

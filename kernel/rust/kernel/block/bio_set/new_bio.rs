@@ -10,8 +10,7 @@ use super::{
     Context,
     EndIo,
     Piece,
-    Private,
-    Target, //
+    Private, //
 };
 use crate::{
     bindings,
@@ -32,15 +31,15 @@ use core::{
 ///
 /// # Invariants
 ///
-/// `0` is valid, from the set of its initialised context, and exclusively ours. The context keeps
-/// the set, the device and the data.
+/// `0` is valid, from the set of its initialised context, for the target of that, and exclusively
+/// ours. The context keeps the set, the target and the data.
 #[must_use]
 pub struct NewBio<T: EndIo<N>, const N: usize = 1>(NonNull<Private<T, N>>);
 
 impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
-    /// Makes a bio that transfers the bytes of `pieces`, one after the other, to or from `target`,
-    /// beginning at `sector`. Whether it may wait is a property of the
-    /// [set](super::BioSet::new).
+    /// Makes a bio that transfers the bytes of `pieces`, one after the other, to or from the
+    /// [target](EndIo::target) of `data`, beginning at `sector`. Whether it may wait is a property
+    /// of the [set](super::BioSet::new).
     ///
     /// It is charged to no cgroup: others wait for it, so the limits of the task that happens to
     /// make it are not for it.
@@ -50,7 +49,6 @@ impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
     /// pieces, or more bytes than a bio takes, see [`MAX_BUFFER_BIO`](super::MAX_BUFFER_BIO).
     pub fn new<'a>(
         op: Op,
-        target: impl Into<Target>,
         sector: u64,
         pieces: impl IntoIterator<Item = Piece<'a>>,
         data: T,
@@ -67,12 +65,15 @@ impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
         if !set.is_usable(false) {
             return Err(data);
         }
-        let target = target.into();
+        let target = data.target();
+        let bdev = target.bdev();
+        #[cfg(CONFIG_HELD_FILE)]
+        let file = target.file();
         // SAFETY: The set is initialised by its type invariant and may be allocated from here, and
         // the device is open.
         let bio = NonNull::new(unsafe {
             bindings::bio_alloc_bioset(
-                target.bdev(),
+                bdev,
                 count as c_ushort,
                 op.as_raw(),
                 set.wait.gfp(),
@@ -89,55 +90,52 @@ impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
         }
         // SAFETY: The bio is ours.
         unsafe { (*bio.as_ptr()).bi_iter.bi_sector = sector };
-        if let Target::Device(_) = target {
+        if !bdev.is_null() {
             // SAFETY: The bio is ours and has a device.
             unsafe { bindings::bio_charge_root(bio.as_ptr()) };
         }
         let context = Context {
             data,
-            target,
+            #[cfg(CONFIG_HELD_FILE)]
+            file,
             _buffers: all.map(|piece| Some(piece?.buffer.clone())),
             cloned: None,
         };
-        // SAFETY: Just allocated from the set of `data`; the context keeps the buffers.
+        // SAFETY: Just allocated from the set of `data` and for its target; the context keeps the
+        // buffers.
         Ok(unsafe { Self::prepare(bio, context) })
     }
 
-    /// Clones `bio` onto `target`, beginning at `sector`.
+    /// Clones `bio` onto the [target](EndIo::target) of `data`, beginning at `sector`.
     ///
     /// The clone has the operation, the flags and the data of `bio`. May wait for other bios of
     /// the set to complete. Gives `bio` back if it cannot be cloned, and in an interrupt.
-    pub fn clone_of(
-        bio: OwnedBio,
-        target: impl Into<Target>,
-        sector: u64,
-        data: T,
-    ) -> Result<Self, OwnedBio> {
+    pub fn clone_of(bio: OwnedBio, sector: u64, data: T) -> Result<Self, OwnedBio> {
         let set = data.set();
         if !set.is_usable(true) {
             return Err(bio);
         }
-        let target = target.into();
+        let target = data.target();
+        let bdev = target.bdev();
+        #[cfg(CONFIG_HELD_FILE)]
+        let file = target.file();
         // SAFETY: Both bio and set are valid by their type invariants, the set may be allocated
         // from here, and the device, if any, is open.
         let clone = NonNull::new(unsafe {
-            bindings::bio_alloc_clone(
-                target.bdev(),
-                bio.as_raw(),
-                bindings::GFP_NOIO,
-                set.as_raw(),
-            )
+            bindings::bio_alloc_clone(bdev, bio.as_raw(), bindings::GFP_NOIO, set.as_raw())
         });
         let Some(clone) = clone else { return Err(bio) };
         // SAFETY: The bio is ours.
         unsafe { (*clone.as_ptr()).bi_iter.bi_sector = sector };
         let context = Context {
             data,
-            target,
+            #[cfg(CONFIG_HELD_FILE)]
+            file,
             _buffers: [const { None }; N],
             cloned: Some(bio),
         };
-        // SAFETY: Just allocated from the set of `data`; the context keeps what was cloned.
+        // SAFETY: Just allocated from the set of `data` and for its target; the context keeps what
+        // was cloned.
         Ok(unsafe { Self::prepare(clone, context) })
     }
 
@@ -145,8 +143,9 @@ impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
     ///
     /// # Safety
     ///
-    /// `bio` must have been allocated from the set of `context.data`, for `context.target`,
-    /// and be exclusively the caller's. Its data must be kept by `context`.
+    /// `bio` must have been allocated from the set of `context.data`, for its target, which
+    /// `context.file` is if it is a file, and be exclusively the caller's. Its data must be kept by
+    /// `context`.
     unsafe fn prepare(bio: NonNull<bindings::bio>, context: Context<T, N>) -> Self {
         // SAFETY: By the set's type invariant each of its bios stands in a `Private<T, N>`.
         let private = unsafe { container_of!(bio.as_ptr(), Private<T, N>, bio) };
@@ -155,9 +154,10 @@ impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
         // SAFETY: The bio is exclusively ours.
         unsafe { (*bio.as_ptr()).bi_end_io = Some(Self::end_io_callback) };
         // INVARIANT: As promised by the caller; the context has just been initialised. It keeps the
-        // set: `set()` returned a reference that lives as long as one to the data, which nobody has
-        // changed or dropped since, and nobody can until it leaves the context. Moving the data
-        // does not move the C set, which lies in memory of its own.
+        // set and the target: `set()` and `target()` returned references that live as long as one
+        // to the data, which nobody has changed or dropped since, and nobody can until it leaves
+        // the context. Moving the data does not move the C structures of these, which lie in
+        // memory of their own.
         // SAFETY: `private` was derived from a pointer that is not null.
         Self(unsafe { NonNull::new_unchecked(private) })
     }
@@ -169,13 +169,14 @@ impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
         // SAFETY: Valid by the type invariant.
         let bio = unsafe { &raw mut (*private).bio };
         #[cfg(CONFIG_HELD_FILE)]
-        // SAFETY: Initialised by the type invariant.
-        if let Target::File(file) = unsafe { &(*private).context.target } {
-            // Not a reference: that in the context may go before the call returns.
-            let file = file.as_raw();
-            // SAFETY: The bio is ours and complete, and has no device; its completion takes it
-            // over. The file is valid until then, and is not used after that.
-            return unsafe { bindings::held_file_submit_bio(file, bio) };
+        {
+            // SAFETY: Initialised by the type invariant.
+            let file = unsafe { (*private).context.file };
+            if !file.is_null() {
+                // SAFETY: The bio is ours and complete, and has no device; its completion takes it
+                // over. The file is valid until then, and is not used after that.
+                return unsafe { bindings::held_file_submit_bio(file, bio) };
+            }
         }
         // SAFETY: The bio is ours and complete; its completion takes it over.
         unsafe { bindings::submit_bio_noacct(bio) };
@@ -211,12 +212,12 @@ impl<T: EndIo<N>, const N: usize> NewBio<T, N> {
         let this = Self(unsafe { NonNull::new_unchecked(private) });
         let Context {
             data,
-            target,
             _buffers,
             cloned,
+            ..
         } = this.into_context();
-        // First, as the owner of `data` may take its end for that of all use of the device.
-        drop((target, _buffers));
+        // First, as the owner of `data` may take its end for that of all use of the buffers.
+        drop(_buffers);
         data.end_io(cloned, result);
     }
 }
