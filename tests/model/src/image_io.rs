@@ -58,30 +58,42 @@ pub fn submit(cow: &Cow, bio: ImageBio) {
             bio.end(cow, Err(Failed));
             continue;
         }
-        let (target, until) = find(cow, &bio);
+        let blank = cow.blank();
+        let (target, until) = find(cow, &bio, blank);
         if until < bio.chunks.end {
             let mut tail = bio.clone();
             tail.chunks.start = until;
             bio.chunks.end = until;
             rest.push(tail);
         }
-        next = send(cow, bio, target);
+        next = send(cow, bio, target, blank);
     }
 }
 
-fn find(cow: &Cow, bio: &ImageBio) -> (Target, u64) {
+fn find(cow: &Cow, bio: &ImageBio, blank: bool) -> (Target, u64) {
     let (first, last) = (bio.chunks.start, bio.chunks.end);
-    let mut unused = cow.unused.until(first, last);
+    let look = || {
+        if blank {
+            cow.unused.until(first, last)
+        } else {
+            first
+        }
+    };
+    let mut unused = look();
     let place = cow.map.get(first);
     if planted(Fault::LookForUnusedLate) {
-        unused = cow.unused.until(first, last);
+        unused = look();
     }
     match place {
         Place::Untouched if bio.write.is_none() && unused != first => {
             (Target::Nothing, cow.map.untouched_until(first + 1, unused))
         }
         Place::Untouched if bio.write.is_none() => {
-            let needed = cow.unused.next(first + 1, last);
+            let needed = if blank {
+                cow.unused.next(first + 1, last)
+            } else {
+                last
+            };
             let to = cow.map.untouched_until(first + 1, needed);
             (Target::Original(to), to)
         }
@@ -93,7 +105,7 @@ fn find(cow: &Cow, bio: &ImageBio) -> (Target, u64) {
     }
 }
 
-fn send(cow: &Cow, bio: ImageBio, target: Target) -> Option<ImageBio> {
+fn send(cow: &Cow, bio: ImageBio, target: Target, blank: bool) -> Option<ImageBio> {
     let count = (bio.chunks.end - bio.chunks.start) as u32;
     match (target, bio.write) {
         (Target::Nothing, _) => {
@@ -104,26 +116,33 @@ fn send(cow: &Cow, bio: ImageBio, target: Target) -> Option<ImageBio> {
         (Target::Original(to), _) => {
             let read = |chunk| cow.origin.read_optimistic(chunk);
             let data = bio.chunks.clone().map(read).collect();
-            end_io(cow, bio, data, Some(to))
+            end_io(cow, bio, data, Some(to), blank)
         }
         (Target::Storage(unit), Some(data)) => {
             (unit..unit + count).for_each(|unit| cow.storage.write(unit, data));
-            end_io(cow, bio, Vec::new(), None)
+            end_io(cow, bio, Vec::new(), None, blank)
         }
         (Target::Storage(unit), None) => {
             let data = (unit..unit + count).map(|unit| cow.storage.read(unit));
             let data = data.collect();
-            end_io(cow, bio, data, None)
+            end_io(cow, bio, data, None, blank)
         }
     }
 }
 
 /// The end of a clone. Gives the part back if it is to be done again.
-fn end_io(cow: &Cow, bio: ImageBio, data: Vec<u32>, untouched: Option<u64>) -> Option<ImageBio> {
+fn end_io(
+    cow: &Cow,
+    bio: ImageBio,
+    data: Vec<u32>,
+    untouched: Option<u64>,
+    blank: bool,
+) -> Option<ImageBio> {
     let first = bio.chunks.start;
     let overtaken = untouched.is_some_and(|to| {
         cow.map.untouched_until(first, to) != to
-            || cow.unused.next(first, to) != to && !planted(Fault::NoLookForUnused)
+            || cow.blank() != blank && !planted(Fault::NoLookForFirstUnused)
+            || blank && cow.unused.next(first, to) != to && !planted(Fault::NoLookForUnused)
     });
     if cow.image_has_failed() && !planted(Fault::NoErrorCheck) {
         bio.end(cow, Err(Failed));

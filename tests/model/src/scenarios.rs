@@ -295,6 +295,21 @@ fn unused_when_copied_and_read() {
     check(SETUP, &[&[Write(0..1), Give(0..1)], &[Read(0..1)]]);
 }
 
+/// Others were given before.
+fn more_unused_and_read() {
+    check(
+        SETUP,
+        &[&[Give(1..2), Give(0..1), Write(0..1)], &[Read(0..1)]],
+    );
+}
+
+fn more_unused_when_copied_and_read() {
+    check(
+        SETUP,
+        &[&[Give(1..2), Write(0..1), Give(0..1)], &[Read(0..1)]],
+    );
+}
+
 /// It is being copied for somebody who came before it was given.
 fn unused_while_copied() {
     check(
@@ -341,7 +356,7 @@ silent! {
     cannot_be_read no_storage storage_ends failure_elsewhere failure_and_another_write
     nothing_is_stored_after_a_failure unused_and_written unused_and_read unused_while_copied
     unused_when_copied_and_read unused_and_image_written unused_beside_what_is_copied
-    unused_and_copied_for_the_image
+    unused_and_copied_for_the_image more_unused_and_read more_unused_when_copied_and_read
 }
 
 /// A fault is found by a scenario, with these words.
@@ -375,6 +390,7 @@ found! {
     find_relaxed: FindRelaxed by write_and_read as "";
     store_unused: StoreUnused by unused_while_copied as "the image lies";
     store_unused_for_the_image: StoreUnused by unused_and_copied_for_the_image as "the image lies";
-    no_look_for_unused: NoLookForUnused by unused_and_read as "the image lies";
-    look_for_unused_late: LookForUnusedLate by unused_when_copied_and_read as "zeroes have become data";
+    no_look_for_unused: NoLookForUnused by more_unused_and_read as "the image lies";
+    no_look_for_first_unused: NoLookForFirstUnused by unused_and_read as "the image lies";
+    look_for_unused_late: LookForUnusedLate by more_unused_when_copied_and_read as "zeroes have become data";
 }

@@ -35,6 +35,8 @@ pub enum Fault {
     NoLookForUnused,
     /// Whether a chunk is unused is looked at after its place.
     LookForUnusedLate,
+    /// It is not looked after an optimistic read whether the first chunks are unused.
+    NoLookForFirstUnused,
 }
 
 thread_local! {
