@@ -646,6 +646,7 @@ mod tests {
         assert_eq!(map.stored_until(START, START + 2, 8, 4), START + 2);
         assert_eq!(map.stored_until(START + 3, START + 9, 21, 4), START + 4);
         assert_eq!(map.stored_until(START, START + 9, 9, 4), START);
+        assert_eq!(map.stored_until(START, START, 8, 4), START);
         Ok(())
     }
 
@@ -673,6 +674,10 @@ mod tests {
             Some(START + 5..START + 6)
         );
         assert_eq!(map.untouched_run(START + 4, START + 5, 9), None);
+        assert_eq!(
+            map.untouched_run(START + 5, START + 6, 9),
+            Some(START + 5..START + 6)
+        );
         assert_eq!(map.untouched_run(START, START, 9), None);
         assert_eq!(map.untouched_until(START + 1, START + 6), START + 4);
         assert_eq!(map.untouched_until(START, START + 6), START);
