@@ -120,7 +120,7 @@ impl EndIo for CloneIo {
             writes,
         } = self;
         let reads_original = stored_on.is_none();
-        // First, as the health takes the end of a write for that of all use of the storage.
+        // First, as who is told that nothing is written to the storage may close it.
         drop(stored_on);
         let cow = &image.cow;
         delay(Point::ImageEnded);
@@ -128,13 +128,14 @@ impl EndIo for CloneIo {
             cow.health().end_write();
         }
         if let Some(bio) = cloned {
-            let (from, to) = chunks(cow, bio.sector(), bio.end_sector());
-            let overtaken = reads_original
-                && !planted(Fault::NoLookAfterRead)
-                && (cow.map().untouched_until(from, to) != to
-                    || cow.blank() != blank
-                    || blank.has_unused() && cow.next_unused(from, to) != to);
-            let lost = reads_original && cow.device_was_too_small(to);
+            let untouched = reads_original.then(|| chunks(cow, bio.sector(), bio.end_sector()));
+            let overtaken = !planted(Fault::NoLookAfterRead)
+                && untouched.is_some_and(|(from, to)| {
+                    cow.map().untouched_until(from, to) != to
+                        || cow.blank() != blank
+                        || blank.has_unused() && cow.next_unused(from, to) != to
+                });
+            let lost = untouched.is_some_and(|(_, to)| cow.device_was_too_small(to));
             if lost || cow.image_has_failed() {
                 bio.end(Err(EIO));
             } else if result.is_ok() && overtaken {

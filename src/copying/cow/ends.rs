@@ -170,7 +170,7 @@ impl EndIo<BATCH> for StoreIo {
             cow,
             busy,
         } = self;
-        // First, as the health takes the end of a write for that of all use of the storage.
+        // First, as who is told that nothing is written to the storage may close it.
         drop(target);
         delay(Point::StoreEnded);
         cow.health.end_write();
