@@ -153,6 +153,44 @@ static void blk_filter_unlink(struct blk_filter *flt, struct blk_filter_disk *fd
 	blk_front_sub(disk, fd);
 }
 
+/* Disks, of which each has the same class and type. */
+static void blk_disk_iter_init(struct class_dev_iter *iter, struct gendisk *disk)
+{
+	class_dev_iter_init(iter, disk_to_dev(disk)->class, NULL,
+			    disk_to_dev(disk)->type);
+}
+
+/* A device whose data may change without a bio of its own would have a wrong image. */
+static bool blk_filter_is_bypassed(struct block_device *bdev)
+{
+	struct class_dev_iter iter;
+	bool bypassed = false;
+	struct device *dev;
+
+	if (bdev_is_zoned(bdev)) {
+		pr_err("%pg: cannot be filtered: it is zoned\n", bdev);
+		return true;
+	}
+	if (blk_queue_dax(bdev_get_queue(bdev))) {
+		pr_err("%pg: cannot be filtered: its memory may be written to (DAX)\n",
+		       bdev);
+		return true;
+	}
+	/* Of those that say what they are made of, only device mapper is request based. */
+	blk_disk_iter_init(&iter, bdev->bd_disk);
+	while (!bypassed && (dev = class_dev_iter_next(&iter))) {
+		struct gendisk *holder = dev_to_disk(dev);
+
+		bypassed = queue_is_mq(holder->queue) &&
+			   blk_front_holds(holder, bdev);
+		if (bypassed)
+			pr_err("%pg: cannot be filtered: %s sends requests to it, not bios\n",
+			       bdev, holder->disk_name);
+	}
+	class_dev_iter_exit(&iter);
+	return bypassed;
+}
+
 /**
  * blk_filter_attach - show the bios of a block device to a filter
  * @flt: the filter; need not be initialised
@@ -164,9 +202,9 @@ static void blk_filter_unlink(struct blk_filter *flt, struct blk_filter_disk *fd
  * called.
  *
  * Context: May sleep; freezes the queue.
- * Return: 0, -ENODEV if the device is being removed, -EOPNOTSUPP for zoned
- * devices (their writes may bypass the hook), -ENOMEM, or what the front says: see
- * blk_front_add().
+ * Return: 0, -ENODEV if the device is being removed, -EOPNOTSUPP if writes may bypass
+ * the hook (it is zoned, has DAX, or is below request based device mapper; logged),
+ * -ENOMEM, or what the front says: see blk_front_add().
  */
 int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev,
 		      const struct blk_filter_operations *ops)
@@ -174,9 +212,6 @@ int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev,
 	struct gendisk *disk = bdev->bd_disk;
 	struct blk_filter_disk *fd;
 	int ret = 0;
-
-	if (bdev_is_zoned(bdev))
-		return -EOPNOTSUPP;
 
 	flt->ops = ops;
 	flt->bdev = NULL;
@@ -187,6 +222,10 @@ int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev,
 	ret = blk_front_add(disk);
 	if (ret)
 		return ret;
+	if (blk_filter_is_bypassed(bdev)) {
+		ret = -EOPNOTSUPP;
+		goto sub;
+	}
 
 	/* So the device does not go meanwhile; and see blk_front_flag(). */
 	mutex_lock(&disk->open_mutex);
@@ -209,10 +248,11 @@ int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev,
 	mutex_unlock(&fd->mutex);
 unlock:
 	mutex_unlock(&disk->open_mutex);
-	if (ret) {
-		blk_front_sub(disk, NULL);
-		blk_front_settle();
-	}
+	if (!ret)
+		return 0;
+sub:
+	blk_front_sub(disk, NULL);
+	blk_front_settle();
 	return ret;
 }
 EXPORT_SYMBOL_GPL(blk_filter_attach);
@@ -336,13 +376,6 @@ void blk_filter_resize_part(struct block_device *part, sector_t sectors)
 		if (flt->bdev == part)
 			WRITE_ONCE(flt->sectors, max(flt->sectors, sectors));
 	spin_unlock_irqrestore(&blk_filter_lock, flags);
-}
-
-/* Disks, of which each has the same class and type. */
-static void blk_disk_iter_init(struct class_dev_iter *iter, struct gendisk *disk)
-{
-	class_dev_iter_init(iter, disk_to_dev(disk)->class, NULL,
-			    disk_to_dev(disk)->type);
 }
 
 static void blk_filter_replace(struct gendisk *disk, int levels)
