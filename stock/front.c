@@ -294,9 +294,12 @@ static void stock_settle_work(struct work_struct *work)
 	mutex_lock(&stock_mutex);
 	if (stock_started) {
 		stock_submit_settle();
-		/* Attaching waits for us: so no waiting for I/O of who knows which disk. */
+		/*
+		 * Attaching waits for us: so no waiting for I/O of who knows which disk,
+		 * nor for who waits for that in a wrapper.
+		 */
 		if (!atomic_read(&stock_filters)) {
-			if (stock_disks_are_idle())
+			if (stock_disks_are_idle() && stock_count_is_zero(&stock_tasks))
 				stock_stop();
 			else
 				blk_front_settle();
