@@ -90,14 +90,14 @@ STOCK_SLOT(11)
  * @submit_bio: that of the driver; NULL in the first slot, of request based ones
  * @refs: filters of disks whose bios it takes
  * @generation: how often it has been hooked
- * @used: a task may be in the wrapper, on its way to @submit_bio
+ * @leads_to: the driver's function that a task in the wrapper may be on its way to
  */
 struct stock_slot {
 	struct stock_hook hook;
 	void (*submit_bio)(struct bio *bio);
 	atomic_t refs;
 	unsigned int generation;
-	bool used;
+	void (*leads_to)(struct bio *bio);
 };
 
 #define STOCK_SLOT_INIT(n) {						\
@@ -163,24 +163,33 @@ static struct stock_slot *stock_slot_of(struct gendisk *disk)
 	return NULL;
 }
 
-/* A slot in which no task can be any more. */
-static struct stock_slot *stock_slot_new(void)
+static struct stock_slot *stock_slot_that(void (*leads_to)(struct bio *bio))
 {
 	unsigned int i;
 
 	for (i = 1; i < ARRAY_SIZE(stock_slots); i++)
-		if (!stock_slots[i].used)
+		if (!stock_slots[i].hook.ip && stock_slots[i].leads_to == leads_to)
 			return &stock_slots[i];
-	/* Drivers were unloaded and loaded again, all over the time. */
+	return NULL;
+}
+
+/* A slot in which no task is on its way to another function. */
+static struct stock_slot *stock_slot_new(struct gendisk *disk)
+{
+	struct stock_slot *slot = stock_slot_that(disk->fops->submit_bio);
+	unsigned int i;
+
+	if (!slot)
+		slot = stock_slot_that(NULL);
+	if (slot)
+		return slot;
+	/* As many drivers had disks with filters, at one time or another. */
 	if (!stock_count_wait(&stock_tasks, 10 * HZ))
 		return NULL;
 	for (i = 1; i < ARRAY_SIZE(stock_slots); i++)
 		if (!stock_slots[i].hook.ip)
-			stock_slots[i].used = false;
-	for (i = 1; i < ARRAY_SIZE(stock_slots); i++)
-		if (!stock_slots[i].used)
-			return &stock_slots[i];
-	return NULL;
+			stock_slots[i].leads_to = NULL;
+	return stock_slot_that(NULL);
 }
 
 static int stock_slot_hook(struct stock_slot *slot, struct gendisk *disk)
@@ -202,7 +211,7 @@ static int stock_slot_hook(struct stock_slot *slot, struct gendisk *disk)
 	ret = stock_hook_at(&slot->hook, ip);
 	if (!ret) {
 		WRITE_ONCE(slot->submit_bio, disk->fops->submit_bio);
-		slot->used = true;
+		slot->leads_to = disk->fops->submit_bio;
 		slot->generation++;
 	}
 	return ret;
@@ -221,7 +230,7 @@ int stock_submit_add(struct gendisk *disk)
 	int ret = 0;
 
 	mutex_lock(&stock_slots_mutex);
-	slot = stock_slot_of(disk) ?: stock_slot_new();
+	slot = stock_slot_of(disk) ?: stock_slot_new(disk);
 	if (!slot) {
 		pr_err("%s: too many drivers have disks with filters\n",
 		       disk->disk_name);
@@ -301,8 +310,10 @@ void stock_submit_forget(struct module *mod)
 
 	mutex_lock(&stock_slots_mutex);
 	for (i = 1; i < ARRAY_SIZE(stock_slots); i++)
-		if (stock_slots[i].hook.ip &&
-		    within_module(stock_slots[i].hook.ip, mod))
+		if (within_module((unsigned long)stock_slots[i].leads_to, mod)) {
 			stock_slot_unhook(&stock_slots[i]);
+			/* No task is on its way to code that is freed. */
+			stock_slots[i].leads_to = NULL;
+		}
 	mutex_unlock(&stock_slots_mutex);
 }
