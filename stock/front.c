@@ -50,7 +50,8 @@ static DEFINE_SPINLOCK(stock_disks_lock);
  * @disk: the disk
  *
  * Context: Any.  It stays as long as the disk does and one of this: the disk has a
- * filter; the caller is counted in stock_tasks; the gate is closed by the caller.
+ * filter; the caller is counted in stock_tasks, or does not sleep; the gate is closed by
+ * the caller.
  * Return: It, or NULL.
  */
 struct stock_disk *stock_disk_find(struct gendisk *disk)
@@ -224,9 +225,10 @@ static bool stock_disks_are_idle(void)
 static void stock_free_disks(void)
 {
 	unsigned long warn = jiffies + 10 * HZ;
+	struct stock_disk *sd, *next_sd;
 	struct hlist_node *next;
-	struct stock_disk *sd;
 	unsigned int bucket;
+	LIST_HEAD(unused);
 
 	while (!stock_disks_are_idle()) {
 		if (warn && time_after(jiffies, warn)) {
@@ -235,13 +237,18 @@ static void stock_free_disks(void)
 		}
 		schedule_timeout_uninterruptible(1);
 	}
-	/* Completions of the last writes: in tasks, and in interrupts. */
-	synchronize_rcu_tasks();
-	synchronize_rcu();
 	hash_for_each_safe(stock_disks, bucket, next, sd, node) {
 		hash_del_rcu(&sd->node);
-		blk_filter_free_disk(&sd->fd);
+		list_add(&sd->unused, &unused);
 	}
+	/*
+	 * Completions of the last writes: in tasks, and in interrupts.  And ioctls, which
+	 * look for a filter of a disk that has none.
+	 */
+	synchronize_rcu_tasks();
+	synchronize_rcu();
+	list_for_each_entry_safe(sd, next_sd, &unused, unused)
+		blk_filter_free_disk(&sd->fd);
 	destroy_workqueue(stock_wq);
 }
 

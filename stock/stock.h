@@ -164,6 +164,7 @@ void stock_gate_open(struct stock_gate *gate);
  * @gate: of a request based disk
  * @hooked: since which stock_submit_generation() all bios are counted by the gate
  * @free_work: frees it when the disk has gone
+ * @unused: among those that are freed because nothing is hooked any more
  */
 struct stock_disk {
 	struct blk_filter_disk fd;
@@ -172,6 +173,7 @@ struct stock_disk {
 	struct stock_gate gate;
 	unsigned int hooked;
 	struct work_struct free_work;
+	struct list_head unused;
 };
 
 static inline struct stock_disk *to_stock_disk(struct blk_filter_disk *fd)
