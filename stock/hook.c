@@ -14,8 +14,9 @@
 
 /*
  * Where a function begins, behind an ENDBR, or, if @traced, where ftrace would patch it;
- * 0 if there is none of the name, or several.  A probe that is never armed knows, also
- * for names that are not exported.
+ * 0 if there is none of the name.  Of several it is the first one, so that a name has to
+ * be the only one.  A probe that is never armed knows, also for names that are not
+ * exported.
  */
 static unsigned long stock_probe(const char *name, const void *addr, bool traced)
 {

@@ -38,10 +38,11 @@ struct module;
  *	bio, or called blk_filter_hold() and calls blk_filter_resubmit() later.
  *
  *	Called in process context with a reference on the queue's usage
- *	counter, so that a frozen queue means that no bio is between a filter's
- *	decision and the driver.  For the same reason the callback must not
- *	wait for I/O or for a lock that is held across I/O or a queue freeze.
- *	I/O that it submits is queued on current->bio_list.
+ *	counter, or inside of what its front stops first (see
+ *	blk_filter_freeze_wait()), so that a frozen queue means that no bio is
+ *	between a filter's decision and the driver.  For the same reason the
+ *	callback must not wait for I/O or for a lock that is held across I/O or
+ *	a queue freeze.  I/O that it submits is queued on current->bio_list.
  *
  *	A decision is valid for this pass only.  A resubmitted bio, and each
  *	remainder of a bio that the driver's limits split, is shown again:
@@ -66,8 +67,8 @@ struct module;
  * @gone: The device is being removed.  The last bios may still be shown until
  *	the filter is taken off right after, and after that pass unseen; held
  *	bios must be resubmitted as usual.  Called once, in process context,
- *	with the mutex of the disk's filters held and, for a partition,
- *	disk->open_mutex.  So it may sleep, but must neither open or close the
+ *	with the mutex of the disk's filters held and, but for a whole disk in a
+ *	patched kernel, disk->open_mutex.  So it may sleep, but must neither open or close the
  *	device, nor attach or detach a filter of that disk, nor wait for
  *	somebody who does.  The owner must still call blk_filter_detach().
  *	Optional.

@@ -91,9 +91,9 @@ pub trait Filter: Send + Sync + 'static {
 
     /// The device is being removed. The last bios may still come, and some may pass unseen.
     ///
-    /// Called in process context with the mutex of the disk's filters held and, for a partition,
-    /// the disk's `open_mutex`: must neither open or close the device nor drop the
-    /// [`Registration`], nor wait for somebody who does or who makes one.
+    /// Called in process context with the mutex of the disk's filters held and, but for a whole
+    /// disk in a patched kernel, the disk's `open_mutex`: must neither open or close the device nor
+    /// drop the [`Registration`], nor wait for somebody who does or who makes one.
     fn gone(&self);
 }
 
@@ -413,7 +413,8 @@ impl<T: Filter> Registration<T> {
         };
         // SAFETY: The bio is valid, and has a device.
         let queue = unsafe { (*(*bio).bi_bdev).bd_queue };
-        // SAFETY: The callback is made with the queue entered.
+        // SAFETY: The callback is made where `blk_filter_freeze_wait()` waits for it: with the
+        // queue entered, or inside of the gate that the front closes before it freezes the queue.
         let entered = unsafe { Entered::new(queue) };
         this.data.submit_bio(incoming, &entered).taken
     }

@@ -8,6 +8,9 @@
 //! I/O path does anyway. [`QueueCell`] builds on that: whoever is inside the queue reads its value
 //! at no cost, and whoever has [frozen](Frozen) the queue replaces it.
 //!
+//! In a kernel without our hooks filters see bios before they enter the queue: inside of a gate
+//! then, which is closed first by whoever freezes, and which all that was said goes for as well.
+//!
 //! C header: [`include/linux/blk-mq.h`](srctree/include/linux/blk-mq.h)
 
 use super::bdev::{
@@ -192,7 +195,8 @@ pub struct Frozen(Freezing);
 ///
 /// # Invariants
 ///
-/// During `'a` a reference on the usage counter of `queue` is held.
+/// During `'a` `blk_filter_freeze_wait()` does not succeed for `queue`: a reference on its usage
+/// counter is held, or the gate in front of it was entered.
 pub struct Entered<'a> {
     queue: *mut bindings::request_queue,
     _p: PhantomData<&'a ()>,
@@ -204,8 +208,8 @@ impl Entered<'_> {
     ///
     /// # Safety
     ///
-    /// The caller must hold a reference on the usage counter of `queue` during the proof's
-    /// lifetime.
+    /// During the proof's lifetime the caller must hold a reference on the usage counter of
+    /// `queue`, or be inside of the gate that is closed before it is frozen.
     #[cfg(CONFIG_BLK_FILTER)]
     pub(super) unsafe fn new(queue: *mut bindings::request_queue) -> Self {
         // INVARIANT: Promised by the caller.
@@ -255,7 +259,7 @@ impl<T> QueueCell<T> {
         }
         // SAFETY: The queue is not frozen as long as the proof lives, so by the type invariant
         // nobody writes. What the last writer wrote is visible: thawing the queue and entering it
-        // are ordered by the usage counter.
+        // are ordered by the usage counter, or by that of the gate.
         Some(unsafe { &*self.value.get() })
     }
 
