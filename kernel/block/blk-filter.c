@@ -160,8 +160,18 @@ static void blk_disk_iter_init(struct class_dev_iter *iter, struct gendisk *disk
 			    disk_to_dev(disk)->type);
 }
 
-/* A device whose data may change without a bio of its own would have a wrong image. */
-static bool blk_filter_is_bypassed(struct block_device *bdev)
+/**
+ * blk_filter_check - look whether filters see all that is written to a device
+ * @bdev: the device, held open by the caller, which has a filter, or is to get one
+ *
+ * blk_filter_attach() does so.  But a device may become one that is bypassed later: who
+ * depends on each write should look again.
+ *
+ * Context: Process context.  Does not wait for I/O, nor for a frozen queue.
+ * Return: 0, or -EOPNOTSUPP: it is zoned, has DAX, or is below request based device
+ * mapper; logged.
+ */
+int blk_filter_check(struct block_device *bdev)
 {
 	struct class_dev_iter iter;
 	bool bypassed = false;
@@ -169,12 +179,12 @@ static bool blk_filter_is_bypassed(struct block_device *bdev)
 
 	if (bdev_is_zoned(bdev)) {
 		pr_err("%pg: cannot be filtered: it is zoned\n", bdev);
-		return true;
+		return -EOPNOTSUPP;
 	}
 	if (blk_queue_dax(bdev_get_queue(bdev))) {
 		pr_err("%pg: cannot be filtered: its memory may be written to (DAX)\n",
 		       bdev);
-		return true;
+		return -EOPNOTSUPP;
 	}
 	/* Of those that say what they are made of, only device mapper is request based. */
 	blk_disk_iter_init(&iter, bdev->bd_disk);
@@ -188,8 +198,9 @@ static bool blk_filter_is_bypassed(struct block_device *bdev)
 			       bdev, holder->disk_name);
 	}
 	class_dev_iter_exit(&iter);
-	return bypassed;
+	return bypassed ? -EOPNOTSUPP : 0;
 }
+EXPORT_SYMBOL_GPL(blk_filter_check);
 
 /**
  * blk_filter_attach - show the bios of a block device to a filter
@@ -202,9 +213,8 @@ static bool blk_filter_is_bypassed(struct block_device *bdev)
  * called.
  *
  * Context: May sleep; freezes the queue.
- * Return: 0, -ENODEV if the device is being removed, -EOPNOTSUPP if writes may bypass
- * the hook (it is zoned, has DAX, or is below request based device mapper; logged),
- * -ENOMEM, or what the front says: see blk_front_add().
+ * Return: 0, -ENODEV if the device is being removed, -ENOMEM, or what
+ * blk_filter_check() says, or the front: see blk_front_add().
  */
 int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev,
 		      const struct blk_filter_operations *ops)
@@ -222,10 +232,9 @@ int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev,
 	ret = blk_front_add(disk);
 	if (ret)
 		return ret;
-	if (blk_filter_is_bypassed(bdev)) {
-		ret = -EOPNOTSUPP;
+	ret = blk_filter_check(bdev);
+	if (ret)
 		goto sub;
-	}
 
 	/* So the device does not go meanwhile; and see blk_front_flag(). */
 	mutex_lock(&disk->open_mutex);

@@ -279,6 +279,7 @@ impl Prepared {
         if bdev.sectors() == 0 {
             return Err(ENXIO);
         }
+        bdev.check_filters()?;
         // A chunk is read and stored by itself, so it is whole blocks of the device.
         let block_shift = bdev.logical_block_size().max(1).ilog2();
         let min_shift = params::chunk_minimum_shift().max(block_shift);
@@ -330,8 +331,9 @@ impl Prepared {
 /// what must not be copied, and calls [`Snapshot::begin_take`].
 ///
 /// Calls must not overlap in time. Fails with `EALREADY` if it was taken, `ENODEV` if it has no
-/// devices, or if one of them has gone, `EFAULT` if it has no storage, `ETIMEDOUT` if a device does
-/// not come to rest or the file systems cannot be frozen in any of some orders.
+/// devices, or if one of them has gone, `EFAULT` if it has no storage, `EOPNOTSUPP` if not all that
+/// is written to a device is seen any more, `ETIMEDOUT` if a device does not come to rest or the
+/// file systems cannot be frozen in any of some orders.
 pub(crate) fn take(
     snapshot: &Snapshot,
     common: &Common<'_>,

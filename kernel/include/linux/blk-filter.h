@@ -184,6 +184,7 @@ static inline void blk_filter_freeze_end(struct blk_filter_freeze *freeze)
 int blk_filter_register(struct blk_filter_type *type);
 void blk_filter_unregister(struct blk_filter_type *type);
 
+int blk_filter_check(struct block_device *bdev);
 int blk_filter_attach(struct blk_filter *flt, struct block_device *bdev,
 		      const struct blk_filter_operations *ops);
 void blk_filter_detach(struct blk_filter *flt);

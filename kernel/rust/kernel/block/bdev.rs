@@ -197,6 +197,16 @@ impl BlockDevice {
         unsafe { bindings::blk_filter_sees_writes(self.as_raw(), other.disk()) }
     }
 
+    /// Looks whether filters see all that is written to the device, as when one is attached: it may
+    /// have become a path of a multipath device since. May sleep.
+    ///
+    /// Fails with `EOPNOTSUPP`; the kernel's log says why.
+    #[cfg(CONFIG_BLK_FILTER)]
+    pub fn check_filters(&self) -> Result {
+        // SAFETY: The device is open by the type invariant.
+        to_result(unsafe { bindings::blk_filter_check(self.as_raw()) })
+    }
+
     /// Whether the two have sectors in common: they are the same, or one is a partition of the
     /// other one.
     pub fn overlaps(&self, other: &BlockDevice) -> bool {
