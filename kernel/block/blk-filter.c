@@ -178,11 +178,11 @@ int blk_filter_check(struct block_device *bdev)
 	struct device *dev;
 
 	if (bdev_is_zoned(bdev)) {
-		pr_err("%pg: cannot be filtered: it is zoned\n", bdev);
+		pr_err_ratelimited("%pg: cannot be filtered: it is zoned\n", bdev);
 		return -EOPNOTSUPP;
 	}
 	if (blk_queue_dax(bdev_get_queue(bdev))) {
-		pr_err("%pg: cannot be filtered: its memory may be written to (DAX)\n",
+		pr_err_ratelimited("%pg: cannot be filtered: its memory may be written to (DAX)\n",
 		       bdev);
 		return -EOPNOTSUPP;
 	}
@@ -194,7 +194,7 @@ int blk_filter_check(struct block_device *bdev)
 		bypassed = queue_is_mq(holder->queue) &&
 			   blk_front_holds(holder, bdev);
 		if (bypassed)
-			pr_err("%pg: cannot be filtered: %s sends requests to it, not bios\n",
+			pr_err_ratelimited("%pg: cannot be filtered: %s sends requests to it, not bios\n",
 			       bdev, holder->disk_name);
 	}
 	class_dev_iter_exit(&iter);
