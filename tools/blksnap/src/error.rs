@@ -196,6 +196,9 @@ fn meaning(command: Command, errno: Errno) -> &'static str {
         (C::SnapshotCreate, Errno::BUSY) => {
             "a device is already in a snapshot (`blksnap status` shows which): "
         }
+        (C::SnapshotCreate | C::SnapshotTake | C::SnapshotAdd | C::Attach, Errno::OPNOTSUPP) => {
+            "not all that is written to a device can be seen, or it is an image (`dmesg` tells): "
+        }
         (C::SnapshotCreate, Errno::INVAL) => "no device, or one of them twice: ",
         (C::SnapshotDestroy, Errno::NODEV) => "there is no such snapshot: ",
         (
@@ -282,6 +285,19 @@ mod tests {
         let text = error.to_string();
         assert!(text.starts_with("cannot create a snapshot of /dev/vda: a device is already"));
         assert!(text.contains("busy"), "{text}");
+
+        for command in [
+            Command::SnapshotCreate,
+            Command::SnapshotAdd,
+            Command::Attach,
+        ] {
+            let error = Error::Command {
+                command,
+                subject: "/dev/sda".into(),
+                errno: Errno::OPNOTSUPP,
+            };
+            assert!(error.to_string().contains("`dmesg` tells"), "{error}");
+        }
 
         let lost = Error::Corrupted {
             device: DevId { major: 8, minor: 0 },
