@@ -183,7 +183,7 @@ int blk_filter_check(struct block_device *bdev)
 	}
 	if (blk_queue_dax(bdev_get_queue(bdev))) {
 		pr_err_ratelimited("%pg: cannot be filtered: its memory may be written to (DAX)\n",
-		       bdev);
+				   bdev);
 		return -EOPNOTSUPP;
 	}
 	/* Of those that say what they are made of, only device mapper is request based. */
@@ -195,7 +195,7 @@ int blk_filter_check(struct block_device *bdev)
 			   blk_front_holds(holder, bdev);
 		if (bypassed)
 			pr_err_ratelimited("%pg: cannot be filtered: %s sends requests to it, not bios\n",
-			       bdev, holder->disk_name);
+					   bdev, holder->disk_name);
 	}
 	class_dev_iter_exit(&iter);
 	return bypassed ? -EOPNOTSUPP : 0;
