@@ -33,13 +33,11 @@
 
 #[allow(dead_code)]
 #[rustfmt::skip]
-#[path = "../../../src/copying/chunk_map.rs"]
-mod chunk_map;
-
-#[allow(dead_code)]
-#[rustfmt::skip]
-#[path = "../../../src/copying/unused.rs"]
-mod unused;
+#[path = "../../../src/copying"]
+mod copying {
+    pub(crate) mod chunk_map;
+    pub(crate) mod unused;
+}
 
 #[allow(dead_code)]
 #[rustfmt::skip]
@@ -50,6 +48,8 @@ mod units;
 mod base {
     pub(crate) use crate::units;
 }
+
+use copying::{chunk_map, unused};
 
 mod cow;
 mod device;
