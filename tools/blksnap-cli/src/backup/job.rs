@@ -263,25 +263,25 @@ impl<'a> Job<'a> {
     pub fn verify_places(&mut self, places: ByteSet) -> Result<()> {
         let what = format!("{}: comparing", self.report.device.display());
         let progress = self.phases.begin(Phase::Comparing, what);
-        for todo in windows(self.info.capacity, VERIFIED, &places) {
-            self.verify_window(&progress, todo)?;
+        for left in windows(self.info.capacity, VERIFIED, &places) {
+            self.verify_window(&progress, left)?;
         }
         progress.finish();
         Ok(())
     }
 
     /// The same of so many that what differs has room in memory.
-    fn verify_window(&mut self, progress: &Piece<'_>, mut todo: ByteSet) -> Result<()> {
+    fn verify_window(&mut self, progress: &Piece<'_>, mut left: ByteSet) -> Result<()> {
         loop {
             // What could not be read cannot be compared.
-            todo = without(&todo, &self.recorder.lost);
+            left = without(&left, &self.recorder.lost);
             let chain = self.chain()?;
-            progress.expect(todo.len());
-            let wrong = compare(self.image, &chain, &todo, progress)?;
+            progress.expect(left.len());
+            let wrong = compare(self.image, &chain, &left, progress)?;
             if wrong.is_empty() {
                 return Ok(());
             }
-            todo = self.copy_explained(&wrong)?;
+            left = self.copy_explained(&wrong)?;
         }
     }
 
